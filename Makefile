@@ -1,0 +1,66 @@
+# make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
+# make test | setup | check | bench | clean
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# The prompt reaches the command through the environment, unexpanded: quotes, $ and # stay as typed.
+unexport PROMPT
+export KINOFLOW_PROMPT := $(value PROMPT)
+# DeepSpeed compiles its kernels when they are first used, never while it is installed.
+export DS_BUILD_OPS := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help sample setup test check format bench clean
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+.venv/.pip:
+	@echo "creating .venv"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinoflow needs Python 3.11 or newer; set PYTHON=...")'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.core: .venv/.pip pyproject.toml constraints.txt
+	@echo "installing kinoflow into .venv (the first time takes a few minutes)"
+	@$(PIP) --editable .
+	@touch $@
+
+# DeepSpeed's build script looks for the installed torch, so it is built in .venv, not in isolation.
+.venv/.dev: .venv/.core
+	@echo "installing the tools for training and development into .venv"
+	@$(PIP) setuptools wheel ninja
+	@$(PIP) --no-build-isolation deepspeed
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+sample: .venv/.core
+ifeq ($(origin PROMPT),undefined)
+	@echo 'usage: make sample PROMPT="a red star moves left on a gray background"' >&2; exit 2
+endif
+	@$(BIN)/kinoflow sample $(ARGS) -- "$$KINOFLOW_PROMPT"
+
+setup: .venv/.dev
+
+test: .venv/.dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
+
+check: .venv/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: .venv/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/.dev
+	@set -e; for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,153 @@
+"""Model folders in the Hugging Face convention: `config.json` beside safetensors weights.
+
+Every model of the project (TAE, VideoDiT, judge) is written and read here, so a release folder, a
+training export and a hub repository all look the same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from configs import ConfigError, from_dict, to_dict
+
+Schema = TypeVar("Schema")
+
+CONFIG_NAME = "config.json"
+WEIGHTS_PATTERN = "model{suffix}.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class PretrainedError(ValueError):
+    """A model folder that cannot be read; the message names the file and the remedy."""
+
+
+def save_pretrained(
+    folder: str | Path,
+    *,
+    config: object,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write `config` (a dataclass) and `state` into `folder`, each file aside and then renamed.
+
+    Floating tensors are cast to `dtype` when it is given; others keep theirs.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    cast = {
+        name: (t.detach().cpu().to(dtype) if dtype and t.is_floating_point() else t.detach().cpu()).contiguous()
+        for name, t in state.items()
+    }
+    split = split_torch_state_dict_into_shards(
+        cast, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size
+    )
+    for name, keys in split.filename_to_tensors.items():
+        aside = folder / f".{name}.tmp"
+        save_file({key: cast[key] for key in keys}, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / name)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / INDEX_NAME, index)
+    else:
+        (folder / INDEX_NAME).unlink(missing_ok=True)
+    _write_json(folder / CONFIG_NAME, to_dict(config))
+    for stale in folder.glob("model*.safetensors"):
+        if stale.name not in split.filename_to_tensors:
+            stale.unlink()
+
+
+def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, dict[str, Tensor]]:
+    """Read (config, state) from a local folder or, when no such folder exists, a hub id.
+
+    Raises:
+        PretrainedError: a missing folder, a missing or damaged file, or a config with unknown keys.
+    """
+    folder = resolve_folder(source)
+    path = folder / CONFIG_NAME
+    try:
+        config = from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise PretrainedError(f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PretrainedError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
+    except ConfigError as error:
+        raise PretrainedError(f"{path}: {error}") from None
+    state: dict[str, Tensor] = {}
+    for weights in weight_files(folder):
+        try:
+            state |= load_file(weights)
+        except FileNotFoundError:
+            raise PretrainedError(f"{weights}: missing; fetch the folder again") from None
+        except (SafetensorError, OSError) as error:
+            raise PretrainedError(f"{weights}: damaged ({error}); fetch the folder again") from None
+    return config, state
+
+
+def resolve_folder(source: str | Path) -> Path:
+    """The local folder for `source`: itself when it exists, else a download of that hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    hub_id_parts = 2
+    if folder.is_absolute() or len(folder.parts) != hub_id_parts or folder.parts[0].startswith("."):
+        raise PretrainedError(f"{folder}: no such folder; give a folder or a hub id such as owner/name")
+    try:
+        return Path(snapshot_download(str(source)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise PretrainedError(f"{source}: neither a folder here nor readable from the hub ({reason})") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in a fixed order."""
+    index = folder / INDEX_NAME
+    if not index.exists():
+        return [folder / WEIGHTS_PATTERN.format(suffix="")]
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise PretrainedError(f"{index}: damaged ({error}); fetch the folder again") from None
+    return [folder / name for name in sorted(set(names))]
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load fp32 copies of `state` strictly.
+
+    Raises:
+        PretrainedError: a name or shape that does not fit, with the first one that differs.
+    """
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(
+        name for name in own.keys() | state.keys() if name not in own or name not in state or own[name] != state[name].shape
+    )
+    if wrong:
+        raise PretrainedError(f"{source}: weights do not fit config.json, first at {wrong[0]}; fetch the folder again")
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp16 values, equal for a model before and after saving as fp16."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu()
+        tensor = tensor.half() if tensor.is_floating_point() else tensor
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, value: object) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)

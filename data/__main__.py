@@ -1,0 +1,172 @@
+"""Make, check and describe clip lists: `kinoflow data world | check | info`."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from rich.console import Console
+from rich.progress import track
+
+from data import manifest, video, world
+from data.buckets import Bucket, choose, parse
+from data.manifest import ClipEntry
+
+_T = TypeVar("_T")
+_CRF = 10
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 when all is well, 1 when `check` finds a bad clip, 2 on a user's error."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ValueError as error:
+        print(f"kinoflow data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kinoflow data: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kinoflow data", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    make = commands.add_parser("world", help="draw captioned clips and list them in OUT/manifest.jsonl")
+    make.add_argument("out", type=Path, metavar="OUT")
+    make.add_argument("--clips", type=int, required=True, help="how many")
+    make.add_argument("--split", choices=get_args(world.Split), default="train")
+    make.add_argument("--seed", type=int, default=0, help="of the first clip; the others follow (default: 0)")
+    make.add_argument(
+        "--bucket",
+        action="append",
+        metavar="SHAPE",
+        help="frames x height x width @ fps (default: 16x64x64@16); again for a mix, with ' weight=2'",
+    )
+    make.set_defaults(run=_world)
+    test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
+    test.add_argument("manifest", type=Path, metavar="MANIFEST")
+    test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
+    test.set_defaults(run=_check)
+    tell = commands.add_parser("info", help="say what a list contains")
+    tell.add_argument("manifest", type=Path, metavar="MANIFEST")
+    tell.set_defaults(run=_info)
+    for command in (make, test, tell):
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _progress(items: Iterable[_T], title: str, total: int) -> Iterable[_T]:
+    return track(items, description=title, total=total, console=Console(stderr=True), transient=True)
+
+
+def _world(arguments: argparse.Namespace) -> int:
+    """Draw the clips that aren't there yet, then list all of this command's clips."""
+    if arguments.clips < 1:
+        raise world.WorldError(f"--clips: {arguments.clips} must be 1 or more")
+    if arguments.seed < 0:
+        raise world.WorldError(f"--seed: {arguments.seed} is negative; use 0 or more")
+    buckets = [parse(text) for text in arguments.bucket or ["16x64x64@16"]]
+    seeds = range(arguments.seed, arguments.seed + arguments.clips)
+    entries, drawn = [], 0
+    for seed in _progress(seeds, "drawing", len(seeds)):
+        entry, new = _draw(arguments.out, seed, arguments.split, choose(arguments.seed, seed, buckets))
+        entries.append(entry)
+        drawn += new
+    listing = arguments.out / "manifest.jsonl"
+    manifest.write(listing, entries)
+    figures = {"manifest": str(listing), "clips": len(entries), "drawn": drawn}
+    return _report(figures, arguments.json)
+
+
+def _draw(out: Path, seed: int, split: world.Split, bucket: Bucket) -> tuple[ClipEntry, bool]:
+    """The clip's row, and whether it had to be drawn: a file's name says all that decides its pixels."""
+    scene = world.sample_scene(seed, split=split)
+    fps = str(bucket.fps).replace("/", "over")
+    shape = f"{bucket.frames}x{bucket.height}x{bucket.width}at{fps}"
+    name = f"clips/{split}-{shape}-{seed:09d}.mp4"
+    text = world.caption(scene, seed, image=bucket.frames == 1)
+    new = not (out / name).exists()
+    if new:
+        size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
+        frames = world.render(scene, **size, fps=bucket.fps)
+        facts = {"title": text, "comment": f"kinoflow world, {split} {seed}"}
+        video.write(out / name, frames, fps=bucket.fps, crf=_CRF, metadata=facts)
+    extra = {"split": split, "seed": seed} | world.labels(scene)
+    entry = ClipEntry(
+        path=name,
+        caption=text,
+        frames=bucket.frames,
+        fps=bucket.fps,
+        width=bucket.width,
+        height=bucket.height,
+        extra=extra,
+    )
+    return entry, new
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    listing = manifest.read(arguments.manifest)
+    results = _progress(manifest.check(listing, decode=arguments.decode), "checking", len(listing))
+    bad = [problem for problem in results if problem is not None]
+    rows = [{"row": p.row, "path": p.path, "reason": p.reason} for p in bad]
+    if arguments.json:
+        _report({"manifest": str(listing.path), "clips": len(listing), "bad": rows}, True)
+    else:
+        for problem in bad:
+            print(f"row {problem.row}  {problem.path}: {problem.reason}")
+        print(f"{len(listing) - len(bad)} of {len(listing)} clips are good")
+    return 1 if bad else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    entries = manifest.read(arguments.manifest).entries
+    timed = [entry for entry in entries if entry.frames is not None and entry.fps is not None]
+    seconds = sum((Fraction(entry.frames or 0) / (entry.fps or 1) for entry in timed), Fraction(0))
+    figures = {
+        "manifest": str(arguments.manifest),
+        "clips": len(entries),
+        "without_caption": sum(not entry.caption for entry in entries),
+        "caption_words": round(sum(len(entry.caption.split()) for entry in entries) / len(entries), 1),
+        "hours": round(float(seconds) / 3600, 4),
+        "shapes": _counts(_shape(entry) for entry in entries),
+        "columns": sorted({key for entry in entries for key in entry.extra}),
+    }
+    return _report(figures, arguments.json)
+
+
+def _shape(entry: ClipEntry) -> str:
+    parts = [entry.frames, entry.height, entry.width, entry.fps]
+    frames, height, width, fps = ("?" if part is None else str(part) for part in parts)
+    return f"{frames}x{height}x{width}@{fps}"
+
+
+def _counts(values: Iterable[str], most: int = 12) -> dict[str, int]:
+    """The most frequent values; the others summed."""
+    ranked = Counter(values).most_common()
+    rest = sum(count for _, count in ranked[most:])
+    return dict(ranked[:most]) | ({"others": rest} if rest else {})
+
+
+def _report(figures: dict[str, object], as_json: bool) -> int:
+    """One JSON object for a script, or a table for a person."""
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return 0
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            print(f"{key.replace('_', ' ')}:")
+            for name, count in value.items():
+                print(f"  {name:<24} {count}")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"{key.replace('_', ' '):<16} {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Precomputed latents and text states on disk: memory-mapped shards that any process may read or write.
+
+    folder/index.json                 what the folder holds; written before the first shard
+    folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]
+    folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
+        latent.npy                    float16 [n, c, t, h, w], normalized
+        text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
+        captions.jsonl                one list of captions per clip
+
+Texts are ragged: the states of caption k of clip i are rows offsets[i * captions + k] up to the next offset.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from data.batch import Batch, PaddedText
+
+INDEX, NULL, FORMAT = "index.json", "null", 1
+
+
+class LatentError(ValueError):
+    """A latent folder that cannot be read or written; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentIndex:
+    """What a latent folder holds. `buckets` maps a bucket's name (data.buckets' form) to its number of clips.
+
+    made_from describes the encoders and the source; shards are added only under an equal description.
+    """
+
+    buckets: Mapping[str, int]
+    shard_size: int
+    captions_per_clip: int
+    widths: tuple[int, ...]
+    made_from: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        places = [name.partition(" ")[0] for name in self.buckets]
+        for place in places:
+            if places.count(place) > 1:
+                raise LatentError(f"buckets: {place} is listed twice, once is enough")
+
+    def num_shards(self, bucket: str) -> int:
+        """Shards of a bucket; the last may be shorter."""
+        return -(-self.buckets[bucket] // self.shard_size)
+
+    def shard_clips(self, bucket: str, shard: int) -> range:
+        """The clips of a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.buckets[bucket]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The content of one shard: texts[e][i * captions + k] are encoder e's states of caption k of clip i."""
+
+    latent: Float[np.ndarray, "n c t h w"]
+    texts: Sequence[Sequence[Float[np.ndarray, "_ _"]]]
+    captions: Sequence[Sequence[str]]
+
+
+def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
+    """Write index.json and the null prompt's states, or check that the folder was begun the same way.
+
+    Several processes may call it at once: they write equal files.
+    """
+    if (folder / INDEX).exists():
+        before, after = asdict(read_index(folder)), asdict(index)
+        for key, value in before.items():
+            if value != after[key]:
+                raise LatentError(f"{folder}: {key} was {value} and is {after[key]} now; "
+                                  "choose another out= or delete the folder")  # fmt: skip
+        return
+    (folder / NULL).mkdir(parents=True, exist_ok=True)
+    for i, states in enumerate(null):
+        aside = folder / NULL / f".text_{i}.{os.getpid()}.npy"
+        np.save(aside, np.asarray(states, np.float16))
+        aside.replace(folder / NULL / f"text_{i}.npy")
+    aside = folder / f".{INDEX}.{os.getpid()}"
+    aside.write_text(json.dumps({"format": FORMAT, **asdict(index)}, indent=2) + "\n", encoding="utf-8")
+    aside.replace(folder / INDEX)
+
+
+def shard_path(folder: Path, bucket: str, shard: int) -> Path:
+    """The folder of a shard: the bucket's shape and rate (without weight and batch size), then a number."""
+    return folder / bucket.partition(" ")[0].replace("/", "_") / f"{shard:05d}"
+
+
+def is_finished(folder: Path, bucket: str, shard: int) -> bool:
+    """Whether write_shard completed."""
+    return shard_path(folder, bucket, shard).is_dir()
+
+
+def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
+    """Write a shard aside and rename it when whole."""
+    whole = shard_path(folder, bucket, shard)
+    aside = whole.with_name(f".{whole.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        np.save(aside / "latent.npy", content.latent.astype(np.float16))
+        for i, states in enumerate(content.texts):
+            lengths = np.array([len(state) for state in states], np.int64)
+            np.save(aside / f"text_{i}.npy", np.concatenate(states).astype(np.float16))
+            np.save(aside / f"offsets_{i}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        lines = (json.dumps(list(captions), ensure_ascii=False) + "\n" for captions in content.captions)
+        (aside / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+        aside.rename(whole)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def read_index(folder: Path) -> LatentIndex:
+    """The index of a latent folder.
+
+    Raises:
+        LatentError: there is none, or it is damaged.
+    """
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise LatentError(f"{folder / INDEX}: written by another version; run precompute again")
+        return LatentIndex(**{**content, "widths": tuple(content["widths"])})
+    except FileNotFoundError as error:
+        raise LatentError(f"{folder / INDEX} is missing: write it with `python -m train precompute "
+                          f"out={folder}`") from error  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, LatentError):
+            raise
+        raise LatentError(f"{folder / INDEX} is damaged; delete {folder}, run precompute again") from error
+
+
+class LatentDataset:
+    """Random access to a finished latent folder. Reads map files into memory and hold nothing else."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        for bucket in self.index.buckets:
+            for shard in range(self.index.num_shards(bucket)):
+                if not is_finished(self.folder, bucket, shard):
+                    raise LatentError(f"{shard_path(self.folder, bucket, shard)} is missing: run the same "
+                                      "precompute command again, it makes what is left")  # fmt: skip
+        self._null = [self._load(self.folder / NULL / f"text_{i}.npy") for i in range(len(self.index.widths))]
+        self._open = lru_cache(maxsize=1024)(self._load)
+
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        """The names of the buckets."""
+        return tuple(self.index.buckets)
+
+    def num_clips(self, bucket: str) -> int:
+        """The number of clips of a bucket."""
+        return self.index.buckets[bucket]
+
+    def get(
+        self,
+        bucket: str,
+        indices: Int64[np.ndarray, " b"],
+        text_choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b encoders"],
+    ) -> Batch:
+        """Latents and padded texts of these clips.
+
+        text_choice picks the caption of each clip, in [0, captions_per_clip), for all encoders or for each
+        of them; -1 stands for the null prompt.
+        """
+        if text_choice.ndim == 1:
+            text_choice = np.repeat(text_choice[:, None], len(self._null), axis=1)
+        rows = [(i, i % self.index.shard_size) for i in indices.tolist()]
+        latent = np.stack([self._file(bucket, clip, "latent")[row] for clip, row in rows])
+        texts = []
+        for encoder in range(len(self._null)):
+            chosen = zip(indices.tolist(), text_choice[:, encoder].tolist(), strict=True)
+            texts.append(pad([self._text(bucket, i, encoder, choice) for i, choice in chosen]))
+        return Batch(latent=torch.from_numpy(latent.astype(np.float32)), texts=tuple(texts))
+
+    def captions(self, bucket: str, index: int) -> list[str]:
+        """The captions of one clip."""
+        path = self._path(bucket, index) / "captions.jsonl"
+        return json.loads(path.read_text(encoding="utf-8").splitlines()[index % self.index.shard_size])
+
+    def _text(self, bucket: str, index: int, encoder: int, choice: int) -> Float[np.ndarray, "l d"]:
+        if choice < 0:
+            return self._null[encoder]
+        offsets = self._file(bucket, index, f"offsets_{encoder}")
+        row = index % self.index.shard_size * self.index.captions_per_clip + choice
+        return self._file(bucket, index, f"text_{encoder}")[offsets[row] : offsets[row + 1]]
+
+    def _file(self, bucket: str, index: int, name: str) -> np.ndarray:
+        return self._open(self._path(bucket, index) / f"{name}.npy")
+
+    def _path(self, bucket: str, index: int) -> Path:
+        return shard_path(self.folder, bucket, index // self.index.shard_size)
+
+    @staticmethod
+    def _load(path: Path) -> np.ndarray:
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise LatentError(f"{path} is unreadable ({error}); delete its shard's folder and run the same "
+                              "precompute command again") from error  # fmt: skip
+
+
+def pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
+    """Ragged states as one float32 tensor, zero where the mask is False."""
+    longest = max(len(state) for state in states)
+    hidden = np.zeros((len(states), longest, states[0].shape[1]), np.float32)
+    mask = np.zeros((len(states), longest), bool)
+    for i, state in enumerate(states):
+        hidden[i, : len(state)] = state
+        mask[i, : len(state)] = True
+    return PaddedText(hidden=torch.from_numpy(hidden), mask=torch.from_numpy(mask))

@@ -1,0 +1,68 @@
+"""What a clip is, in plain values."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+DecodedFrame = Any  # a PyAV VideoFrame; only data/video.py imports PyAV
+
+# Code points of ITU-T H.273; 2 means "not said".
+_MATRICES = {
+    0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
+    10: "bt2020c",
+}  # fmt: skip
+_PRIMARIES = {
+    1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020",
+    11: "smpte431", 12: "smpte432",
+}  # fmt: skip
+_TRANSFERS = {
+    1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear", 13: "srgb",
+    14: "bt2020-10", 15: "bt2020-12", 16: "pq", 18: "hlg",
+}  # fmt: skip
+_RANGES = {1: "limited", 2: "full"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorTags:
+    """Colour tags of a stream as written in it; None where it says nothing."""
+
+    matrix: str | None = None
+    range: str | None = None
+    primaries: str | None = None
+    transfer: str | None = None
+
+    @classmethod
+    def of(cls, frame: DecodedFrame) -> Self:
+        """What a decoded frame says of itself."""
+        return cls(
+            matrix=_MATRICES.get(frame.colorspace),
+            range=_RANGES.get(frame.color_range),
+            primaries=_PRIMARIES.get(frame.color_primaries),
+            transfer=_TRANSFERS.get(frame.color_trc),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a clip is. `width` and `height` in displayed pixels (after rotation), `duration` in seconds.
+
+    `rotation` is the clockwise turn in degrees that the stream asks for and that reading applies. With
+    `variable_frame_rate`, `fps` is the average; frames are addressed by their index all the same.
+    """
+
+    path: Path
+    codec: str
+    width: int
+    height: int
+    frames: int
+    fps: Fraction
+    duration: Fraction
+    pixel_format: str
+    bit_depth: int
+    rotation: int
+    variable_frame_rate: bool
+    sample_aspect_ratio: Fraction
+    color: ColorTags
+    audio: bool
+    metadata: dict[str, str]

@@ -1,0 +1,1 @@
+"""Prompt to video: time grids, solvers, guidance, releases and their evaluation."""

@@ -1,0 +1,288 @@
+"""`kinoflow sample "PROMPT"` writes a clip; `kinoflow sample evaluate` measures a release."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conditioning.encoders import PromptEncoder
+    from data.buckets import Bucket
+    from dit_video.model import VideoDiT
+    from sample.generate import Sampling
+    from sample.output import Output
+    from sample.release import Release
+    from tae.model import TAE
+
+_PACKAGES = {"configs", "data", "tae", "conditioning", "dit_video", "sample"}
+_DESCRIBE = 'describe the clip, for example "a red star moves left on a gray background"'
+
+
+class UsageError(ValueError):
+    """A command that makes no sense; one line with the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One clip to make; `out` is None where the name follows from the prompt and the seed."""
+
+    prompt: str
+    seed: int
+    folder: Path = Path()
+    out: Path | None = None
+    skip_finished: bool = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0, 1 if prompts of a list failed, 2 after a user's error, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] == ["evaluate"]:
+            from sample.evaluate import main as evaluate
+
+            return evaluate(argv[1:])
+        return _sample(_parser().parse_args(argv))
+    except KeyboardInterrupt:
+        print("kinoflow sample: interrupted; the unfinished clip left nothing behind", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"kinoflow sample: {error}", file=sys.stderr)
+        return 2
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _PACKAGES | {"__main__"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kinoflow sample",
+        description="Write a clip for a prompt. To measure a release: kinoflow sample evaluate --help.",
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")
+    add(
+        "--out",
+        type=Path,
+        help="file (.mp4; .png for one frame) or, with --prompts, folder; default: named after it",
+    )
+    add("--seed", type=int, default=0, help="another seed, another clip (default 0)")
+    add("--steps", type=int, help="intervals of the time grid")
+    add("--guidance", type=float, help="weight of the prompt; 1 is the plain model and the fastest")
+    add("--negative", metavar="PROMPT", help="what to steer away from")
+    add("--frames", type=int, help="number of frames; 1 is an image")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
+    add("--fps", type=_rate, help="frames per second, such as 16 or 24000/1001")
+    add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
+    add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
+    add("--crf", type=float, default=18, help="H.264 quality, 0 best to 51 worst (default 18)")
+    add("--threads", type=int, help="CPU threads; another number may change the last bit of a frame")
+    add("--json", action="store_true", help="print one JSON object with every figure")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 64x64")
+    return int(parts[0]), int(parts[-1])
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a frame rate; write 16 or 24000/1001") from None
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from sample.release import Release
+
+    jobs = _jobs(args)
+    release = Release.load(args.weights)
+    width, height = args.size or (None, None)
+    bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
+    sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
+    with _one_line_warnings():
+        sampler = Sampler(release, bucket, sampling, args)
+        if args.prompts is None:
+            results = [sampler.run(jobs[0])]
+            failures = []
+        else:
+            results, failures = _run_list(sampler, jobs)
+    if args.json:
+        print(json.dumps({"clips": results, "failed": failures}, ensure_ascii=False))
+    return 1 if failures else 0
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    if (args.prompt is None) == (args.prompts is None):
+        raise UsageError(f"give a PROMPT or --prompts FILE, one of the two; {_DESCRIBE}")
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f"threads: {args.threads}; use 1 or more")
+    if args.prompts is None:
+        if not args.prompt.strip():
+            raise UsageError(f"prompt: empty; {_DESCRIBE}")
+        return [Job(prompt=args.prompt, seed=args.seed, out=args.out)]
+    from sample.output import derived_seed
+
+    try:
+        lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"{args.prompts}: {reason}; give a text file with one prompt a line") from None
+    if not any(lines):
+        raise UsageError(f"{args.prompts}: no prompt in it; write one a line")
+    jobs, seen, folder = [], Counter(), args.out or Path()
+    for line in filter(None, lines):
+        seed = derived_seed(args.seed, line, repeat=seen[line])
+        jobs.append(Job(prompt=line, seed=seed, folder=folder, skip_finished=True))
+        seen[line] += 1
+    return jobs
+
+
+def _run_list(sampler: Sampler, jobs: list[Job]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every job, whatever happens to one; what failed is listed at the end."""
+    results, failures = [], []
+    for number, job in enumerate(jobs, 1):
+        try:
+            results.append(sampler.run(job, label=f"{number}/{len(jobs)}"))
+        except ValueError as error:
+            if not _is_ours(error):
+                raise
+            failures.append({"prompt": job.prompt, "seed": job.seed, "error": str(error)})
+    for failure in failures:
+        print(f"failed: {failure['prompt'][:60]!r}: {failure['error']}", file=sys.stderr)
+    return results, failures
+
+
+class Sampler:
+    """A release with its models in memory, and the settings that all jobs share."""
+
+    def __init__(
+        self, release: Release, bucket: Bucket, sampling: Sampling, args: argparse.Namespace
+    ) -> None:
+        self.release, self.bucket, self.sampling, self.args = release, bucket, sampling, args
+        self._models: tuple[VideoDiT, TAE, PromptEncoder] | None = None
+
+    def run(self, job: Job, label: str = "sampling") -> dict[str, Any]:
+        """Make one clip, say where it is, and return its figures."""
+        started = time.perf_counter()
+        metadata = self._metadata(job)
+        output, note = self._output(job, metadata)
+        if output is None:
+            self._say(f"{note} (finished before, skipped)")
+            return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True}
+        clip = self._clip(job, output, label)
+        output.write(clip)
+        seconds = time.perf_counter() - started
+        self._say(f"{output.path}{note}  {seconds:.1f} s")
+        return {"path": str(output.path)} | metadata | {"seed": job.seed, "seconds": round(seconds, 3)}
+
+    def _clip(self, job: Job, output: Output, label: str) -> Any:
+        import torch
+
+        from sample.generate import decode_latent, null_states, sample_latent
+
+        if self.args.threads:
+            torch.set_num_threads(self.args.threads)
+        if self._models is None:
+            self._models = self.release.dit(), self.release.tae(), self.release.encoder()
+        dit, tae, encoder = self._models
+        b = self.bucket
+        shape = tae.config.latent_shape(b.frames, b.height, b.width)
+        text, null_text = encoder([job.prompt], b.fps), null_states(encoder, self.args.negative, b.fps)
+        with show_progress(self.sampling.num_evaluations, label) as advance:
+            latent = sample_latent(
+                dit, text, null_text, shape, seed=job.seed, sampling=self.sampling, progress=advance
+            )
+        try:
+            return decode_latent(tae, latent, b.frames)[0].numpy()
+        except (RuntimeError, MemoryError) as error:
+            kept = output.save_latent(latent)
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"{output.path}: decoding failed ({reason}); the latent is in {kept}") from error
+
+    def _output(self, job: Job, metadata: dict[str, str]) -> tuple[Output | None, str]:
+        """Where the clip goes and a note about it; no output when it is there already."""
+        from sample.output import Output, finished, free_path, slug
+
+        b, note = self.bucket, ""
+        path = job.out
+        if path is None:
+            suffix = ".png" if b.frames == 1 else ".mp4"
+            named = job.folder / f"{slug(job.prompt)}-{job.seed}{suffix}"
+            path = free_path(named)
+            if job.skip_finished:
+                for taken in named.parent.glob(f"{named.stem}*{suffix}"):
+                    if finished(taken, metadata):
+                        return None, str(taken)
+            if path != named:
+                note = f"  ({named} was there already)"
+        elif path.exists():
+            note = "  (replaced)"
+        size = {"frames": b.frames, "height": b.height, "width": b.width, "fps": b.fps}
+        return Output(path, **size, crf=self.args.crf, metadata=metadata), note
+
+    def _metadata(self, job: Job) -> dict[str, str]:
+        from sample.output import kinoflow_version
+
+        values = {
+            "prompt": job.prompt,
+            "negative": self.args.negative,
+            "seed": job.seed,
+            "steps": self.sampling.num_steps,
+            "guidance": self.sampling.guidance_scale,
+            "schedule": self.sampling.schedule,
+            "solver": self.sampling.solver,
+            "clip": self.bucket,
+            "release": self.release.name,
+            "weights": self.release.weights_hash,
+            "kinoflow": kinoflow_version(),
+        }
+        return {key: str(value) for key, value in values.items() if value is not None}
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr if self.args.json else sys.stdout)
+
+
+@contextmanager
+def show_progress(total: int, label: str) -> Iterator[Callable[[], None]]:
+    """A bar on stderr of `total` steps; yields what to call after each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Our own warnings as one line each; those of libraries stay silent."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if category.__module__.partition(".")[0] in _PACKAGES:
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""From prompts to frames: text states, noise, the flow ODE, the autoencoder's decoder.
+
+Each prompt runs on its own. Batched kernels round differently at each batch size, so only this gives the
+same prompt and seed the same bytes whatever else is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from conditioning.embedding import TextEmbedding
+from sample import schedule as grids
+from sample import solver as solvers
+from sample.guidance import VelocityModel, guided_velocity
+from tae.model import TAE, LatentShape
+from tae.tiling import TemporalTiling, decode_tiled
+
+ScheduleName = Literal["linear", "linear-quadratic"]
+SolverName = Literal["euler", "midpoint", "heun"]
+_EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}
+
+
+class GenerateError(ValueError):
+    """A request that cannot be sampled; the message names the key."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What sampling asks of a PromptEncoder."""
+
+    def __call__(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]: ...
+
+    def null(self) -> tuple[TextEmbedding, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the ODE is solved.
+
+    `guidance_scale` 1 is the plain model, 0 the unconditional one; `num_steps` intervals of the `schedule`
+    are crossed by `solver`.
+
+    Raises:
+        GenerateError: a value outside its range or an unknown name.
+    """
+
+    guidance_scale: float = 4.0
+    num_steps: int = 50
+    schedule: ScheduleName = "linear-quadratic"
+    solver: SolverName = "euler"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_scale <= 100:
+            raise GenerateError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
+        for key, names in (("schedule", get_args(ScheduleName)), ("solver", get_args(SolverName))):
+            if getattr(self, key) not in names:
+                raise GenerateError(f"{key}: {getattr(self, key)!r} is none of {', '.join(names)}")
+        self.times()
+
+    def times(self) -> Float[Tensor, " points"]:
+        """The time grid, from 0 (noise) to 1 (data)."""
+        grid = {"linear": grids.linear, "linear-quadratic": grids.linear_quadratic}[self.schedule]
+        return grid(self.num_steps)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Velocities computed for one sample."""
+        return self.num_steps * _EVALUATIONS[self.solver]
+
+
+def generate(
+    dit: VelocityModel,
+    tae: TAE,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    fps: Fraction,
+    guidance_scale: float = 4.0,
+    num_steps: int = 50,
+    seeds: Sequence[int],
+    negative: str | None = None,
+    schedule: ScheduleName = "linear-quadratic",
+    solver: SolverName = "euler",
+    progress: Callable[[], None] | None = None,
+) -> UInt8[Tensor, "b frames height width 3"]:
+    """Clips of `prompts`, RGB 0..255 on the CPU, one seed each.
+
+    The same (prompt, seed) gives the same frames in any list (on the same number of threads). `negative`
+    stands in for the null prompt of the guidance; `progress` is called after each velocity.
+
+    Raises:
+        GenerateError: not one seed for each prompt, or a setting outside its range.
+        ValueError: a clip that the autoencoder or the transformer cannot make.
+    """
+    if len(prompts) != len(seeds) or not prompts:
+        raise GenerateError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
+    sampling = Sampling(guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver)
+    shape = tae.config.latent_shape(frames, height, width)
+    null_text = null_states(encoder, negative, fps)
+    clips = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        text = encoder([prompt], fps)
+        latent = sample_latent(dit, text, null_text, shape, seed=seed, sampling=sampling, progress=progress)
+        clips.append(decode_latent(tae, latent, frames))
+    return torch.cat(clips)
+
+
+def null_states(encoder: Encoder, negative: str | None, fps: Fraction) -> tuple[TextEmbedding, ...]:
+    """What guidance steers away from: the negative prompt, or the null prompt where there is none."""
+    return encoder([negative], fps) if negative else encoder.null()
+
+
+@torch.no_grad()
+def sample_latent(
+    dit: VelocityModel,
+    text: Sequence[TextEmbedding],
+    null_text: Sequence[TextEmbedding],
+    shape: LatentShape,
+    *,
+    seed: int,
+    sampling: Sampling,
+    progress: Callable[[], None] | None = None,
+) -> Float[Tensor, "1 c t h w"]:
+    """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
+
+    `text` holds one prompt. The noise is drawn on the CPU, the same for every device.
+    """
+    like = torch.empty(0)
+    if isinstance(dit, torch.nn.Module):
+        like = next(dit.parameters(), like)
+    text, null_text = _like(text, like), _like(null_text, like)
+    guided = guided_velocity(dit, text, null_text, sampling.guidance_scale)
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        result = guided(x.to(like.dtype), time.to(like.dtype)).float()
+        if progress is not None:
+            progress()
+        return result
+
+    noise = draw_noise(shape, seed).to(like.device)
+    solve = {"euler": solvers.euler, "midpoint": solvers.midpoint, "heun": solvers.heun}[sampling.solver]
+    return solve(velocity, noise, sampling.times())
+
+
+def draw_noise(shape: LatentShape, seed: int) -> Float[Tensor, "1 c t h w"]:
+    """Standard normal noise from this sample's own generator.
+
+    Raises:
+        GenerateError: a seed that is not in 0 .. 2^63 - 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise GenerateError(f"seed: {seed} is not in 0 .. 2^63 - 1")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, shape.channels, shape.frames, shape.height, shape.width), generator=generator)
+
+
+@torch.no_grad()
+def decode_latent(
+    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int
+) -> UInt8[Tensor, "b frames height width 3"]:
+    """Frames, RGB 0..255 on the CPU, of a normalized latent; in temporal tiles when longer than one."""
+    tiling = TemporalTiling(factor=tae.config.factors[0])
+    video = decode_tiled(tae.denormalize(latent), tae.decode, tiling, frames=frames)
+    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+
+
+def _like(text: Sequence[TextEmbedding], like: Tensor) -> tuple[TextEmbedding, ...]:
+    return tuple(TextEmbedding(hidden=e.hidden.to(like), mask=e.mask.to(like.device)) for e in text)

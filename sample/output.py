@@ -1,0 +1,131 @@
+"""What a sampled clip is called, what is written into it, and how it reaches the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.atomic import VideoError, os_error_line, replacing
+from data.video import VideoWriter, probe
+
+_SLUG_LENGTH = 60
+
+
+def slug(prompt: str) -> str:
+    """The prompt as a file name: ASCII letters and digits joined by dashes, "clip" when none is left."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    return "-".join(words)[:_SLUG_LENGTH].strip("-") or "clip"
+
+
+def derived_seed(seed: int, prompt: str, repeat: int = 0) -> int:
+    """A seed of its own for each prompt of a list, whatever stands before it; `repeat` counts equal lines."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+    return (seed + int.from_bytes(digest[:4], "big") + repeat) % 2**32
+
+
+def free_path(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... before its suffix when files of these names exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def finished(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Whether a readable file made with exactly this metadata is at the path."""
+    try:
+        written = _png_metadata(path) if path.suffix.lower() == ".png" else probe(path).metadata
+    except (VideoError, OSError):
+        return False
+    return all(written.get(key) == value for key, value in metadata.items())
+
+
+class Output:
+    """A clip to be written: what can be wrong about it is found before any sampling.
+
+    Args:
+        path: ends in .mp4 (.m4v, .mov), or in .png when there is one frame.
+        metadata: goes into the file.
+
+    Raises:
+        VideoError: a name, quality or folder that does not work.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        fps: Fraction,
+        crf: float,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.path, self._metadata, self._writer = path, dict(metadata), None
+        if path.suffix.lower() == ".png":
+            if frames != 1:
+                raise VideoError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
+        else:
+            self._writer = VideoWriter(path, fps=fps, width=width, height=height, crf=crf, metadata=metadata)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VideoError(os_error_line(path, error)) from None
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise VideoError(f"{path}: cannot be written there; name a file in a folder of yours with --out")
+
+    def write(self, clip: UInt8[np.ndarray, "frames height width 3"]) -> None:
+        """Write the clip; the file appears whole or not at all.
+
+        Raises:
+            VideoError: the disk is full, or the file cannot be written.
+        """
+        if self._writer is not None:
+            with self._writer as writer:
+                writer.write(clip)
+            return
+        info = PngInfo()
+        for key, value in self._metadata.items():
+            info.add_itxt(key, value)
+        try:
+            with replacing(self.path) as aside:
+                Image.fromarray(np.ascontiguousarray(clip[0])).save(aside, format="PNG", pnginfo=info)
+        except OSError as error:
+            raise VideoError(os_error_line(self.path, error)) from error
+
+    def save_latent(self, latent: Tensor) -> Path:
+        """Keep the normalized latent beside the clip that could not be decoded; returns its path."""
+        path = self.path.with_suffix(".latent.safetensors")
+        try:
+            with replacing(path) as aside:
+                save_file({"latent": latent.cpu().contiguous()}, aside, metadata=self._metadata)
+        except OSError as error:
+            raise VideoError(os_error_line(path, error)) from error
+        return path
+
+
+def kinoflow_version() -> str:
+    """The installed version, "unknown" in a bare checkout."""
+    try:
+        return version("kinoflow")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _png_metadata(path: Path) -> dict[str, str]:
+    with Image.open(path) as image:
+        return {str(key): str(value) for key, value in image.info.items()}

@@ -1,0 +1,51 @@
+"""Time grids for sampling: t = 0 is noise, t = 1 is data (Movie Gen, section 3.4.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ScheduleError(ValueError):
+    """A number of steps from which no grid can be made."""
+
+
+def linear(num_steps: int) -> Float[Tensor, " points"]:
+    """`num_steps + 1` evenly spaced times from 0 to 1, float64."""
+    _require_steps(num_steps)
+    return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
+
+
+def linear_quadratic(num_steps: int, emulated: int = 250) -> Float[Tensor, " points"]:
+    """`num_steps + 1` times from 0 to 1, float64: short even steps first, then steps that grow.
+
+    The first half are the first steps of a linear grid of `emulated` steps. The other half is the
+    parabola that continues it with equal slope and ends at 1. With `emulated == num_steps` the grid
+    is linear.
+
+    Raises:
+        ScheduleError: no step at all, or more steps than `emulated`.
+    """
+    _require_steps(num_steps)
+    if emulated < num_steps:
+        raise ScheduleError(
+            f"num_steps: {num_steps} is more than the {emulated} linear steps that linear_quadratic "
+            f"emulates; use at most {emulated} or the linear schedule"
+        )
+    if num_steps == 1:
+        return linear(1)
+    num_linear = num_steps // 2
+    num_quadratic = num_steps - num_linear
+    turn = num_linear / emulated
+    excess = num_linear - turn * num_steps
+    a = excess / (num_linear * num_quadratic**2)
+    b = turn / num_linear - 2 * excess / num_quadratic**2
+    c = a * num_linear**2
+    i = torch.arange(num_steps + 1, dtype=torch.float64)
+    grid = torch.where(i < num_linear, i * turn / num_linear, a * i**2 + b * i + c)
+    grid[-1] = 1.0
+    return grid
+
+
+def _require_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ScheduleError(f"num_steps: {num_steps} is not a number of steps; use 1 or more")

@@ -1,0 +1,187 @@
+"""2.5D layers: every 2D spatial operation is followed by its 1D temporal twin (Movie Gen, section 3.1.1).
+
+Letters: b batch, c channels, t frames, h height, w width. Activations are kept channels-last in memory.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Norm = Literal["group", "rms"]
+Stride = tuple[int, int, int]
+
+
+class TemporalConv(nn.Conv3d):
+    """1D convolution over time, kernel 3, symmetric replicate padding: ceil(t / stride) frames come out."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, (3, 1, 1), stride=(stride, 1, 1))
+
+    def reset_parameters(self) -> None:
+        """Identity: centre tap one, no bias, so that a one-frame clip passes as through the image model."""
+        nn.init.dirac_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(torch.cat((input[:, :, :1], input, input[:, :, -1:]), dim=2))
+
+
+class Conv(nn.Module):
+    """2D convolution on each frame, then a 1D convolution over time."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv3d(channels_in, channels_out, (1, 3, 3), padding=(0, 1, 1))
+        self.temporal = TemporalConv(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.temporal(self.spatial(x))
+
+
+class ChannelRMSNorm(nn.Module):
+    """RMS over the channels of each position: no statistics cross a tile border."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b c t h w -> b t h w c")
+        return rearrange(F.rms_norm(x, (x.shape[-1],), self.weight, eps=1e-6), "b t h w c -> b c t h w")
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """Group normalization of each frame by itself, as in the image autoencoder: none leaks through time."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        frames = rearrange(input, "b c t h w -> (b t) c h w")
+        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", b=input.shape[0])
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    return FrameGroupNorm(channels) if kind == "group" else ChannelRMSNorm(channels)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a skip."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, channels_in)
+        self.conv1 = Conv(channels_in, channels_out)
+        self.norm2 = make_norm(norm, channels_out)
+        self.conv2 = Conv(channels_out, channels_out)
+        self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    """One-head attention over the positions of each frame, then over the frames of each position."""
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.spatial_norm = make_norm(norm, channels)
+        self.spatial_qkv = nn.Linear(channels, 3 * channels)
+        self.spatial_out = nn.Linear(channels, channels)
+        self.temporal_norm = make_norm(norm, channels)
+        self.temporal_qkv = nn.Linear(channels, 3 * channels)
+        self.temporal_out = nn.Linear(channels, channels)
+
+    def init_temporal_identity(self) -> None:
+        """A zero output projection: at the start time attention adds nothing."""
+        nn.init.zeros_(self.temporal_out.weight)
+        nn.init.zeros_(self.temporal_out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        tokens = rearrange(self.spatial_norm(x), "b c t h w -> b t (h w) c")
+        update = self.spatial_out(_attend(self.spatial_qkv(tokens)))
+        x = x + rearrange(update, "b t (h w) c -> b c t h w", h=h, w=w)
+        tokens = rearrange(self.temporal_norm(x), "b c t h w -> b (h w) t c")
+        update = self.temporal_out(_attend(self.temporal_qkv(tokens)))
+        return x + rearrange(update, "b (h w) t c -> b c t h w", h=h, w=w)
+
+
+def _attend(qkv: Tensor) -> Tensor:
+    q, k, v = qkv.chunk(3, dim=-1)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Downsample(nn.Module):
+    """Strided 2D convolution (padded at the far edges, as in latent diffusion), then strided over time.
+
+    With `shortcut` the folded input, averaged over groups of channels, is added (the residual autoencoding of
+    Chen et al. 2024, arXiv:2410.10733), so that pixels reach the latent along a linear path from the first step.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Stride, shortcut: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.shortcut = shortcut
+        self.channels = channels_out
+        self.spatial = nn.Conv3d(channels_in, channels_out, (1, 3, 3), stride=(1, *stride[1:])) if max(stride[1:]) > 1 else None
+        self.temporal = TemporalConv(channels_out, stride[0]) if stride[0] > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.spatial is None else self.spatial(F.pad(x, (0, 1, 0, 1)))
+        y = y if self.temporal is None else self.temporal(y)
+        if not self.shortcut:
+            return y
+        folded = fold(pad_time(x, self.stride[0]), self.stride)
+        return y + rearrange(folded, "b (c g) t h w -> b c g t h w", c=self.channels).mean(dim=2)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour in space and a 2D convolution, nearest neighbour in time and a 1D convolution.
+
+    Either convolution may be absent where that axis is not upsampled. With `shortcut` the input, its channels
+    repeated and unfolded, is added: the mirror of `Downsample`.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Stride, shortcut: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.shortcut = shortcut
+        self.repeats = channels_out * math.prod(stride) // channels_in
+        self.spatial = nn.Conv3d(channels_in, channels_out, (1, 3, 3), padding=(0, 1, 1)) if max(stride[1:]) > 1 else None
+        self.temporal = TemporalConv(channels_out) if stride[0] > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if self.spatial is not None:
+            y = self.spatial(F.interpolate(y, scale_factor=(1.0, *map(float, self.stride[1:])), mode="nearest"))
+        if self.temporal is not None:
+            y = self.temporal(y.repeat_interleave(self.stride[0], dim=2))
+        return y + unfold(x.repeat_interleave(self.repeats, dim=1), self.stride) if self.shortcut else y
+
+
+def pad_time(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last frame until the length is a multiple."""
+    missing = -x.shape[2] % multiple
+    return torch.cat((x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2) if missing else x
+
+
+def fold(x: Tensor, patch: Stride) -> Tensor:
+    """Blocks of `patch` (time, height, width) become channels, those of one offset side by side."""
+    pt, ph, pw = patch
+    return rearrange(x, "b c (t pt) (h ph) (w pw) -> b (pt ph pw c) t h w", pt=pt, ph=ph, pw=pw)
+
+
+def unfold(x: Tensor, patch: Stride) -> Tensor:
+    """Inverse of `fold`."""
+    pt, ph, pw = patch
+    return rearrange(x, "b (pt ph pw c) t h w -> b c (t pt) (h ph) (w pw)", pt=pt, ph=ph, pw=pw)

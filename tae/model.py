@@ -1,0 +1,304 @@
+"""The temporal autoencoder (Movie Gen, section 3.1.1): a variational autoencoder, 8x8x8 smaller, 16 channels.
+
+Letters: b batch, c channels, t latent frames, h w latent height and width; frames, height, width in pixels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from configs.pretrained import load_pretrained, load_state, save_pretrained
+from tae.layers import (
+    Attention,
+    Conv,
+    Downsample,
+    Norm,
+    ResBlock,
+    Stride,
+    Upsample,
+    fold,
+    make_norm,
+    pad_time,
+    unfold,
+)
+
+INITIAL_LOGVAR = -4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """Channels and sizes of the latent of a clip."""
+
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TAEConfig:
+    """Shape of a temporal autoencoder.
+
+    `patch_size` (time, height, width) folds pixels into channels before the first convolution; `strides`
+    (one a level, the last level has none) shrink what is left. `encoder_blocks` and `decoder_blocks` count
+    residual blocks, finest level first. With `shortcuts` the resampling layers change the
+    width themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
+    which start at zero: training starts from a linear autoencoder. Without, the layout is that of latent
+    diffusion. `latent_mean` and `latent_std`, one value a
+    channel, are measured on training clips; empty means that they are not known yet.
+    """
+
+    patch_size: Stride = (1, 1, 1)
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    strides: tuple[Stride, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
+    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    shortcuts: bool = False
+    latent_channels: int = 16
+    norm: Norm = "group"
+    attention: bool = True
+    latent_mean: tuple[float, ...] = ()
+    latent_std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.strides) != len(self.multipliers) - 1:
+            raise ValueError(f"tae.strides: {len(self.multipliers)} levels need {len(self.multipliers) - 1} strides")
+        for key in ("encoder_blocks", "decoder_blocks"):
+            if len(getattr(self, key)) != len(self.multipliers):
+                raise ValueError(f"tae.{key}: give {len(self.multipliers)} counts, one a level")
+        if self.norm == "group" and any(self.channels * m % 32 for m in self.multipliers):
+            raise ValueError("tae.channels: times each multiplier must divide by 32, the number of norm groups")
+        for key in ("latent_mean", "latent_std"):
+            if len(getattr(self, key)) not in {0, self.latent_channels}:
+                raise ValueError(f"tae.{key}: give {self.latent_channels} values, one a latent channel, or none")
+
+    @property
+    def factors(self) -> Stride:
+        """Raw frames, rows and columns in one latent cell: 8, 8, 8 in every released configuration."""
+        axes = zip(self.patch_size, *self.strides, strict=True)
+        time, height, width = (math.prod(axis) for axis in axes)
+        return time, height, width
+
+    def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
+        """Latent sizes of a clip: ceil(frames / 8), height / 8, width / 8.
+
+        Raises:
+            ValueError: no frame, or a side that is not a positive multiple of the spatial factor.
+        """
+        time, rows, columns = self.factors
+        if frames < 1:
+            raise ValueError(f"frames: a clip has at least one frame, not {frames}")
+        for name, size, factor in (("height", height, rows), ("width", width, columns)):
+            if size < factor or size % factor:
+                raise ValueError(f"{name}: {size} is not a positive multiple of {factor}; pad the frames")
+        return LatentShape(
+            channels=self.latent_channels, frames=-(-frames // time), height=height // rows, width=width // columns
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Diagonal Gaussian over latents; `mean` and `logvar` are "b c t h w"."""
+
+    mean: Float[Tensor, "b c t h w"]
+    logvar: Float[Tensor, "b c t h w"]
+
+    @property
+    def std(self) -> Float[Tensor, "b c t h w"]:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
+        """mean + std · ε; the noise is drawn where the generator lives."""
+        device = generator.device if generator is not None else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def kl(self) -> Float[Tensor, "b c t h w"]:
+        """KL(q ‖ N(0, 1)) of each latent value, in nats (Kingma and Welling 2013, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What one pass gives: the posterior, the latent that was decoded, and the decoded video."""
+
+    posterior: Posterior
+    latent: Float[Tensor, "b c t h w"]
+    video: Float[Tensor, "b 3 frames height width"]
+
+
+class Encoder(nn.Module):
+    """Patches, levels of residual blocks with strides between them, and 2 x latent_channels out."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = Conv(3 * math.prod(config.patch_size), widths[0])
+        layers: list[nn.Module] = []
+        width = widths[0]
+        for level, out in enumerate(widths):
+            for _ in range(config.encoder_blocks[level]):
+                layers.append(ResBlock(width, out, config.norm))
+                width = out
+            if level < len(config.strides):
+                out = widths[level + 1] if config.shortcuts else width
+                layers.append(Downsample(width, out, config.strides[level], config.shortcuts))
+                width = out
+        self.layers = nn.Sequential(*layers, *_middle(width, config))
+        self.norm_out = make_norm(config.norm, width)
+        self.conv_out = Conv(width, 2 * config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        width = widths[-1]
+        self.conv_in = Conv(config.latent_channels, width)
+        layers = _middle(width, config)
+        for level in reversed(range(len(widths))):
+            for _ in range(config.decoder_blocks[level]):
+                layers.append(ResBlock(width, widths[level], config.norm))
+                width = widths[level]
+            if level > 0:
+                out = widths[level - 1] if config.shortcuts else width
+                layers.append(Upsample(width, out, config.strides[level - 1], config.shortcuts))
+                width = out
+        self.layers = nn.Sequential(*layers)
+        self.norm_out = make_norm(config.norm, width)
+        self.conv_out = Conv(width, 3 * math.prod(config.patch_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+
+
+def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
+    if not config.attention:
+        return []
+    return [ResBlock(width, width, config.norm), Attention(width, config.norm), ResBlock(width, width, config.norm)]
+
+
+class TAE(nn.Module):
+    """Temporal autoencoder. Any number of frames from one up; an image is a one-frame clip."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        block = 3 * math.prod(config.factors)
+        self.to_latent = nn.Conv3d(block, 2 * config.latent_channels, 1) if config.shortcuts else None
+        self.to_pixels = nn.Conv3d(config.latent_channels, block, 1) if config.shortcuts else None
+
+    def init_weights(self) -> None:
+        """Give every parameter its starting value; temporal layers start as the identity."""
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # pyright: ignore[reportCallIssue]
+            if isinstance(module, Attention):
+                module.init_temporal_identity()
+        if self.to_latent is not None and self.to_pixels is not None:
+            nn.init.normal_(self.to_latent.weight, std=self.to_latent.in_channels**-0.5)
+            nn.init.normal_(self.to_pixels.weight, std=0.02)
+            for conv in (self.encoder.conv_out, self.decoder.conv_out):
+                nn.init.zeros_(conv.spatial.weight)
+            for conv in (self.to_latent, self.to_pixels, self.encoder.conv_out.spatial, self.decoder.conv_out.spatial):
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+        # A posterior that starts as wide as the prior drowns what the encoder says for the first hundreds of steps.
+        bias = self.encoder.conv_out.temporal.bias
+        assert bias is not None
+        nn.init.constant_(bias[self.config.latent_channels :], INITIAL_LOGVAR)
+
+    def forward(
+        self, video: Float[Tensor, "b 3 frames height width"], noise: Float[Tensor, "b c t h w"] | None = None
+    ) -> Reconstruction:
+        """Encode, draw mean + std · `noise` (the mean without it), decode: one training pass."""
+        posterior = self.encode(video)
+        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return Reconstruction(posterior=posterior, latent=latent, video=self.decode(latent, video.shape[2]))
+
+    def encode(self, video: Float[Tensor, "b 3 frames height width"]) -> Posterior:
+        """Posterior over the latent of `video`, RGB in [-1, 1]; sides are multiples of 8.
+
+        Raises:
+            ValueError: a side that is not a multiple of the spatial factor.
+        """
+        self.config.latent_shape(*video.shape[2:])
+        moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
+        if self.to_latent is not None:
+            moments = moments + self.to_latent(_blocks(video, self.config.factors))
+        mean, logvar = moments.chunk(2, dim=1)
+        return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
+
+    def decode(self, latent: Float[Tensor, "b c t h w"], frames: int) -> Float[Tensor, "b 3 frames height width"]:
+        """RGB in about [-1, 1] (not clamped); spurious frames beyond `frames` are discarded.
+
+        Raises:
+            ValueError: more or fewer frames than a latent of that length stands for.
+        """
+        time = self.config.factors[0]
+        if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
+            raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
+        latent = _channels_last(latent)
+        video = unfold(self.decoder(latent), self.config.patch_size)
+        if self.to_pixels is not None:
+            video = video + unfold(self.to_pixels(latent), self.config.factors)
+        return video[:, :, :frames]
+
+    def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Zero mean and unit variance for each channel: what the DiT sees."""
+        mean, std = self._statistics(latent)
+        return (latent - mean) / std
+
+    def denormalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Inverse of `normalize`."""
+        mean, std = self._statistics(latent)
+        return latent * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.latent_mean:
+            raise ValueError("tae.latent_mean: not measured; export the autoencoder from its training run first")
+        mean = like.new_tensor(self.config.latent_mean).view(1, -1, 1, 1, 1)
+        return mean, like.new_tensor(self.config.latent_std).view(1, -1, 1, 1, 1)
+
+    def with_statistics(self, mean: Tensor, std: Tensor) -> "TAE":
+        """This model (weights shared) with measured per-channel statistics in its config."""
+        self.config = replace(self.config, latent_mean=tuple(mean.tolist()), latent_std=tuple(std.tolist()))
+        return self
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "TAE":
+        """Read a model folder or hub id; fp32, in evaluation mode.
+
+        Raises:
+            configs.pretrained.PretrainedError: a missing or damaged file.
+        """
+        config, state = load_pretrained(source, TAEConfig)
+        with torch.device("meta"):
+            model = cls(config)
+        load_state(model, state, source)
+        return model.to(memory_format=torch.channels_last_3d).eval()  # pyright: ignore[reportCallIssue]
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and safetensors weights into `folder`."""
+        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+def _blocks(video: Tensor, patch: Stride) -> Tensor:
+    return fold(pad_time(video, patch[0]), patch)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)

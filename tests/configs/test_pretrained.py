@@ -1,0 +1,73 @@
+"""Model folders: round trips, shards and what damage says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.pretrained import PretrainedError, fingerprint, load_pretrained, load_state, save_pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    width: int = 3
+
+
+STATE = {"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 64), "steps": torch.tensor([3])}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save_pretrained(tmp_path, config=Shape(width=7), state=STATE)
+    config, state = load_pretrained(tmp_path, Shape)
+    assert config == Shape(width=7)
+    assert state.keys() == STATE.keys()
+    assert all(torch.equal(state[k], STATE[k]) for k in STATE)
+
+
+def test_shards_and_the_way_back(tmp_path: Path) -> None:
+    save_pretrained(tmp_path, config=Shape(), state=STATE, max_shard_size=20_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) == 2
+    _, state = load_pretrained(tmp_path, Shape)
+    assert all(torch.equal(state[k], STATE[k]) for k in STATE)
+    save_pretrained(tmp_path, config=Shape(), state=STATE)
+    assert [p.name for p in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_half_precision_keeps_integers_and_the_fingerprint(tmp_path: Path) -> None:
+    save_pretrained(tmp_path, config=Shape(), state=STATE, dtype=torch.float16)
+    _, state = load_pretrained(tmp_path, Shape)
+    assert state["a.weight"].dtype == torch.float16
+    assert state["steps"].dtype == torch.int64
+    assert fingerprint(state) == fingerprint(STATE)
+    assert fingerprint(state) != fingerprint({**STATE, "steps": torch.tensor([4])})
+
+
+@pytest.mark.parametrize("damage", ["config missing", "config bad", "config key", "weights missing", "weights cut"])
+def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
+    save_pretrained(tmp_path, config=Shape(), state=STATE)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    match damage:
+        case "config missing":
+            config.unlink()
+        case "config bad":
+            config.write_text("{")
+        case "config key":
+            config.write_text('{"widht": 3}')
+        case "weights missing":
+            weights.unlink()
+        case "weights cut":
+            weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(PretrainedError, match=r"config\.json" if "config" in damage else r"model\.safetensors") as info:
+        load_pretrained(tmp_path, Shape)
+    assert "\n" not in str(info.value)
+
+
+def test_no_such_folder() -> None:
+    with pytest.raises(PretrainedError, match="no such folder"):
+        load_pretrained("/nowhere/at/all", Shape)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    with pytest.raises(PretrainedError, match="weight"):
+        load_state(torch.nn.Linear(3, 4), {"weight": torch.zeros(4, 2), "bias": torch.zeros(4)}, "here")

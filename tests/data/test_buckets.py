@@ -1,0 +1,89 @@
+"""Buckets: their text form, the choice per step, and which clip serves which."""
+
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.buckets import Bucket, BucketError, admissible, choose, frame_at, nearest, parse
+
+SHAPES = st.builds(
+    Bucket,
+    frames=st.integers(1, 512),
+    height=st.integers(1, 2048),
+    width=st.integers(1, 2048),
+    fps=st.fractions(Fraction(1, 2), 120, max_denominator=1001),
+    weight=st.floats(0, 1e6),
+    batch_size=st.none() | st.integers(1, 4096),
+)
+
+
+@given(SHAPES)
+def test_text_round_trip(bucket):
+    assert parse(str(bucket)) == bucket
+
+
+def test_forms_that_parse_reads():
+    assert str(parse("16x64x64@16")) == "16x64x64@16"
+    assert parse("32x128x96@23.976").fps == Fraction(2997, 125)
+    bucket = parse("32x128x96@24000/1001 weight=.5 batch=8")
+    assert bucket == Bucket(
+        frames=32, height=128, width=96, fps=Fraction(24000, 1001), weight=0.5, batch_size=8
+    )
+    assert bucket.duration == Fraction(32 * 1001, 24000)
+    assert bucket.aspect == Fraction(3, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "16x64@16", "16x64x64", "axbxc@d", "0x64x64@16", "16x64x64@0", "16x64x64@1/0", "-1x64x64@16",
+        "16x64x64@16 batch=0", "16x64x64@16 weight=-1", "16x64x64@16 weight=nan", "16x64x64@16 wait=3",
+        "16x64x64@16 batch=two",
+    ],
+)  # fmt: skip
+def test_forms_that_it_refuses(text):
+    with pytest.raises(BucketError, match="bucket") as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_choice_follows_the_weights_and_only_seed_and_step():
+    buckets = [parse("16x64x64@16 weight=3"), parse("1x64x64@16"), parse("8x8x8@8 weight=0")]
+    drawn = Counter(str(choose(7, step, buckets)) for step in range(4000))
+    assert drawn[str(buckets[0])] == pytest.approx(3000, abs=120)
+    assert drawn[str(buckets[2])] == 0
+    assert [choose(7, s, buckets) for s in (5, 3, 5)] == [choose(7, s, buckets) for s in (5, 3, 5)]
+    assert [choose(7, s, buckets) for s in range(50)] != [choose(8, s, buckets) for s in range(50)]
+    with pytest.raises(BucketError, match="weight above 0"):
+        choose(0, 0, buckets[2:])
+
+
+def test_frames_are_chosen_by_time():
+    assert [frame_at(i, Fraction(48), Fraction(16)) for i in range(3)] == [0, 3, 6]
+    assert [frame_at(i, Fraction(30), Fraction(24)) for i in range(5)] == [0, 1, 3, 4, 5]
+    bucket = parse("5x8x8@24")
+    assert bucket.takes_from(Fraction(30)) == 6
+    assert bucket.filled_by(frames=6, fps=Fraction(30))
+    assert not bucket.filled_by(frames=5, fps=Fraction(30))
+    assert not bucket.filled_by(frames=100, fps=Fraction(16)), "would show frames twice"
+    assert bucket.filled_by(frames=100, fps=Fraction(24000, 1001)), "one in a thousand may be"
+    assert parse("1x8x8@24").filled_by(frames=1, fps=Fraction(1))
+
+
+def test_the_nearest_bucket():
+    square, wide, tall = parse("16x64x64@16"), parse("16x64x112@16"), parse("16x112x64@16")
+    short, image, large = parse("8x64x112@16"), parse("1x64x112@16"), parse("16x128x224@16")
+    buckets = [square, wide, tall, short, image, large]
+    fps = Fraction(32)
+    assert nearest(buckets, frames=99, height=360, width=640, fps=fps) == large
+    assert nearest(buckets, frames=99, height=90, width=160, fps=fps) == wide, "isn't enlarged"
+    assert nearest(buckets, frames=99, height=640, width=360, fps=fps) == tall
+    assert nearest(buckets, frames=20, height=360, width=640, fps=fps) == short
+    assert nearest(buckets, frames=2, height=360, width=640, fps=fps) == image
+    serves = admissible(buckets, frames=99, height=360, width=640, fps=fps)
+    assert set(serves) == {wide, short, image, large}
+    with pytest.raises(BucketError, match="3 frames at 32 fps fills none"):
+        nearest([square], frames=3, height=64, width=64, fps=fps)

@@ -1,0 +1,128 @@
+"""Latent folders: round trip, damage, resume, several writers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data import latents
+from data.batch import prefetch
+from data.latents import LatentDataset, LatentError, LatentIndex, Shard
+
+NAMES = ("4x16x16@24000/1001 weight=0.7", "1x16x16@16")
+INDEX = LatentIndex(
+    buckets={NAMES[0]: 10, NAMES[1]: 3},
+    shard_size=4,
+    captions_per_clip=2,
+    widths=(6, 3),
+    made_from={"tae": "a"},
+)
+NULL = [np.full((1, 6), 0.5), np.full((2, 3), -0.5)]
+
+
+def content(bucket, clips):
+    """Values that name their clip, ragged texts of one token more per caption."""
+    rng = np.random.default_rng(len(bucket))
+    frames = int(bucket[0])
+    latent = np.stack([np.full((2, frames, 2, 2), clip + 0.25, np.float32) for clip in clips])
+    texts = [
+        [rng.random((1 + (clip + choice) % 5, width)) + clip for clip in clips for choice in range(2)]
+        for width in INDEX.widths
+    ]
+    return Shard(latent=latent, texts=texts, captions=[[f"{clip} “a”", f"{clip} b"] for clip in clips])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    latents.begin(tmp_path, INDEX, NULL)
+    for bucket in INDEX.buckets:
+        for shard in range(INDEX.num_shards(bucket)):
+            latents.write_shard(tmp_path, bucket, shard, content(bucket, INDEX.shard_clips(bucket, shard)))
+    return tmp_path
+
+
+def test_round_trip(folder):
+    data = LatentDataset(folder)
+    assert data.buckets == NAMES and [data.num_clips(name) for name in NAMES] == [10, 3]
+    batch = data.get(NAMES[0], np.array([9, 0, 5]), np.array([1, 0, 1]))
+    assert batch.latent.shape == (3, 2, 4, 2, 2) and batch.latent.dtype == torch.float32
+    assert batch.latent[:, 0, 0, 0, 0].tolist() == [9.25, 0.25, 5.25]
+    for encoder, text in enumerate(batch.texts):
+        assert text.mask.sum(dim=1).tolist() == [1 + 10 % 5, 1, 1 + 6 % 5]
+        assert not text.hidden[~text.mask].any(), "padding is zero"
+        want = content(NAMES[0], range(8, 10)).texts[encoder][3].astype(np.float16)
+        assert np.array_equal(text.hidden[0][text.mask[0]].numpy(), want)
+    assert data.captions(NAMES[0], 9) == ["9 “a”", "9 b"]
+
+
+def test_null_prompt_for_one_encoder_or_all(folder):
+    data = LatentDataset(folder)
+    some = data.get(NAMES[1], np.array([1, 1]), np.array([[0, -1], [-1, -1]])).texts
+    assert some[0].hidden[1][some[0].mask[1]].tolist() == NULL[0].tolist()
+    assert some[1].hidden[0][some[1].mask[0]].tolist() == NULL[1].tolist()
+    assert some[0].hidden[0, 0, 0] >= 1
+
+
+def test_missing_shard_and_index(folder):
+    (folder / "1x16x16@16" / "00000").rename(folder / "away")
+    with pytest.raises(LatentError, match=r"1x16x16@16/00000 is missing: run the same precompute command"):
+        LatentDataset(folder)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(LatentError, match=r"index\.json is damaged"):
+        LatentDataset(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(LatentError, match=r"index\.json is missing"):
+        LatentDataset(folder)
+
+
+def test_truncated_file_is_named(folder):
+    path = folder / "1x16x16@16" / "00000" / "latent.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(LatentError, match=r"00000/latent\.npy is unreadable"):
+        LatentDataset(folder).get(NAMES[1], np.array([0]), np.array([0]))
+
+
+def test_begin_again(folder):
+    latents.begin(folder, INDEX, NULL)
+    other = LatentIndex(**{**vars(INDEX), "made_from": {"tae": "b"}})
+    with pytest.raises(LatentError, match=r"made_from was .* choose another out="):
+        latents.begin(folder, other, NULL)
+
+
+def test_failed_shard_leaves_nothing(tmp_path):
+    latents.begin(tmp_path, INDEX, NULL)
+    broken = Shard(latent=np.zeros((1, 2, 1, 2, 2), np.float32), texts=[[], []], captions=[["a", "b"]])
+    with pytest.raises(ValueError, match="concatenate"):
+        latents.write_shard(tmp_path, NAMES[1], 0, broken)
+    assert list((tmp_path / "1x16x16@16").iterdir()) == []
+
+
+def test_bucket_listed_twice():
+    with pytest.raises(LatentError, match="1x16x16@16 is listed twice"):
+        LatentIndex(**{**vars(INDEX), "buckets": {"1x16x16@16": 1, "1x16x16@16 weight=2": 1}})
+
+
+def test_index_is_plain_json(folder):
+    assert json.loads((folder / "index.json").read_text())["buckets"] == dict(INDEX.buckets)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_prefetch_keeps_order_and_raises_where_it_happened(workers):
+    def make(step):
+        if step == 5:
+            raise OSError("bad clip")
+        return step * step
+
+    got = []
+    with pytest.raises(OSError, match="bad clip"):
+        got.extend(prefetch(make, range(9), workers))
+    assert list(prefetch(make, range(4), workers)) == [0, 1, 4, 9]
+
+
+def test_prefetch_stops_when_closed():
+    made = []
+    batches = prefetch(lambda step: made.append(step) or step, range(1000), workers=1)
+    assert next(batches) == 0
+    batches.close()
+    assert len(made) < 10

@@ -1,0 +1,81 @@
+"""A whole release in miniature with random weights, and text encoders that need no checkpoint."""
+
+import hashlib
+from fractions import Fraction
+
+import pytest
+import torch
+from conditioning.embedding import TextEmbedding
+from dit_video.model import DiTConfig, VideoDiT
+from sample.judge import Judge, JudgeConfig
+from sample.release import Release, ReleaseConfig, write
+from tae.model import TAE, TAEConfig
+
+WIDTHS = (8, 6, 8)
+
+
+class HashEncoder:
+    """States drawn from a hash of the prompt, as many as it has words and one more."""
+
+    def __call__(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]:
+        del fps
+        length = max(len(prompt.split()) for prompt in prompts) + 1
+        rows = [self._row(prompt, length) for prompt in prompts]
+        mask = torch.stack([torch.arange(length) <= len(prompt.split()) for prompt in prompts])
+        hidden = torch.stack(rows) * mask[..., None]
+        return tuple(TextEmbedding(hidden=hidden[..., :width], mask=mask) for width in WIDTHS)
+
+    def null(self) -> tuple[TextEmbedding, ...]:
+        return self([""], Fraction(16))
+
+    def _row(self, prompt: str, length: int) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
+        return torch.randn(length, max(WIDTHS), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tae() -> TAE:
+    config = TAEConfig(
+        patch_size=(8, 8, 8), channels=32, multipliers=(1,), strides=(), encoder_blocks=1, decoder_blocks=1,
+        latent_channels=4, attention=False, latent_mean=(0.1, 0.2, 0.0, -0.1), latent_std=(1.0, 0.5, 2.0, 1.0),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tae = TAE(config)
+    tae.init_weights()
+    return tae.eval()
+
+
+def tiny_dit() -> VideoDiT:
+    config = DiTConfig(width=32, depth=2, heads=2, ffn=48, latent_channels=4, text_widths=WIDTHS, max_tokens=(8, 8, 8))
+    torch.manual_seed(1)
+    dit = VideoDiT(config)
+    dit.init_weights()
+    # A fresh head is zero: without this no prompt would change anything.
+    for parameter in dit.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return dit.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_release_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    parts = {name: tmp_path_factory.mktemp(name) for name in ("tae", "dit", "text", "judge")}
+    tiny_tae().save_pretrained(parts["tae"])
+    tiny_dit().save_pretrained(parts["dit"])
+    torch.manual_seed(2)
+    judge = Judge(JudgeConfig(widths=(4, 4, 4, 8), reading_width=4))
+    judge.init_weights()
+    judge.save_pretrained(parts["judge"])
+    for name in ("ul2", "byt5", "metaclip"):
+        (parts["text"] / name).mkdir()
+        (parts["text"] / name / "config.json").write_text("{}")
+    config = ReleaseConfig(
+        name="tiny", buckets=("16x32x32@16", "1x32x32@16", "40x32x48@24000/1001"), default_bucket="16x32x32@16"
+    )
+    write(folder, config=config, parts=parts)
+    return folder
+
+
+@pytest.fixture
+def tiny_release(tiny_release_folder, monkeypatch):
+    monkeypatch.setattr(Release, "encoder", lambda self: HashEncoder())
+    return Release.load(tiny_release_folder)

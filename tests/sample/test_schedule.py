@@ -1,0 +1,46 @@
+import pytest
+import torch
+from sample.schedule import ScheduleError, linear, linear_quadratic
+
+
+@pytest.mark.parametrize(
+    ("emulated", "values"),
+    [
+        (250, {24: 0.096, 26: 0.1053, 30: 0.152, 40: 0.448, 49: 0.9333}),
+        (1000, {26: 0.0275, 40: 0.382, 49: 0.9245}),
+    ],
+)
+def test_linear_quadratic_of_50_steps_has_the_known_values(emulated, values):
+    grid = linear_quadratic(50, emulated)
+    assert grid.dtype == torch.float64
+    for index, value in values.items():
+        assert grid[index].item() == pytest.approx(value, abs=5e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 20, 49, 50, 250])
+def test_grids_rise_from_0_to_1(num_steps):
+    for grid in (linear(num_steps), linear_quadratic(num_steps)):
+        assert grid.shape == (num_steps + 1,)
+        assert grid[0].item() == 0.0
+        assert grid[-1].item() == 1.0
+        assert (grid.diff() > 0).all()
+
+
+def test_first_half_is_the_emulated_grid_and_the_rest_a_parabola_that_continues_its_slope():
+    grid = linear_quadratic(50, 250)
+    torch.testing.assert_close(grid[:26], linear(250)[:26], rtol=0, atol=1e-15)
+    curvature = grid.diff().diff()
+    torch.testing.assert_close(curvature[:24], torch.zeros(24, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(curvature[25:], curvature[-1].expand(24), rtol=0, atol=1e-13)
+    # C1: the first step of the parabola is the linear step and half a curvature.
+    assert (grid[26] - grid[25] - 1 / 250).item() == pytest.approx(curvature[-1].item() / 2, abs=1e-13)
+
+
+def test_emulating_as_many_steps_as_there_are_is_linear():
+    torch.testing.assert_close(linear_quadratic(40, 40), linear(40), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251)])
+def test_impossible_numbers_of_steps_name_the_key(make):
+    with pytest.raises(ScheduleError, match="num_steps"):
+        make()

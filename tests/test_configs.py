@@ -1,0 +1,141 @@
+"""Every configs/*.yaml: its header states a command and a result, it loads, and its model can be built."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from configs import load, to_dict
+from dit_video.model import VideoDiT
+from sample.judge import Judge, JudgeConfig
+from tae.model import TAE
+from train.config import RunConfig
+from train.precompute import PrecomputeConfig
+from train.text_config import EncoderConfig, TextTrainConfig
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+# What stands behind `train` in a launch command -> the schema of its sources.
+SCHEMAS: dict[str, type] = {"": RunConfig, "precompute": PrecomputeConfig}
+SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The comment that opens a YAML: launch commands as (schema, sources), and the result to expect."""
+
+    launches: list[tuple[type, list[str]]]
+    expected: str
+
+
+def read_header(text: str) -> Header:
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#"))
+    joined = "\n".join(lines).replace("\\\n", " ")
+    commands = [line for line in joined.splitlines() if line.startswith("   ")]
+    launches = [launch(line) for line in commands if re.search(r"-m train\b|\bkinoflow train\b", line)]
+    expected = re.search(r"^ Expected:(.+)", joined, re.MULTILINE | re.DOTALL)
+    return Header(launches=launches, expected=" ".join(expected[1].split()) if expected else "")
+
+
+def launch(command: str) -> tuple[type, list[str]]:
+    words = shlex.split(command)
+    words = words[words.index("train") + 1 :]
+    verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else ""
+    return SCHEMAS[verb], words
+
+
+def build(config: RunConfig) -> nn.Module:
+    """The run's model without memory; names every kind, so that a new one cannot pass unseen."""
+    with torch.device("meta"):
+        if config.model == "tae":
+            return TAE(config.tae)
+        if config.model == "dit":
+            return VideoDiT(config.dit)
+        if config.model == "judge":
+            return Judge(JudgeConfig())
+        assert config.model == "text"
+        return build_text(config.text)
+
+
+def build_text(config: TextTrainConfig) -> nn.ModuleList:
+    def t5(shape: EncoderConfig) -> T5EncoderModel:
+        size = {"d_model": shape.width, "d_ff": shape.feed_forward, "num_layers": shape.layers}
+        return T5EncoderModel(T5Config(**size, num_heads=shape.heads, d_kv=shape.width // shape.heads))
+
+    clip = CLIPTextConfig(
+        hidden_size=config.metaclip.width,
+        intermediate_size=config.metaclip.feed_forward,
+        num_hidden_layers=config.metaclip.layers,
+        num_attention_heads=config.metaclip.heads,
+    )
+    return nn.ModuleList([t5(config.ul2), t5(config.byt5), CLIPTextModel(clip)])
+
+
+def stated_parameters(expected: str) -> float | None:
+    """ "5.0M parameters" -> 5.0e6; the discriminator and the frozen parts do not count."""
+    stated = re.search(r"([\d.]+)([KMB]) parameters", expected)
+    return float(stated[1]) * SCALES[stated[2]] if stated else None
+
+
+def test_there_are_configs() -> None:
+    assert FILES
+
+
+@every_file
+def test_the_header_states_command_and_result(path: Path) -> None:
+    header = read_header(path.read_text(encoding="utf-8"))
+    assert header.launches, "no comment line '#   ... -m train configs/...' before the first key"
+    assert header.expected, "no comment line '# Expected: ...' before the first key"
+    own = f"configs/{path.name}"
+    assert all(own in sources for _, sources in header.launches), f"a launch command leaves out {own}"
+
+
+@every_file
+def test_the_file_loads_alone_and_as_launched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for schema, sources in read_header(path.read_text(encoding="utf-8")).launches:
+        alone = load(schema, [f"configs/{path.name}"])
+        assert to_dict(alone) != to_dict(schema()), "the file changes nothing"
+        launched = load(schema, sources)
+        assert launched.run if schema is RunConfig else launched.out
+
+
+@every_file
+def test_the_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    header = read_header(path.read_text(encoding="utf-8"))
+    for schema, sources in header.launches:
+        if schema is not RunConfig:
+            assert "model" not in to_dict(load(schema, sources))  # it trains none
+            continue
+        model = build(load(schema, sources))
+        assert all(parameter.is_meta for parameter in model.parameters())
+        count, stated = sum(parameter.numel() for parameter in model.parameters()), stated_parameters(header.expected)
+        assert count > 0
+        if stated is not None:
+            assert abs(count - stated) <= 0.02 * stated, f"the header states {stated:g} parameters, there are {count}"
+
+
+def test_a_header_is_read() -> None:
+    header = read_header(
+        "# What it is.\n#\n#   torchrun --nproc-per-node 8 -m train configs/a.yaml \\\n#     configs/b.yaml run=x\n"
+        "#   kinoflow train precompute configs/a.yaml out=y\n#\n# Expected: 30.1B parameters,\n# slow.\nmodel: dit\n"
+    )
+    assert header.launches == [
+        (RunConfig, ["configs/a.yaml", "configs/b.yaml", "run=x"]),
+        (PrecomputeConfig, ["configs/a.yaml", "out=y"]),
+    ]
+    assert header.expected == "30.1B parameters, slow."
+    assert stated_parameters(header.expected) == 30.1e9
+    assert read_header("model: dit\n# Expected: late\n") == Header(launches=[], expected="")

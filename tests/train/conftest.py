@@ -1,0 +1,71 @@
+"""Training jobs as real processes, forked from one server that imported DeepSpeed once."""
+
+import multiprocessing
+import os
+import socket
+import sys
+
+import pytest
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def _entry(name, arguments, environment, out):
+    os.environ.update(environment)
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from tests.train import jobs
+
+    sys.exit(getattr(jobs, name)(*arguments))
+
+
+class Job:
+    """A function of jobs.py in `size` processes, joined by gloo when there are more than one."""
+
+    def __init__(self, name, *arguments, size=1, out):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.out = out
+        self.processes = []
+        for rank in range(size):
+            environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            if size > 1:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            process = _context.Process(target=_entry, args=(name, arguments, environment, str(out)))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds=100):
+        """The exit codes, in rank order."""
+        for process in self.processes:
+            process.join(seconds)
+            if process.is_alive():
+                process.kill()
+                raise TimeoutError(f"still running after {seconds} s:\n{self.text()}")
+        return [process.exitcode for process in self.processes]
+
+    def text(self):
+        """All that the job printed."""
+        return self.out.read_text() if self.out.exists() else ""
+
+
+@pytest.fixture(scope="session")
+def start_job(tmp_path_factory):
+    """start_job(name, *arguments, size=1) -> Job; what still runs at the end is killed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _context.set_forkserver_preload(["tests.train.jobs"])
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs = []
+
+    def start(name, *arguments, size=1):
+        jobs.append(Job(name, *arguments, size=size, out=folder / f"{len(jobs)}.txt"))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        for process in job.processes:
+            process.kill()
+            process.join()

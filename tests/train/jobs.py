@@ -1,0 +1,37 @@
+"""What the processes of the training tests run: a toy task through the real command, loop and engine."""
+
+# Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
+import torch._dynamo
+import torch.utils.tensorboard  # noqa: F401
+
+import train.checkpoint
+import train.engine
+import train.loop  # noqa: F401
+from configs import load
+from tests.train.toys import Toy
+from train.__main__ import guard, main, run
+from train.config import RunConfig
+
+
+def toy(sources, adversarial=False, pause=0.0):
+    """The train command with the toy in place of a real task; its exit code."""
+
+    def build(config):
+        return Toy(config, adversarial=adversarial, pause=pause)
+
+    return guard(lambda: run(load(RunConfig, sources), build))
+
+
+def command(arguments):
+    """Any command of `python -m train`."""
+    return main(arguments)
+
+
+def full_disk(sources):
+    """A run whose disk is full when it saves: files may not grow beyond 20 kB."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    return toy(sources)

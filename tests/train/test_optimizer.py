@@ -1,0 +1,56 @@
+"""Learning rates, groups and the EMA's warm-up in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from train.config import OptimizerConfig
+from train.ema import EMA, Fragment, decay_at
+from train.optimizer import learning_rate, parameter_groups
+
+
+def rate(step, **settings):
+    return learning_rate(OptimizerConfig(lr=2.0, **settings), step, 101)
+
+
+def test_schedules():
+    assert [rate(step, warmup_steps=4) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rate(100, schedule="constant") == 2.0
+    assert rate(50, schedule="linear", final_fraction=0.1) == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+    assert rate(25, schedule="cosine") == pytest.approx(2 * 0.5 * (1 + 0.5**0.5))
+    for schedule in ("linear", "cosine"):
+        assert rate(100, schedule=schedule, final_fraction=0.1, warmup_steps=10) == pytest.approx(0.2)
+        assert rate(10, schedule=schedule, warmup_steps=10) == pytest.approx(2.0)
+        assert rate(500, schedule=schedule, final_fraction=0.1) == pytest.approx(0.2), "longer than planned"
+
+
+def test_only_matrices_decay_and_frozen_parameters_stay_out():
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv3d(4, 2, 1))
+    module[2].requires_grad_(False)
+    decayed, plain = parameter_groups(module, 0.1)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)] and decayed["weight_decay"] == 0.1
+    assert len(plain["params"]) == 3 and plain["weight_decay"] == 0.0
+
+
+def test_average_of_a_constant_and_of_a_step():
+    master = torch.zeros(3)
+    ema = EMA([Fragment(name="w", shape=(3,), start=0, master=master)], 0.5)
+    master.fill_(1.0)
+    want = 0.0
+    for step in range(20):
+        ema.update(step)
+        want += (1 - min(0.5, (1 + step) / (10 + step))) * (1 - want)
+        assert ema.pieces()["w"].tolist() == pytest.approx([want] * 3)
+    assert decay_at(0.9999, 10**6) == 0.9999 and decay_at(0.9999, 0) == 0.1
+
+
+def test_average_keeps_the_memory_format():
+    master = torch.randn(2, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d)
+    ema = EMA([Fragment(name="w", shape=tuple(master.shape), start=0, master=master)], 0.9)
+    assert ema.values[0].stride() == master.stride()
+    pieces = {name: value.clone() for name, value in ema.pieces().items()}
+    assert torch.equal(pieces["w"], master.contiguous().flatten())
+    master.zero_()
+    ema.update(0)
+    ema.load(pieces)
+    assert torch.equal(ema.pieces()["w"], pieces["w"])

@@ -1,0 +1,111 @@
+"""Latents and text states of world clips: what is on disk equals encoding one clip at a time."""
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from configs import ConfigError, load
+from data.buckets import parse
+from data.latents import LatentDataset
+from tae.model import TAE, TAEConfig
+from train import precompute as module
+from train.clips import describe, draw, to_tensor
+from train.precompute import Encoders, PrecomputeConfig, precompute
+
+
+class Text:
+    """One state per letter: its code and the rate."""
+
+    widths = (2, 3)
+
+    def __call__(self, prompts, fps):
+        return tuple(self.states(prompts, fps, width) for width in self.widths)
+
+    def null(self):
+        return tuple(self.states(["~"], Fraction(0), width) for width in self.widths)
+
+    def states(self, prompts, fps, width):
+        longest = max(len(prompt) for prompt in prompts)
+        hidden, mask = (
+            torch.zeros(len(prompts), longest, width),
+            torch.zeros(len(prompts), longest, dtype=torch.bool),
+        )
+        for i, prompt in enumerate(prompts):
+            hidden[i, : len(prompt), 0] = torch.tensor([ord(letter) for letter in prompt])
+            hidden[i, : len(prompt), 1] = float(fps)
+            mask[i, : len(prompt)] = True
+        return SimpleNamespace(hidden=hidden, mask=mask)
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    torch.manual_seed(0)
+    config = TAEConfig(channels=4, multipliers=(1, 1, 1, 1), encoder_blocks=(1, 1, 1, 1),
+                       decoder_blocks=(1, 1, 1, 1), latent_channels=2, norm="rms", latent_mean=(0.1, 0.2),
+                       latent_std=(2.0, 3.0))  # fmt: skip
+    tae = TAE(config)
+    tae.init_weights()
+    return Encoders(tae=tae.eval(), text=Text(), device=torch.device("cpu"))
+
+
+def config(folder, *more):
+    buckets = "buckets=[8x16x16@16,1x16x16@24 weight=0.5]"
+    sources = [buckets, "clips=9", "captions_per_clip=2", "shard_size=4", "batch_size=3", "seed=1"]
+    return load(PrecomputeConfig, [*sources, f"out={folder}", *more])
+
+
+def test_shards_equal_single_encodings(encoders, tmp_path):
+    precompute(config(tmp_path), encoders)
+    data = LatentDataset(tmp_path)
+    assert [data.num_clips(name) for name in data.buckets] == [6, 3]
+    for i, name in enumerate(data.buckets):
+        bucket = parse(name)
+        for clip in range(data.num_clips(name)):
+            scene = (1000 + i) * 10**9 + clip
+            batch = data.get(name, np.array([clip]), np.array([1]))
+            with torch.no_grad():
+                want = encoders.tae.normalize(encoders.tae.encode(to_tensor([draw(scene, bucket)])).mean)
+            assert (batch.latent - want).abs().max() < 2e-3
+            caption = describe(scene, bucket, 1)
+            assert data.captions(name, clip)[1] == caption
+            assert batch.texts[1].hidden[0, :, 0].tolist() == [ord(letter) for letter in caption]
+            assert batch.texts[1].hidden[0, 0, 1] == bucket.fps
+
+
+def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, capsys):
+    precompute(config(tmp_path / "one"), encoders)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        precompute(config(tmp_path / "two"), encoders)
+    assert "0 of 3 shards to make" in capsys.readouterr().out
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert files[0] == files[1] and len(files[0]) == 1 + 2 + 3 * 6
+
+
+def test_command(encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_encoders", lambda release: encoders)
+    assert module.main(["clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
+    with pytest.raises(ConfigError, match="out: name the folder"):
+        module.main(["clips=2"])
+    with pytest.raises(ConfigError, match="captions_per_clip"):
+        module.main(["source=a.parquet", "captions_per_clip=2", f"out={tmp_path}"])
+
+
+def test_real_clips_from_a_list(encoders, tmp_path):
+    from data import manifest, video
+
+    frames = np.random.default_rng(0).integers(0, 255, (12, 32, 48, 3), np.uint8)
+    video.write(tmp_path / "a.mp4", frames, fps=Fraction(16))
+    entry = manifest.ClipEntry(path="a.mp4", caption="noise")
+    manifest.write(tmp_path / "clips.jsonl", [entry])
+    settings = [f"source={tmp_path / 'clips.jsonl'}", "buckets=[8x16x16@16]", f"out={tmp_path / 'out'}"]
+    precompute(load(PrecomputeConfig, settings), encoders)
+    data = LatentDataset(tmp_path / "out")
+    assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1

@@ -1,0 +1,148 @@
+"""A run on one process: kill -9, SIGTERM, Ctrl-C, damage, changed settings, full disk, export."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from configs import load
+from tests.train.toys import Toy
+from train import checkpoint
+from train.config import RunConfig
+
+COMMON = [
+    "steps=24",
+    "log_every=5",
+    "checkpoint_every=8",
+    "keep_checkpoints=2",
+    "ema_decay=0.9",
+    "data.workers=2",
+]
+FIGURES = ("loss", "error", "grad_norm", "lr", "generator", "discriminator_loss")
+
+
+def figures(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: line.get(key) for key in ("step", *FIGURES)} for line in lines]
+
+
+def wait_for(path, job):
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < deadline and job.processes[0].is_alive(), job.text()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(start_job, tmp_path_factory):
+    """An uninterrupted run with a critic."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = start_job("toy", [*COMMON, f"run={folder}"], True)
+    assert job.wait() == [0], job.text()
+    return folder
+
+
+def copied(whole, folder):
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    return folder
+
+
+def test_run_folder(whole):
+    assert load(RunConfig, [str(whole / "config.yaml")]) == load(RunConfig, [*COMMON, f"run={whole}"])
+    assert json.loads((whole / "env.json").read_text())["packages"]["torch"] == torch.__version__
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [
+        "00000016",
+        "00000024",
+        "latest",
+    ]
+    assert (whole / "checkpoints" / "latest").read_text() == "00000024\n"
+    assert [line["step"] for line in figures(whole)] == [5, 10, 15, 20, 24]
+    assert list((whole / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_goes_on_exactly(whole, start_job, tmp_path, number):
+    job = start_job("toy", [*COMMON, f"run={tmp_path}"], True, 0.05)
+    wait_for(tmp_path / "checkpoints" / "00000008", job)
+    time.sleep(0.2)
+    os.kill(job.processes[0].pid, number)
+    assert job.wait() == [143 if number == signal.SIGTERM else -9], job.text()
+    done = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(done) < 24, "it must have been cut off"
+    assert (max(done) % 8 > 0) == (number == signal.SIGTERM), "SIGTERM saves where it stands"
+    job = start_job("toy", [*COMMON, f"run={tmp_path}"], True)
+    assert job.wait() == [0], job.text()
+    assert figures(tmp_path) == figures(whole)
+    last = "checkpoints/00000024"
+    before, after = checkpoint.averaged_state(whole / last), checkpoint.averaged_state(tmp_path / last)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_ctrl_c_is_one_line(start_job, tmp_path):
+    job = start_job("toy", [*COMMON, f"run={tmp_path}"], False, 0.05)
+    wait_for(tmp_path / "checkpoints" / "00000008", job)
+    os.kill(job.processes[0].pid, signal.SIGINT)
+    assert job.wait() == [130]
+    assert job.text().count("\n") == 1 and "goes on" in job.text()
+
+
+def test_finished_run_does_nothing(whole, start_job, tmp_path):
+    job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}"], True)
+    assert job.wait() == [0], job.text()
+    assert figures(tmp_path) == figures(whole)
+
+
+def test_damaged_checkpoint_falls_back(whole, start_job, tmp_path):
+    copied(whole, tmp_path)
+    shard = next((tmp_path / "checkpoints" / "00000024" / "model").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    job = start_job("toy", [*COMMON, f"run={tmp_path}"], True)
+    assert job.wait() == [0], job.text()
+    assert "00000024 is damaged" in job.text() and shard.name in job.text()
+    assert figures(tmp_path) == figures(whole)
+
+
+def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
+    copied(whole, tmp_path)
+    (tmp_path / "checkpoints" / "00000024").rename(tmp_path / "checkpoints" / ".partial-00000024")
+    assert checkpoint.newest(tmp_path).name == "00000016"
+
+
+@pytest.mark.parametrize(("change", "code", "line"), [
+    ("optimizer.lr=0.5", 0, "resuming with optimizer.lr: 0.0001 -> 0.5"),
+    ("tae.latent_channels=4", 2, "tae.latent_channels"),
+    ("deepspeed.zero_stage=1", 2, "deepspeed.zero_stage"),
+    ("data.batch_size=0", 2, "data.batch_size"),
+])  # fmt: skip
+def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
+    job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}", "steps=25", change], True)
+    assert job.wait() == [code], job.text()
+    assert line in job.text() and job.text().count("\n") == 1
+
+
+def test_export(whole, tmp_path):
+    task = Toy(load(RunConfig, COMMON))
+    (tmp_path / "parts" / "text").mkdir(parents=True)
+    (tmp_path / "parts" / "text" / "a.txt").write_text("text")
+    (tmp_path / "parts" / "figures.json").write_text("{}")
+    checkpoint.export(whole, tmp_path / "release", task, tmp_path / "parts")
+    assert (tmp_path / "release" / "text" / "a.txt").read_text() == "text"
+    assert not (tmp_path / "release" / "figures.json").exists(), "the figures of another model"
+    task.model.load_state_dict(torch.load(tmp_path / "release" / "tae" / "toy.pt"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_without_a_checkpoint(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint to export"):
+        checkpoint.export(tmp_path, tmp_path / "release", Toy(load(RunConfig, COMMON)), tmp_path)
+
+
+def test_full_disk_is_one_line(start_job, tmp_path):
+    job = start_job("full_disk", [*COMMON, f"run={tmp_path}"])
+    assert job.wait() == [2], job.text()
+    assert "00000008: cannot be written, is the disk full?" in job.text() and job.text().count("\n") == 1
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -1,0 +1,191 @@
+"""ZeRO 0 to 3 on two gloo processes against one plain AdamW loop: parameters, EMA, log, resume, export."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from configs import load
+from tests.train.toys import Toy
+from train.checkpoint import CheckpointError, averaged_state
+from train.config import RunConfig
+from train.ema import decay_at
+from train.optimizer import learning_rate, parameter_groups
+
+STEPS = 12
+COMMON = [f"steps={STEPS}", "log_every=1", "checkpoint_every=6", "preview_every=12", "ema_decay=0.9",
+          "optimizer.lr=0.02", "optimizer.warmup_steps=3", "optimizer.schedule=cosine", "seed=3",
+          "optimizer.grad_clip=11", "optimizer.weight_decay=0.1"]  # fmt: skip
+CASES = {
+    "zero0": ["deepspeed.zero_stage=0"],
+    "zero1": ["deepspeed.zero_stage=1"],
+    "zero2": ["deepspeed.zero_stage=2"],
+    "zero3": ["deepspeed.zero_stage=3"],
+    "accumulation": ["deepspeed.zero_stage=2", "deepspeed.accumulation=2"],
+}
+CRITIC = {
+    "critic0": ["deepspeed.zero_stage=0", "deepspeed.accumulation=2"],
+    "critic2": ["deepspeed.zero_stage=2"],
+}
+BF16 = {"bf16": ["deepspeed.zero_stage=1", "deepspeed.precision=bf16"]}
+ALL = CASES | CRITIC | BF16
+
+
+def plain(adversarial=False):
+    """What training means: one process, torch alone."""
+    config = load(RunConfig, COMMON)
+    task = Toy(config, adversarial=adversarial)
+    model, critic = task.model, task.discriminator
+    modules = [model] if critic is None else [model, critic]
+    optimizers = [
+        torch.optim.AdamW(parameter_groups(module, 0.1), betas=config.optimizer.betas) for module in modules
+    ]
+    average = {name: value.detach().clone() for name, value in model.named_parameters()}
+    losses, norms = [], []
+    for step in range(STEPS):
+        batch = task.batch(step, 0, 1)
+        loss, _ = task.loss(model, batch, step)
+        loss.backward()
+        if critic is not None:
+            critic.zero_grad()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 11.0).item())
+        against = task.discriminator_loss(critic, batch, step) if critic is not None else None
+        if against is not None:
+            against[0].backward()
+            torch.nn.utils.clip_grad_norm_(critic.parameters(), 11.0)
+        for optimizer in optimizers if against is not None else optimizers[:1]:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config.optimizer, step, STEPS)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        for name, value in model.named_parameters():
+            average[name].lerp_(value.detach(), 1 - decay_at(0.9, step))
+    return {"model": model, "average": average, "losses": losses, "norms": norms}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def only_checkpoint(source, target, step):
+    """A run folder as a kill right after this checkpoint leaves it."""
+    shutil.copytree(source / "checkpoints" / f"{step:08d}", target / "checkpoints" / f"{step:08d}")
+    shutil.copy(source / "log.jsonl", target / "log.jsonl")
+
+
+@pytest.fixture(scope="module")
+def runs(start_job, tmp_path_factory):
+    """Per case: `first` trains 12 steps; `second` resumes at 6 with an EMA that copies the weights."""
+    folder = tmp_path_factory.mktemp("zero")
+    for name, more in (("first", []), ("second", ["ema_decay=0"])):
+        jobs = []
+        for case, own in ALL.items():
+            if name == "second":
+                only_checkpoint(folder / case / "first", folder / case / "second", 6)
+            sources = [*COMMON, *own, *more, f"run={folder / case / name}"]
+            jobs.append(start_job("toy", sources, case in CRITIC, size=2))
+        for job in jobs:
+            assert job.wait() == [0, 0], job.text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references():
+    return {False: plain(), True: plain(adversarial=True)}
+
+
+@pytest.mark.parametrize("case", CASES | CRITIC)
+def test_parameters_equal_a_plain_loop(runs, references, case):
+    reference = references[case in CRITIC]
+    state = averaged_state(runs / case / "second" / "checkpoints" / f"{STEPS:08d}")
+    assert set(state) == set(reference["model"].state_dict())
+    start = Toy(load(RunConfig, COMMON)).model.state_dict()
+    for name, value in reference["model"].state_dict().items():
+        assert (state[name] - value).abs().max() <= 1e-5, name
+        assert name == "scale" or (start[name] - value).abs().max() > 1e-2, "training must have moved it"
+
+
+@pytest.mark.parametrize("case", CASES | CRITIC)
+def test_average_equals_a_plain_one(runs, references, case):
+    reference = references[case in CRITIC]
+    state = averaged_state(runs / case / "first" / "checkpoints" / f"{STEPS:08d}")
+    for name, value in reference["average"].items():
+        assert (state[name] - value).abs().max() <= 1e-5, name
+        assert (reference["model"].state_dict()[name] - value).abs().max() > 1e-4, "an average lags behind"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_log_has_the_global_loss_and_norm(runs, references, case):
+    reference = references[False]
+    logged = lines(runs / case / "first")
+    assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in logged] == pytest.approx(reference["losses"], rel=1e-5)
+    assert [line["grad_norm"] for line in logged] == pytest.approx(reference["norms"], rel=1e-4)
+    assert max(reference["norms"]) > 11 > min(reference["norms"]), "clipping must bite in some steps only"
+    assert logged[-1]["tokens_per_second"] == pytest.approx(7 * logged[-1]["samples_per_second"])
+    assert logged[-1]["peak_memory_bytes"] > 2**20
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_resume_is_exact(runs, case):
+    first, second = lines(runs / case / "first"), lines(runs / case / "second")
+    assert [line["step"] for line in second] == list(range(1, STEPS + 1)), (
+        "lines after the checkpoint are replaced"
+    )
+    for key in ("loss", "error", "grad_norm", "lr"):
+        assert [line[key] for line in second] == [line[key] for line in first]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_preview_shows_the_average(runs, case):
+    folder = runs / case / "first"
+    model = Toy(load(RunConfig, COMMON)).model
+    model.load_state_dict(averaged_state(folder / "checkpoints" / f"{STEPS:08d}"))
+    shown = torch.load(folder / "previews" / f"{STEPS:08d}" / "output.pt")
+    assert torch.allclose(shown, model(torch.ones(2, 7)), atol=1e-4)
+
+
+def test_bf16_learns_beside_fp32_masters(runs, references):
+    losses = [line["loss"] for line in lines(runs / "bf16" / "first")]
+    assert losses == pytest.approx(references[False]["losses"], rel=0.1)
+    state = averaged_state(runs / "bf16" / "first" / "checkpoints" / "00000012")
+    shift = state["shift"]
+    assert shift.dtype == torch.float32 and not torch.equal(shift, shift.bfloat16().float())
+
+
+def test_critic_trains(runs):
+    logged = lines(runs / "critic2" / "first")
+    assert ["discriminator_loss" in line for line in logged] == [False] * 3 + [True] * 9
+
+
+def test_sigterm_stops_all_ranks_at_one_step(start_job, tmp_path):
+    sources = [*COMMON, "steps=1000", "log_every=5", "deepspeed.zero_stage=1", f"run={tmp_path}"]
+    job = start_job("toy", sources, False, 0.02, size=2)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoints" / "00000006").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.processes[1].pid, signal.SIGTERM)
+    assert job.wait() == [143, 143], job.text()
+    saved = int((tmp_path / "checkpoints" / "latest").read_text())
+    assert 6 < saved < 1000 and saved % 5 == 0
+
+
+def test_other_world_size_is_refused(runs, start_job, tmp_path):
+    only_checkpoint(runs / "zero2" / "first", tmp_path, 12)
+    job = start_job("toy", [*COMMON, "steps=20", "deepspeed.zero_stage=2", f"run={tmp_path}"])
+    assert job.wait() == [2]
+    assert "was made by 2 processes and this run has 1" in job.text()
+    assert "Traceback" not in job.text()
+
+
+def test_missing_shard_is_refused(runs, tmp_path):
+    checkpoint = tmp_path / "00000012"
+    shutil.copytree(runs / "zero2" / "first" / "checkpoints" / "00000012", checkpoint)
+    (checkpoint / "ema_00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="an EMA shard is missing"):
+        averaged_state(checkpoint)

@@ -1,0 +1,74 @@
+"""A training task of a few matrices."""
+
+import time
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """Odd sizes, so that ZeRO splits inside parameters and pads; a bare parameter; a buffer."""
+
+    def __init__(self, width=23):
+        super().__init__()
+        layers = nn.Linear(7, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 5)
+        self.layers = nn.Sequential(*layers)
+        self.shift = nn.Parameter(torch.zeros(5))
+        self.register_buffer("scale", torch.arange(1.0, 6.0))
+
+    def forward(self, x):
+        return self.layers(x) * self.scale + self.shift
+
+
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 11), nn.SiLU(), nn.Linear(11, 1))
+
+    def forward(self, y):
+        return self.layers(y)
+
+
+class Toy:
+    """A regression; with `adversarial` a critic joins from step 3 on. pause slows every step down."""
+
+    def __init__(self, config, *, adversarial=False, pause=0.0):
+        torch.manual_seed(config.seed)
+        self.config, self.pause = config, pause
+        self.model = Net()
+        self.discriminator = Critic() if adversarial else None
+        self._output = None
+
+    def batch(self, step, rank, world_size):
+        generator = torch.Generator().manual_seed(self.config.seed * 1000 + step)
+        return torch.randn(self.config.data.batch_size, 7, generator=generator).chunk(world_size)[rank]
+
+    def loss(self, model, batch, step):
+        time.sleep(self.pause)
+        self._output = model(batch)
+        error = (self._output - target(batch)).square().mean()
+        loss = error
+        if self.discriminator is not None and step >= 3:
+            loss = error - self.discriminator(self._output).mean()
+        return loss, {"error": error, "constant": 2.0}
+
+    def discriminator_loss(self, discriminator, batch, step):
+        if step < 3:
+            return None
+        fake = discriminator(self._output.detach())
+        return (fake - discriminator(target(batch))).square().mean(), {"fake": fake.mean()}
+
+    def preview(self, model, folder, step):
+        assert not model.training
+        torch.save(model(torch.ones(2, 7)), folder / "output.pt")
+
+    def tokens(self, batch):
+        return batch.numel()
+
+    def export(self, state, folder):
+        (folder / "tae").mkdir()
+        torch.save(state, folder / "tae" / "toy.pt")
+
+
+def target(batch):
+    return 10 * batch[:, :5].sin()

@@ -1,0 +1,1 @@
+"""Training: one loop for the autoencoder and the diffusion transformer, on DeepSpeed."""

@@ -1,0 +1,140 @@
+"""The configuration of a training run: dataclass defaults < YAML files < key=value."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs import ConfigError
+from dit_video.flow import FlowConfig
+from dit_video.model import DiTConfig
+from tae.discriminator import DiscriminatorConfig
+from tae.losses import LossConfig
+from tae.model import TAEConfig
+from train.text_config import TextTrainConfig
+
+
+def _at_least(section: str, minimum: float, **values: float) -> None:
+    """Raise ConfigError for the first value below the minimum, naming its key."""
+    for key, value in values.items():
+        if value < minimum:
+            raise ConfigError(f"{section}{key}: {value} is too small, the least is {minimum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from, and how many a step takes.
+
+    batch_size is global: the clips of one optimizer step over all ranks and micro-batches.
+    latents (a folder that `python -m train precompute` wrote) wins over manifest (Parquet or JSONL),
+    and manifest over world (clips drawn on the fly). workers are background threads that prepare the
+    next batches; 0 prepares them in the loop.
+    """
+
+    world: bool = True
+    manifest: str | None = None
+    latents: str | None = None
+    buckets: tuple[str, ...] = ("16x64x64@16",)
+    batch_size: int = 8
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("data.", 1, batch_size=self.batch_size)
+        _at_least("data.", 0, workers=self.workers)
+        if not self.buckets:
+            raise ConfigError("data.buckets: give at least one, for example 16x64x64@16")
+        if not (self.world or self.manifest or self.latents):
+            raise ConfigError("data: no source, set data.world=true, data.manifest or data.latents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate schedule.
+
+    The rate rises linearly over warmup_steps, then stays (constant) or falls to lr * final_fraction at
+    the last step (cosine, linear). grad_clip bounds the global gradient norm; 0 leaves it alone.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay,
+                  "grad_clip": self.grad_clip, "warmup_steps": self.warmup_steps,
+                  "final_fraction": self.final_fraction}  # fmt: skip
+        _at_least("optimizer.", 0, **values)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas: {list(self.betas)} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """How weights, gradients and optimizer states are spread over ranks (ZeRO).
+
+    zero_stage 0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights. bf16 keeps
+    weights in bfloat16 beside fp32 masters. offload moves optimizer states, or parameters too (stage 3),
+    to host memory. accumulation is the number of micro-batches of one step.
+    """
+
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("deepspeed.", 1, accumulation=self.accumulation)
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"deepspeed.zero_stage: {self.zero_stage} is none of 0, 1, 2, 3")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ConfigError("deepspeed.precision: bf16 needs deepspeed.zero_stage 1, 2 or 3")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ConfigError("deepspeed.offload: optimizer needs deepspeed.zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ConfigError("deepspeed.offload: parameters needs deepspeed.zero_stage=3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. `run` is its folder: the same command with the same folder resumes it.
+
+    release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
+    the model starts from. The *_every fields count optimizer steps; preview_every 0 makes no previews.
+    """
+
+    model: Literal["tae", "dit", "text", "judge"] = "tae"
+    run: str = ""
+    steps: int = 1000
+    seed: int = 0
+    release: str = "sample/mini"
+    init_from: str | None = None
+    threads: int | None = None
+    tae: TAEConfig = field(default_factory=TAEConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    text: TextTrainConfig = field(default_factory=TextTrainConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    ema_decay: float = 0.9999
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    preview_every: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
+                  keep_checkpoints=self.keep_checkpoints)  # fmt: skip
+        _at_least("", 0, preview_every=self.preview_every, seed=self.seed)
+        if self.threads is not None:
+            _at_least("", 1, threads=self.threads)
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
+        if self.data.batch_size % self.deepspeed.accumulation:
+            raise ConfigError(f"data.batch_size: {self.data.batch_size} is no multiple of "
+                              f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip

@@ -1,0 +1,148 @@
+"""One training step of the backbone: flow matching on precomputed latents (Movie Gen, section 3.1.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from conditioning.embedding import TextEmbedding
+from conditioning.encoders import PromptEncoder
+from configs import ConfigError
+from data.buckets import Bucket, parse
+from data.latents import LatentDataset
+from data.sampler import Sampler
+from data.sheet import contact_sheet
+from data.video import write
+from data.world import caption, sample_scene
+from dit_video import VideoDiT
+from dit_video.flow import perturb, time_quantile
+from sample.generate import generate
+from tae import TAE
+from train.config import RunConfig
+from train.task import Parts
+
+PREVIEW_PROMPTS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTBatch:
+    """Normalized latents, the noise and times they are mixed at, and the text of each (order of the encoders)."""
+
+    latent: Float[Tensor, "b c t h w"]
+    noise: Float[Tensor, "b c t h w"]
+    time: Float[Tensor, " b"]
+    texts: tuple[TextEmbedding, ...]
+
+    def to(self, device: torch.device) -> "DiTBatch":
+        """The same on another device."""
+        texts = tuple(TextEmbedding(hidden=e.hidden.to(device), mask=e.mask.to(device)) for e in self.texts)
+        return DiTBatch(
+            latent=self.latent.to(device), noise=self.noise.to(device), time=self.time.to(device), texts=texts
+        )
+
+
+class DiTTask:
+    """Mean squared error of the velocity, text dropped now and then for classifier-free guidance."""
+
+    discriminator: nn.Module | None = None
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.data.latents is None:
+            raise ConfigError("data.latents: name the folder that `python -m train precompute` wrote")
+        self.config = config
+        torch.manual_seed(config.seed)
+        if config.init_from is None:
+            self.model: nn.Module = VideoDiT(config.dit)
+            self.model.init_weights()
+        else:
+            self.model = VideoDiT.from_pretrained(Path(config.init_from) / "dit").train()
+        self.latents = LatentDataset(config.data.latents)
+        if self.latents.index.widths != config.dit.text_widths:
+            raise ConfigError(
+                f"dit.text_widths: {config.dit.text_widths}, but {config.data.latents} holds text states of widths "
+                f"{self.latents.index.widths}"
+            )
+        self.buckets = [parse(name) for name in self.latents.buckets]
+        self.sampler = Sampler(
+            [self.latents.num_clips(name) for name in self.latents.buckets],
+            weights=[bucket.weight for bucket in self.buckets],
+            batch_sizes=[bucket.batch_size or config.data.batch_size for bucket in self.buckets],
+            seed=config.seed,
+        )
+
+    def batch(self, step: int, rank: int, world_size: int) -> DiTBatch:
+        draw = self.sampler.draw(step, rank, world_size)
+        count = len(draw.indices)
+        total, first = count * world_size, count * rank
+        rng = np.random.default_rng((self.config.seed, step))
+        shared, level = rng.permutation(total), rng.random(total)
+        levels = ((shared + level) / total)[first : first + count]
+        choices = self._text_choices(rng, total)[first : first + count]
+        clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
+        noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
+        time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
+        texts = tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
+        return DiTBatch(latent=clips.latent, noise=torch.stack(noise), time=time, texts=texts)
+
+    def _text_choices(self, rng: np.random.Generator, total: int) -> np.ndarray:
+        """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone."""
+        encoders, flow = len(self.latents.index.widths), self.config.flow
+        caption = rng.integers(self.latents.index.captions_per_clip, size=(total, 1))
+        dropped = (rng.random((total, 1)) < flow.drop_all) | (rng.random((total, encoders)) < flow.drop_each)
+        return np.where(dropped, -1, caption)
+
+    def _noise(self, shape: Sequence[int], step: int, position: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.config.seed, step, position)) % 2**63)
+        return torch.randn(tuple(shape), generator=generator)
+
+    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:
+        sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.sigma_min)
+        return F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity), {}
+
+    def discriminator_loss(self, discriminator: nn.Module, batch: DiTBatch, step: int) -> None:
+        """There is none."""
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Clips of held-out compositions, the same at every preview: an mp4 each and one contact sheet."""
+        bucket = max(self.buckets, key=lambda b: (b.frames, b.weight))
+        prompts = [caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_PROMPTS)]
+        clips = self._generate(model, prompts, bucket)
+        for i, clip in enumerate(clips):
+            write(folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)})
+        contact_sheet(folder / "samples.png", list(clips), columns=6, captions=prompts)
+
+    def _generate(self, model: nn.Module, prompts: list[str], bucket: Bucket) -> np.ndarray:
+        tae, encoder = self._frozen
+        training = model.training
+        frames = generate(
+            cast(VideoDiT, model.eval()), tae, encoder, prompts, frames=bucket.frames, height=bucket.height,
+            width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=range(len(prompts)),
+        )  # fmt: skip
+        model.train(training)
+        return frames.numpy()
+
+    @cached_property
+    def _frozen(self) -> tuple[TAE, PromptEncoder]:
+        device = next(self.model.parameters()).device
+        release = Path(self.config.release)
+        tae = TAE.from_pretrained(release / "tae").to(device)
+        return tae, PromptEncoder.from_pretrained(release / "text").to(device)
+
+    def tokens(self, batch: DiTBatch) -> int:
+        """Video tokens of the batch."""
+        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        return len(batch.latent) * t * h * w
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write `folder`/dit in fp16."""
+        model = VideoDiT(self.config.dit)
+        model.load_state_dict(state)
+        model.save_pretrained(folder / "dit", dtype=torch.float16)

@@ -1,0 +1,79 @@
+"""The training loop of every task."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from data.batch import prefetch
+from train import checkpoint
+from train.config import RunConfig
+from train.ema import EMA
+from train.engine import Engine
+from train.metrics import Log
+from train.optimizer import learning_rate
+from train.preview import preview
+from train.task import Parts, Task
+from train.world import World, agree, termination
+
+PREEMPTED = 143  # 128 + SIGTERM
+
+
+def train(task: Task, config: RunConfig, world: World) -> int:
+    """Train to config.steps from the run folder's newest checkpoint; 0, or 143 when SIGTERM ended it."""
+    folder = Path(config.run)
+    engine = Engine(task.model, task.loss, config, world)
+    adversary = None
+    if task.discriminator is not None:
+        adversary = Engine(task.discriminator, task.discriminator_loss, config, world)
+    ema = EMA(engine.fragments(), config.ema_decay)
+    state = checkpoint.State(config=config, engine=engine, adversary=adversary, ema=ema)
+    begin, pending = checkpoint.resume(folder, state)
+    slices, own = config.deepspeed.accumulation, world.rank * config.deepspeed.accumulation
+
+    def batches(step: int) -> list[Any]:
+        return [task.batch(step, own + i, world.size * slices) for i in range(slices)]
+
+    log = Log(folder, device=world.device, rank=world.rank, world_size=world.size, start=begin,
+              steps=config.steps, pending=pending)  # fmt: skip
+    share = config.data.batch_size // (world.size * slices)
+    samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0.0)
+    prepared = prefetch(batches, range(begin, config.steps), config.data.workers)
+    with log, closing(prepared), termination() as terminated:
+        for step, local in enumerate(prepared, begin):
+            done, lr = step + 1, learning_rate(config.optimizer, step, config.steps)
+            if world.device.type != "cpu":
+                local = [batch.to(world.device) for batch in local]  # noqa: PLW2901
+            log.add(*_optimize(state, local, step, lr))
+            ema.update(step)
+            log.count(*(sum(map(count, local)) for count in (samples, task.tokens, flops)))
+            if done % config.log_every == 0 or done == config.steps:
+                log.write(done, lr=lr)
+            # Several ranks must stop at the same step: they ask each other where they meet anyway.
+            ending = (world.size == 1 or done % config.log_every == 0) and agree(bool(terminated), world)
+            if done % config.checkpoint_every == 0 or done == config.steps or ending:
+                checkpoint.save(folder, state, done, log.pending())
+            if config.preview_every and done % config.preview_every == 0:
+                preview(task, engine, ema, folder / "previews" / f"{done:08d}", done)
+            if ending and done < config.steps:
+                return PREEMPTED
+    return 0
+
+
+def _optimize(state: checkpoint.State, batches: list[Any], step: int, lr: float) -> Iterator[Parts]:
+    """One optimizer step of the model, and of its adversary unless that rests; the figures of each part."""
+    adversary, resting = state.adversary, True
+    for batch in batches:
+        if adversary is not None:
+            adversary.model.requires_grad_(False)
+        parts = state.engine.backward(batch, step)
+        assert parts is not None, "a task's own loss never rests"
+        yield parts
+        if adversary is not None:
+            adversary.model.requires_grad_(True)
+            against = adversary.backward(batch, step)
+            resting = against is None
+            yield {f"discriminator_{key}": value for key, value in (against or {}).items()}
+    yield {"grad_norm": state.engine.update(lr)}
+    if adversary is not None and not resting:
+        adversary.update(lr)

@@ -1,0 +1,134 @@
+"""One training step of the temporal autoencoder (Movie Gen, section 3.1.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from configs import ConfigError
+
+from data.sheet import contact_sheet
+from tae import TAE
+from tae.discriminator import PatchDiscriminator
+from tae.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
+from tae.metrics import psnr
+from tae.model import Reconstruction
+from train.clips import ClipSource
+from train.config import RunConfig
+from train.task import Parts
+
+PREVIEW_CLIPS = 6
+STATISTICS_CLIPS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TAEBatch:
+    """RGB clips in [-1, 1] and the noise that the posterior is sampled with."""
+
+    video: Float[Tensor, "b 3 frames height width"]
+    noise: Float[Tensor, "b c t h w"]
+
+    def to(self, device: torch.device) -> "TAEBatch":
+        """The same on another device."""
+        return TAEBatch(video=self.video.to(device), noise=self.noise.to(device))
+
+
+class TAETask:
+    """Reconstruction, KL and outlier terms; perceptual and adversarial ones where their weights are not zero."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        if config.init_from is None:
+            self.model: nn.Module = TAE(config.tae)
+            self.model.init_weights()
+        else:
+            self.model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
+        self.discriminator: nn.Module | None = None
+        if config.loss.adversarial > 0:
+            self.discriminator = PatchDiscriminator(config.discriminator)
+            self.discriminator.init_weights()
+        self.clips = ClipSource(config.data, config.seed)
+        self._reconstruction: Tensor | None = None
+
+    def batch(self, step: int, rank: int, world_size: int) -> TAEBatch:
+        video = self.clips.batch(step, rank, world_size)
+        shape = self.config.tae.latent_shape(*video.shape[2:])
+        generator = torch.Generator().manual_seed(hash((self.config.seed, step, rank, world_size)) % 2**63)
+        noise = torch.randn(len(video), shape.channels, shape.frames, shape.height, shape.width, generator=generator)
+        return TAEBatch(video=video, noise=noise)
+
+    def loss(self, model: nn.Module, batch: TAEBatch, step: int) -> tuple[Tensor, Parts]:
+        weights = self.config.loss
+        output = cast(Reconstruction, model(batch.video, batch.noise))
+        parts: Parts = {
+            "l1": F.l1_loss(output.video, batch.video),
+            "l2": F.mse_loss(output.video, batch.video),
+            "kl": kl_loss(output.posterior),
+        }
+        total = weights.l1 * parts["l1"] + weights.l2 * parts["l2"] + weights.kl * parts["kl"]
+        if weights.outlier > 0:
+            parts["outlier"] = outlier_penalty(output.latent, weights.outlier_radius)
+            total = total + weights.outlier * parts["outlier"]
+        if self._adversarial(step) and self.discriminator is not None:
+            parts["generator"] = generator_hinge(self.discriminator(output.video))
+            total = total + weights.adversarial * parts["generator"]
+        self._reconstruction = output.video.detach()
+        return total, parts
+
+    def discriminator_loss(self, discriminator: nn.Module, batch: TAEBatch, step: int) -> tuple[Tensor, Parts] | None:
+        if not self._adversarial(step):
+            return None
+        assert self._reconstruction is not None, "loss runs before discriminator_loss"
+        real, fake = discriminator(batch.video), discriminator(self._reconstruction)
+        return discriminator_hinge(real, fake), {"real": real.mean(), "fake": fake.mean()}
+
+    def _adversarial(self, step: int) -> bool:
+        return self.config.loss.adversarial > 0 and step >= self.config.loss.adversarial_start
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """A contact sheet of clips that training never draws, each above its reconstruction."""
+        clips = self.clips.heldout(PREVIEW_CLIPS)
+        with torch.no_grad():
+            output = cast(Reconstruction, model(clips)).video.clamp(-1, 1)
+        rows: list[np.ndarray] = []
+        captions = []
+        for real, fake in zip(clips, output, strict=True):
+            quality = psnr(*(video.add(1).div(2).transpose(0, 1) for video in (fake, real))).mean()
+            rows += [_to_bytes(real), _to_bytes(fake)]
+            captions += ["clip", f"step {step}: {float(quality):.2f} dB"]
+        contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
+
+    def tokens(self, batch: TAEBatch) -> int:
+        """Latent positions of the batch."""
+        return batch.noise[:, 0].numel()
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write `folder`/tae in fp16 with per-channel latent statistics measured on training clips."""
+        model = TAE(self.config.tae)
+        model.load_state_dict(state)
+        mean, std = latent_statistics(model.eval(), self.clips)
+        model.with_statistics(mean, std).save_pretrained(folder / "tae", dtype=torch.float16)
+
+
+@torch.no_grad()
+def latent_statistics(model: TAE, clips: ClipSource) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each latent channel over a few hundred training clips."""
+    latents, count, step = [], 0, 0
+    while count < STATISTICS_CLIPS:
+        video = clips.batch(step, 0, 1)
+        latents.append(model.encode(video).mean.transpose(0, 1).flatten(1))
+        count, step = count + len(video), step + 1
+    values = torch.cat(latents, dim=1)
+    if values.isnan().any():
+        raise ConfigError("run: the autoencoder's latents are not finite; export an earlier checkpoint")
+    return values.mean(dim=1), values.std(dim=1)
+
+
+def _to_bytes(video: Float[Tensor, "3 frames height width"]) -> np.ndarray:
+    return video.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()

@@ -1,0 +1,57 @@
+"""The processes of a run, and the little they tell each other outside of DeepSpeed."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all: rank in [0, size), and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def agree(flag: bool, world: World) -> bool:
+    """Whether the flag is set on any rank; every rank calls it."""
+    if world.size == 1:
+        return flag
+    shared = torch.tensor(float(flag), device=world.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared)
+
+
+def from_first(value: Any, world: World) -> Any:
+    """Rank 0's picklable value on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=world.device)
+    return box[0]
+
+
+def from_all(value: Any, world: World) -> list[Any]:
+    """Every rank's picklable value, in rank order."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def termination() -> Iterator[list[int]]:
+    """A list that SIGTERM fills: a preempted run saves at the end of its step instead of dying in it."""
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
