@@ -8,6 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # The prompt reaches the command through the environment, unexpanded: quotes, $ and # stay as typed.
+PROMPT_GIVEN := $(filter-out undefined,$(origin PROMPT))
 unexport PROMPT
 export KINOFLOW_PROMPT := $(value PROMPT)
 # DeepSpeed compiles its kernels when they are first used, never while it is installed.
@@ -39,7 +40,7 @@ help:
 	@touch $@
 
 sample: .venv/.core
-ifeq ($(origin PROMPT),undefined)
+ifeq ($(PROMPT_GIVEN),)
 	@echo 'usage: make sample PROMPT="a red star moves left on a gray background"' >&2; exit 2
 endif
 	@$(BIN)/kinoflow sample $(ARGS) -- "$$KINOFLOW_PROMPT"

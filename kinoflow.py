@@ -79,7 +79,8 @@ def _parse(argv: list[str]) -> tuple[str, list[str]]:
     parser = argparse.ArgumentParser(
         prog="kinoflow",
         description="Text-to-video by flow matching, from a laptop to a cluster.",
-        epilog="commands:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()),
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kinoflow {__version__}")
@@ -89,7 +90,7 @@ def _parse(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Our own ValueErrors and the system's (a full disk, no permission) are one line; bugs show a traceback."""
+    """Our ValueErrors and the system's errors (a full disk) take one line; bugs show a traceback."""
     ours = type(error).__module__.partition(".")[0] in PACKAGES
     return ours or (isinstance(error, OSError) and error.errno is not None)
 

@@ -10,6 +10,7 @@ Every mistake in a source is a `ConfigError` of one line that names the source, 
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import os
 import tempfile
@@ -162,9 +163,14 @@ def _parse_override(schema: type, source: str) -> dict[str, Any]:
     expected = _type_at(schema, names)
     if str in _alternatives(expected) and not isinstance(value, str) and text not in ("null", "~"):
         value = text  # run=007 stays "007", run= is the empty string
-    for name in reversed(names):
+    return _nest(names, value)
+
+
+def _nest(names: Sequence[str], value: Any) -> dict[str, Any]:
+    """(a, b), value -> {a: {b: value}}."""
+    for name in reversed(names[1:]):
         value = {name: value}
-    return value
+    return {names[0]: value}
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -228,11 +234,8 @@ def _check_key(schema: type, key: str, prefix: str) -> None:
 def _blame(schema: type, config: Any, mapping: dict[str, Any], prefix: str, error: Exception) -> ConfigError:
     """The error for the one leaf of ``mapping`` that cannot be merged; OmegaConf does not always name it."""
     for key, value in _leaves(schema, mapping):
-        nested: Any = value
-        for name in reversed(key.split(".")):
-            nested = {name: nested}
         try:
-            OmegaConf.merge(config, nested)
+            OmegaConf.merge(config, _nest(key.split("."), value))
         except (OmegaConfBaseException, ValueError, TypeError):
             expected = _describe(_type_at(schema, key.split(".")))
             return ConfigError(f"{prefix}{key}: {_show(value)} is not {expected}")
@@ -294,6 +297,7 @@ def _build_dataclass(schema: Any, value: dict[str, Any], key: str) -> Any:
 # ------------------------------------------------------------------------------------------- schema lookups
 
 
+@functools.cache
 def _hints(schema: type) -> dict[str, Any]:
     hints = typing.get_type_hints(schema)
     return {field.name: hints[field.name] for field in fields(schema) if field.init}

@@ -6,7 +6,6 @@ training export and a hub repository all look the same.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +45,9 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cast = {
-        name: (t.detach().cpu().to(dtype) if dtype and t.is_floating_point() else t.detach().cpu()).contiguous()
+        name: (
+            t.detach().cpu().to(dtype) if dtype and t.is_floating_point() else t.detach().cpu()
+        ).contiguous()
         for name, t in state.items()
     }
     split = split_torch_state_dict_into_shards(
@@ -55,7 +56,7 @@ def save_pretrained(
     for name, keys in split.filename_to_tensors.items():
         aside = folder / f".{name}.tmp"
         save_file({key: cast[key] for key in keys}, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / name)
+        aside.replace(folder / name)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(folder / INDEX_NAME, index)
@@ -78,7 +79,9 @@ def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, d
     try:
         config = from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise PretrainedError(f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors") from None
+        raise PretrainedError(
+            f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PretrainedError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
     except ConfigError as error:
@@ -106,7 +109,9 @@ def resolve_folder(source: str | Path) -> Path:
         return Path(snapshot_download(str(source)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise PretrainedError(f"{source}: neither a folder here nor readable from the hub ({reason})") from None
+        raise PretrainedError(
+            f"{source}: neither a folder here nor readable from the hub ({reason})"
+        ) from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -129,11 +134,17 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str 
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(
-        name for name in own.keys() | state.keys() if name not in own or name not in state or own[name] != state[name].shape
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name] != state[name].shape
     )
     if wrong:
-        raise PretrainedError(f"{source}: weights do not fit config.json, first at {wrong[0]}; fetch the folder again")
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True)
+        raise PretrainedError(
+            f"{source}: weights do not fit config.json, first at {wrong[0]}; fetch the folder again"
+        )
+    model.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True
+    )
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -150,4 +161,4 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 def _write_json(path: Path, value: object) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)

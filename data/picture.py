@@ -1,7 +1,6 @@
 """How a stored picture becomes the displayed one: orientation, colour matrix and range, alpha."""
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -40,7 +39,7 @@ class Orientation:
     flip_columns: bool = False
 
     @classmethod
-    def from_display_matrix(cls, data: bytes) -> Self:
+    def from_display_matrix(cls, data: bytes) -> "Orientation":
         """The right-angle turn nearest to a display matrix (ISO/IEC 14496-12, 8.2.2: x' = a·x + c·y)."""
         a, b, _, c, d = (int(value) for value in np.frombuffer(data, np.int32, count=5))
         transpose = abs(a) + abs(d) < abs(b) + abs(c)
@@ -72,7 +71,7 @@ class Display:
     expand_gray: bool
     alpha: bool
 
-    def cropped(self, size: str | None) -> Self:
+    def cropped(self, size: str | None) -> "Display":
         """Cut to "WxH" if that is what evening out would have made of it."""
         if size is None:
             return self

@@ -17,7 +17,7 @@ _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 def contact_sheet(
     path: str | os.PathLike[str],
-    clips: Sequence[UInt8[np.ndarray, "frames height width 3"]],
+    clips: Sequence[UInt8[np.ndarray, "_ _ _ 3"]],
     *,
     columns: int,
     captions: Sequence[str] | None = None,

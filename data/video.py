@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import av
 import av.error
@@ -41,7 +40,8 @@ _FLAGS = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolati
 _EXACT = Interpolation.BILINEAR | _FLAGS
 _TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that would "play" a text file
 _SIZE_KEY = "kinoflow_size"
-_X264_THREADS = 4  # fixed, because the number of threads changes the bytes
+# For the same bytes every time: a fixed number of threads, and no macroblock tree, whose vector code differs.
+_X264_THREADS, _X264_OPTIONS = 4, {"mbtree": "0"}
 _DAMAGED = "truncated or damaged; copy or export it again"
 
 
@@ -114,8 +114,8 @@ def write(
     path: PathLike,
     frames: UInt8[np.ndarray, "frames height width 3"],
     *,
-    fps: Fraction,
-    crf: float = 18,
+    fps: Fraction | int,
+    crf: int | float = 18,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a whole clip; see VideoWriter."""
@@ -148,10 +148,10 @@ class VideoWriter:
         self,
         path: PathLike,
         *,
-        fps: Fraction,
+        fps: Fraction | int,
         width: int,
         height: int,
-        crf: float = 18,
+        crf: int | float = 18,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self._path, self._fps, self._size, self._crf = Path(path), Fraction(fps), (height, width), crf
@@ -168,7 +168,7 @@ class VideoWriter:
         if any("\0" in key + value for key, value in self._metadata.items()):
             raise VideoError("metadata: contains a NUL character; remove it")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VideoWriter":
         with _writing(self._path), ExitStack() as stack:
             name = stack.enter_context(replacing(self._path))
             self._container, self._stream = self._open(name)
@@ -180,8 +180,7 @@ class VideoWriter:
         """Append frames, RGB."""
         frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self._size, 3):
-            height, width = self._size
-            wanted = f"uint8 (frames, {height}, {width}, 3)"
+            wanted = f"uint8 (frames, {self._size[0]}, {self._size[1]}, 3)"
             raise VideoError(f"{self._path}: frames are {frames.dtype} {frames.shape}; give {wanted}")
         to_even = ((0, 0), (0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0))
         with _writing(self._path):
@@ -212,9 +211,10 @@ class VideoWriter:
         container.metadata.update(self._metadata)
         if height % 2 or width % 2:
             container.metadata[_SIZE_KEY] = f"{width}x{height}"
-        encoder = container.add_stream("libx264", rate=self._fps, options={"crf": str(self._crf)})
-        encoder.width, encoder.height = width + width % 2, height + height % 2
-        encoder.pix_fmt = "yuv420p"
+        encoder = container.add_stream(
+            "libx264", rate=self._fps, options=_X264_OPTIONS | {"crf": str(self._crf)}
+        )
+        encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = encoder.codec_context
         context.time_base, context.thread_count = 1 / self._fps, _X264_THREADS
         context.colorspace = context.color_primaries = context.color_trc = picture.BT709
@@ -321,7 +321,7 @@ def _pictures(
     with _opened(path) as (container, video):
         video.thread_type = "AUTO"
         try:
-            for frame in _sequence(container, video, examined.timeline, start, stop):
+            for frame in _sequence(path, container, video, examined.timeline, range(start, stop)):
                 converted = reformatter.reformat(
                     frame,
                     height=display.stored[0],
@@ -341,35 +341,35 @@ def _pictures(
 
 
 def _sequence(
-    container: InputContainer, video: VideoStream, timeline: Timeline, start: int, stop: int
+    path: Path, container: InputContainer, video: VideoStream, timeline: Timeline, span: range
 ) -> Iterator[av.VideoFrame]:
-    """Exactly the frames start..stop-1; a packet that decodes to nothing shows the frame before it again."""
-    held, following = None, start
-    for position, frame in enumerate(_from_keyframe(container, video, timeline, start)):
+    """Exactly the frames of `span`; a packet that decodes to nothing shows the frame before it again."""
+    held, following = None, span.start
+    for position, frame in enumerate(_from_keyframe(path, container, video, timeline, span.start)):
         index = timeline.index_of(frame.pts, position)
-        while following < min(index, stop):
+        while following < min(index, span.stop):
             if held is None:
                 raise _DamageError
             yield held
             following += 1
-        if index == following < stop:
+        if index == following < span.stop:
             yield frame
             following += 1
-        if following == stop:
+        if following == span.stop:
             return
         held = frame
     raise _DamageError
 
 
 def _from_keyframe(
-    container: InputContainer, video: VideoStream, timeline: Timeline, start: int
+    path: Path, container: InputContainer, video: VideoStream, timeline: Timeline, start: int
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe at or before `start`, or from the first one."""
     if timeline.pts is None or start == 0:
         yield from _frames(container, video)
         return
     # With open groups of pictures a seek can land on a keyframe that is shown after the frame wanted.
-    for back in (0, 16, 64, 256, timeline.frames):
+    for back in (0, 16, 64, 256, 1024):
         container.seek(int(timeline.pts[max(0, start - back)]), stream=video)
         frames = _frames(container, video)
         first = next(frames, None)
@@ -377,7 +377,9 @@ def _from_keyframe(
             yield first
             yield from frames
             return
-    raise _DamageError
+    # Transport streams have no index, and a seek cannot reach the very first keyframe.
+    with _opened(path) as (unread, again):
+        yield from _frames(unread, again)
 
 
 def _frames(container: InputContainer, video: VideoStream) -> Iterator[av.VideoFrame]:

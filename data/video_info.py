@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 DecodedFrame = Any  # a PyAV VideoFrame; only data/video.py imports PyAV
 
@@ -33,7 +33,7 @@ class ColorTags:
     transfer: str | None = None
 
     @classmethod
-    def of(cls, frame: DecodedFrame) -> Self:
+    def of(cls, frame: DecodedFrame) -> "ColorTags":
         """What a decoded frame says of itself."""
         return cls(
             matrix=_MATRICES.get(frame.colorspace),

@@ -1,4 +1,4 @@
-"""Attention kernels. One is chosen when the model is built; one that cannot run is an error, never a fallback.
+"""Attention kernels. One is chosen when the model is built; one that cannot run is an error, no fallback.
 
 Letters: b batch, n heads, q queries, k keys, d head width.
 """
@@ -36,7 +36,9 @@ def sdpa_attention(
     mask: Bool[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, "b n q d"]:
     """The same through torch's fused kernel."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=None if mask is None else mask[:, None, None, :])
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=None if mask is None else mask[:, None, None, :]
+    )
 
 
 KERNELS: dict[KernelName, Kernel] = {"math": math_attention, "sdpa": sdpa_attention}

@@ -1,4 +1,4 @@
-"""Flow matching (Movie Gen, section 3.1.2; the seed's section 1.1). t = 0 is noise and t = 1 is data, here and only here.
+"""Flow matching (Movie Gen, section 3.1.2). t = 0 is noise and t = 1 is data, here and only here.
 
 The path is CondOT: a straight line from noise to data. General Gaussian paths enter through (alpha, beta).
 """
@@ -18,7 +18,7 @@ class FlowConfig:
     """How times are drawn and conditions dropped in training.
 
     `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all` every
-    encoder's text is replaced by the null prompt (the seed's η); each encoder alone with `drop_each`.
+    encoder's text is replaced by the null prompt (classifier-free guidance); each alone with `drop_each`.
     """
 
     time: Literal["logit_normal", "uniform"] = "logit_normal"
@@ -47,8 +47,8 @@ class FlowSample:
 def time_quantile(level: Float[Tensor, " b"], config: FlowConfig) -> Float[Tensor, " b"]:
     """Times in (0, 1) from levels in (0, 1), by the inverse of the distribution function.
 
-    Random levels give random times; stratified levels (i + u) / b cover the distribution evenly in each batch,
-    which leaves the expected loss as it is and takes most of the noise of the times out of it.
+    Random levels give random times; stratified levels (i + u) / b cover the distribution evenly in each
+    batch, which leaves the expected loss as it is and takes the noise of the times out of it.
     """
     if config.time == "uniform":
         return level
@@ -56,17 +56,25 @@ def time_quantile(level: Float[Tensor, " b"], config: FlowConfig) -> Float[Tenso
 
 
 def perturb(
-    data: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], time: Float[Tensor, " b"], sigma_min: float = SIGMA_MIN
+    data: Float[Tensor, "b ..."],
+    noise: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    sigma_min: float = SIGMA_MIN,
 ) -> FlowSample:
     """X_t = t X_1 + (1 − (1 − σ_min) t) X_0 and V = X_1 − (1 − σ_min) X_0 (Movie Gen, equations 1 and 2)."""
     t = _expand(time, data)
-    return FlowSample(x_t=t * data + (1 - (1 - sigma_min) * t) * noise, velocity=data - (1 - sigma_min) * noise)
+    return FlowSample(
+        x_t=t * data + (1 - (1 - sigma_min) * t) * noise, velocity=data - (1 - sigma_min) * noise
+    )
 
 
 def score_from_velocity(
-    velocity: Float[Tensor, "b ..."], x_t: Float[Tensor, "b ..."], time: Float[Tensor, " b"], sigma_min: float = SIGMA_MIN
+    velocity: Float[Tensor, "b ..."],
+    x_t: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    sigma_min: float = SIGMA_MIN,
 ) -> Float[Tensor, "b ..."]:
-    """∇ log p_t(x) from the velocity (the seed's Proposition 1 and equation 1.4, solved for the score).
+    """∇ log p_t(x) from the velocity for any Gaussian path, here CondOT.
 
     With α = t and β = 1 − (1 − σ_min) t: u = (β²α̇/α − ββ̇) score + (α̇/α) x, that is
     score = (α u − α̇ x) / (β (α̇ β − α β̇)). Singular only where β = 0.
@@ -77,7 +85,10 @@ def score_from_velocity(
 
 
 def velocity_from_score(
-    score: Float[Tensor, "b ..."], x_t: Float[Tensor, "b ..."], time: Float[Tensor, " b"], sigma_min: float = SIGMA_MIN
+    score: Float[Tensor, "b ..."],
+    x_t: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    sigma_min: float = SIGMA_MIN,
 ) -> Float[Tensor, "b ..."]:
     """Inverse of `score_from_velocity`; singular at t = 0, where α = 0."""
     alpha = _expand(time, x_t)

@@ -100,7 +100,9 @@ class CrossAttention(nn.Module):
         k, v = rearrange(self.key_value(text), "b l (two n d) -> two b n l d", two=2, n=self.heads)
         return KeysValues(self.norm.key(k), v)
 
-    def forward(self, x: Float[Tensor, "b l d"], keys_values: KeysValues, mask: Bool[Tensor, "b k"]) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b l d"], keys_values: KeysValues, mask: Bool[Tensor, "b k"]
+    ) -> Tensor:
         q = self.norm.query(rearrange(self.query(x), "b l (n d) -> b n l d", n=self.heads))
         return self.out(rearrange(self.kernel(q, *keys_values, mask), "b n l d -> b l (n d)"))
 
@@ -121,7 +123,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor, modulation: Tensor, keys_values: KeysValues, mask: Tensor
     ) -> Float[Tensor, "b l d"]:
-        """`positions` "1 l d" enter at every layer; `modulation` "b 6 d" is shared, this layer adds its bias."""
+        """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias."""
         m = Modulation(*(modulation + self.modulation_bias).unsqueeze(2).unbind(dim=1))
         x = x + positions
         h = self.attention_norm(x) * (1 + m.attention_scale) + m.attention_shift
@@ -141,10 +143,12 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         half = self.frequencies // 2
-        rates = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device, dtype=torch.float32) / half)
+        rates = torch.exp(
+            -math.log(10_000) * torch.arange(half, device=time.device, dtype=torch.float32) / half
+        )
         angles = 1000 * time.float()[:, None] * rates
         sinusoids = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))  # pyright: ignore[reportArgumentType]
+        return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
 
 
 class FactorizedPositions(nn.Module):
@@ -165,6 +169,8 @@ class FactorizedPositions(nn.Module):
         """
         for axis, size, limit in zip(("frames", "height", "width"), (t, h, w), self.sizes, strict=True):
             if size > limit:
-                raise ValueError(f"{axis}: {size} tokens, but the position table ends at {limit} (dit.max_tokens)")
+                raise ValueError(
+                    f"{axis}: {size} tokens, but the position table ends at {limit} (dit.max_tokens)"
+                )
         grid = self.time[:t, None, None] + self.height[None, :h, None] + self.width[None, None, :w]
         return rearrange(grid, "t h w d -> 1 (t h w) d")

@@ -75,7 +75,7 @@ class VideoDiT(nn.Module):
         self.head = nn.Linear(d, patch)
 
     def init_weights(self) -> None:
-        """Every starting value. Residual branches and the head start at zero, so the velocity starts at zero."""
+        """Every starting value. Residual branches and the head start at zero, and so does the velocity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
@@ -85,16 +85,16 @@ class VideoDiT(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
-            elif isinstance(module, Block):
-                nn.init.zeros_(module.modulation_bias)
-                nn.init.zeros_(module.cross_attention.out.weight)
+        for block in self._blocks:
+            nn.init.zeros_(block.modulation_bias)
+            nn.init.zeros_(block.cross_attention.out.weight)
         for table in self.positions.parameters():
             nn.init.normal_(table, std=0.02)
         for linear in (self.modulation, self.head_modulation, self.head):
             nn.init.zeros_(linear.weight)
 
     def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
-        """Project each encoder's states to the width, join them along the sequence, and take keys and values."""
+        """Project each encoder's states to the width, join them along the sequence, take keys and values."""
         if len(text) != len(self.text):
             raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
         states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
@@ -127,7 +127,9 @@ class VideoDiT(nn.Module):
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a latent of these sizes."""
-        sizes = tuple(zip(("frames", "height", "width"), (frames, height, width), self.config.patch_size, strict=True))
+        sizes = tuple(
+            zip(("frames", "height", "width"), (frames, height, width), self.config.patch_size, strict=True)
+        )
         for axis, size, patch in sizes:
             if size % patch:
                 raise ValueError(f"latent {axis}: {size} does not divide into patches of {patch}")

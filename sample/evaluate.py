@@ -153,10 +153,11 @@ def evaluate(
     if sheet is not None:
         contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=texts[:_SHEET_CLIPS])
     others = [sample_scene(prompts + index, split="heldout") for index in range(prompts)]
-    return measure(judge, scenes, clips, _renders(scenes, bucket), _renders(others, bucket))
+    return measure(judge, scenes, clips, renders(scenes, bucket), renders(others, bucket))
 
 
-def _renders(scenes: Sequence[Scene], bucket: Bucket) -> list[Clip]:
+def renders(scenes: Sequence[Scene], bucket: Bucket) -> list[Clip]:
+    """Real clips of the scenes in the shape of the bucket."""
     size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
     return [render(scene, **size) for scene in scenes]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class LatentInfo:
         return {"format": _FORMAT, "version": _VERSION, **asdict(self), "fps": str(self.fps)}
 
     @classmethod
-    def from_attributes(cls, attributes: dict[str, Any]) -> Self:
+    def from_attributes(cls, attributes: dict[str, Any]) -> "LatentInfo":
         """Inverse of `to_attributes`.
 
         Raises:

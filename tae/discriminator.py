@@ -1,6 +1,7 @@
 """A patch discriminator over space and time (after Isola et al. 2017, in 3D)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -26,7 +27,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [3, *(config.channels * 2**i for i in range(config.depth))]
         self.layers = nn.ModuleList(
-            nn.Conv3d(a, b, (3, 4, 4), stride=(1, 2, 2), padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv3d(a, b, (3, 4, 4), stride=(1, 2, 2), padding=1) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(
             nn.Identity() if i == 0 else nn.GroupNorm(1, width) for i, width in enumerate(widths[1:])

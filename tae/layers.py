@@ -124,8 +124,8 @@ def _attend(qkv: Tensor) -> Tensor:
 class Downsample(nn.Module):
     """Strided 2D convolution (padded at the far edges, as in latent diffusion), then strided over time.
 
-    With `shortcut` the folded input, averaged over groups of channels, is added (the residual autoencoding of
-    Chen et al. 2024, arXiv:2410.10733), so that pixels reach the latent along a linear path from the first step.
+    With `shortcut` the folded input, averaged over groups of channels, is added (the residual autoencoding
+    of Chen et al. 2024, arXiv:2410.10733): pixels reach the latent along a linear path from the first step.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: Stride, shortcut: bool) -> None:
@@ -133,7 +133,11 @@ class Downsample(nn.Module):
         self.stride = stride
         self.shortcut = shortcut
         self.channels = channels_out
-        self.spatial = nn.Conv3d(channels_in, channels_out, (1, 3, 3), stride=(1, *stride[1:])) if max(stride[1:]) > 1 else None
+        self.spatial = (
+            nn.Conv3d(channels_in, channels_out, (1, 3, 3), stride=(1, *stride[1:]))
+            if max(stride[1:]) > 1
+            else None
+        )
         self.temporal = TemporalConv(channels_out, stride[0]) if stride[0] > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,13 +161,19 @@ class Upsample(nn.Module):
         self.stride = stride
         self.shortcut = shortcut
         self.repeats = channels_out * math.prod(stride) // channels_in
-        self.spatial = nn.Conv3d(channels_in, channels_out, (1, 3, 3), padding=(0, 1, 1)) if max(stride[1:]) > 1 else None
+        self.spatial = (
+            nn.Conv3d(channels_in, channels_out, (1, 3, 3), padding=(0, 1, 1))
+            if max(stride[1:]) > 1
+            else None
+        )
         self.temporal = TemporalConv(channels_out) if stride[0] > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
         if self.spatial is not None:
-            y = self.spatial(F.interpolate(y, scale_factor=(1.0, *map(float, self.stride[1:])), mode="nearest"))
+            y = self.spatial(
+                F.interpolate(y, scale_factor=(1.0, *map(float, self.stride[1:])), mode="nearest")
+            )
         if self.temporal is not None:
             y = self.temporal(y.repeat_interleave(self.stride[0], dim=2))
         return y + unfold(x.repeat_interleave(self.repeats, dim=1), self.stride) if self.shortcut else y

@@ -4,7 +4,6 @@ Letters: b batch, c channels, t frames, h height, w width.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,9 @@ from tae.model import Posterior
 class LossConfig:
     """Weights of the terms; a term of weight zero is not computed.
 
-    `adversarial` starts at step `adversarial_start`, so that the discriminator meets a decoder that already
-    reconstructs. `perceptual_weights` names the VGG trunk of the perceptual term: a file, or "stlpips" for the
-    one that the package stlpips-pytorch ships.
+    `adversarial` starts at step `adversarial_start`, so that the discriminator meets a decoder that
+    already reconstructs. `perceptual_weights` names the trunk of the perceptual term: a file, or "stlpips"
+    for the one that the package stlpips-pytorch ships.
     """
 
     l1: float = 1.0
@@ -33,7 +32,6 @@ class LossConfig:
     perceptual_weights: str = "stlpips"
     adversarial: float = 0.0
     adversarial_start: int = 0
-    adversarial_loss: Literal["hinge"] = "hinge"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -43,15 +41,15 @@ class LossConfig:
 
 
 def kl_loss(posterior: Posterior) -> Float[Tensor, ""]:
-    """KL to the standard normal in nats, averaged over latent values, so that no clip length changes its weight."""
+    """KL to the standard normal in nats, averaged over latent values: clips of any length weigh the same."""
     return posterior.kl().mean()
 
 
 def outlier_penalty(latent: Float[Tensor, "b c t h w"], radius: float) -> Float[Tensor, ""]:
     """Outlier penalty loss (Movie Gen, equation 3), with time rolled into the batch.
 
-    1/(HW) Σ_ij max(‖X_ij − mean‖ − r‖std‖, 0): X_ij is the channel vector at a position, mean and std are over
-    the positions of its frame, and the norms are over channels.
+    1/(HW) Σ_ij max(‖X_ij − mean‖ − r‖std‖, 0): X_ij is the channel vector at a position, mean and std are
+    over the positions of its frame, and the norms are over channels.
     """
     frames = rearrange(latent, "b c t h w -> (b t) c (h w)")
     mean = frames.mean(dim=2, keepdim=True)
@@ -61,7 +59,7 @@ def outlier_penalty(latent: Float[Tensor, "b c t h w"], radius: float) -> Float[
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Float[Tensor, ""]:
-    """Hinge loss of the discriminator (Lim and Ye 2017): mean max(0, 1 − D(x)) + mean max(0, 1 + D(x̂)), halved."""
+    """Hinge loss of the discriminator (Lim and Ye 2017): mean of max(0, 1 − D(x)) and of max(0, 1 + D(x̂))."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 

@@ -30,9 +30,9 @@ def psnr(
 def ssim(
     reconstruction: Float[Tensor, "frames 3 height width"], source: Float[Tensor, "frames 3 height width"]
 ) -> Float[Tensor, " frames"]:
-    """Structural similarity of each frame (Wang et al. 2004, eq. 13), mean over channels and whole windows.
+    """Structural similarity of each frame (Wang et al. 2004, eq. 13), mean over channels and pixels.
 
-    Below 11 pixels a side the window is cut to the largest odd size that fits.
+    Borders are mirrored, as in torchmetrics; below 6 pixels a side the window is cut to fit.
     """
     moments = (reconstruction, source, reconstruction.square(), source.square(), reconstruction * source)
     mean_x, mean_y, square_x, square_y, product = _smooth(torch.stack(moments))
@@ -43,14 +43,21 @@ def ssim(
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-def _smooth(maps: Float[Tensor, "n frames 3 height width"]) -> Float[Tensor, "n frames 3 h w"]:
-    flat = maps.flatten(0, 2).unsqueeze(1)
-    for dim, shape in ((2, (1, 1, -1, 1)), (3, (1, 1, 1, -1))):
-        size = min(_WINDOW, flat.shape[dim] - (flat.shape[dim] + 1) % 2)
-        at = torch.arange(size, dtype=maps.dtype, device=maps.device) - (size - 1) / 2
-        kernel = torch.exp(-at.square() / (2 * _SIGMA**2))
-        flat = torch.nn.functional.conv2d(flat, (kernel / kernel.sum()).view(shape))
-    return flat.view(*maps.shape[:3], *flat.shape[2:])
+def _smooth(maps: Float[Tensor, "n frames 3 height width"]) -> Float[Tensor, "n frames 3 height width"]:
+    # The window is separable, and two band matrices are several times faster on a CPU than a convolution.
+    rows, columns = (_window_matrix(side, maps) for side in maps.shape[3:])
+    return rows @ maps @ columns.T
+
+
+def _window_matrix(side: int, like: Tensor) -> Float[Tensor, "side side"]:
+    """Row i holds the window around position i, mirrored at the ends."""
+    reach = min(_WINDOW // 2, side - 1)
+    offset = torch.arange(-reach, reach + 1, device=like.device)
+    window = torch.exp(-offset.to(like.dtype).square() / (2 * _SIGMA**2))
+    position = (torch.arange(side, device=like.device)[:, None] + offset).abs()
+    position = torch.where(position >= side, 2 * (side - 1) - position, position)
+    weights = (window / window.sum()).expand(side, -1)
+    return like.new_zeros(side, side).scatter_add_(1, position, weights)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,11 +45,11 @@ class TAEConfig:
 
     `patch_size` (time, height, width) folds pixels into channels before the first convolution; `strides`
     (one a level, the last level has none) shrink what is left. `encoder_blocks` and `decoder_blocks` count
-    residual blocks, finest level first. With `shortcuts` the resampling layers change the
-    width themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
+    residual blocks, finest level first. With `shortcuts` the resampling layers change the width
+    themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
     which start at zero: training starts from a linear autoencoder. Without, the layout is that of latent
-    diffusion. `latent_mean` and `latent_std`, one value a
-    channel, are measured on training clips; empty means that they are not known yet.
+    diffusion. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
+    means that they are not known yet.
     """
 
     patch_size: Stride = (1, 1, 1)
@@ -68,15 +67,21 @@ class TAEConfig:
 
     def __post_init__(self) -> None:
         if len(self.strides) != len(self.multipliers) - 1:
-            raise ValueError(f"tae.strides: {len(self.multipliers)} levels need {len(self.multipliers) - 1} strides")
+            raise ValueError(
+                f"tae.strides: {len(self.multipliers)} levels need {len(self.multipliers) - 1} strides"
+            )
         for key in ("encoder_blocks", "decoder_blocks"):
             if len(getattr(self, key)) != len(self.multipliers):
                 raise ValueError(f"tae.{key}: give {len(self.multipliers)} counts, one a level")
         if self.norm == "group" and any(self.channels * m % 32 for m in self.multipliers):
-            raise ValueError("tae.channels: times each multiplier must divide by 32, the number of norm groups")
+            raise ValueError(
+                "tae.channels: times each multiplier must divide by 32, the number of norm groups"
+            )
         for key in ("latent_mean", "latent_std"):
             if len(getattr(self, key)) not in {0, self.latent_channels}:
-                raise ValueError(f"tae.{key}: give {self.latent_channels} values, one a latent channel, or none")
+                raise ValueError(
+                    f"tae.{key}: give {self.latent_channels} values, one a latent channel, or none"
+                )
 
     @property
     def factors(self) -> Stride:
@@ -98,7 +103,10 @@ class TAEConfig:
             if size < factor or size % factor:
                 raise ValueError(f"{name}: {size} is not a positive multiple of {factor}; pad the frames")
         return LatentShape(
-            channels=self.latent_channels, frames=-(-frames // time), height=height // rows, width=width // columns
+            channels=self.latent_channels,
+            frames=-(-frames // time),
+            height=height // rows,
+            width=width // columns,
         )
 
 
@@ -147,9 +155,9 @@ class Encoder(nn.Module):
                 layers.append(ResBlock(width, out, config.norm))
                 width = out
             if level < len(config.strides):
-                out = widths[level + 1] if config.shortcuts else width
-                layers.append(Downsample(width, out, config.strides[level], config.shortcuts))
-                width = out
+                wider = widths[level + 1] if config.shortcuts else width
+                layers.append(Downsample(width, wider, config.strides[level], config.shortcuts))
+                width = wider
         self.layers = nn.Sequential(*layers, *_middle(width, config))
         self.norm_out = make_norm(config.norm, width)
         self.conv_out = Conv(width, 2 * config.latent_channels)
@@ -186,7 +194,11 @@ class Decoder(nn.Module):
 def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
     if not config.attention:
         return []
-    return [ResBlock(width, width, config.norm), Attention(width, config.norm), ResBlock(width, width, config.norm)]
+    return [
+        ResBlock(width, width, config.norm),
+        Attention(width, config.norm),
+        ResBlock(width, width, config.norm),
+    ]
 
 
 class TAE(nn.Module):
@@ -213,10 +225,15 @@ class TAE(nn.Module):
             nn.init.normal_(self.to_pixels.weight, std=0.02)
             for conv in (self.encoder.conv_out, self.decoder.conv_out):
                 nn.init.zeros_(conv.spatial.weight)
-            for conv in (self.to_latent, self.to_pixels, self.encoder.conv_out.spatial, self.decoder.conv_out.spatial):
+            for conv in (
+                self.to_latent,
+                self.to_pixels,
+                self.encoder.conv_out.spatial,
+                self.decoder.conv_out.spatial,
+            ):
                 assert conv.bias is not None
                 nn.init.zeros_(conv.bias)
-        # A posterior that starts as wide as the prior drowns what the encoder says for the first hundreds of steps.
+        # A posterior that starts as wide as the prior drowns what the encoder says for hundreds of steps.
         bias = self.encoder.conv_out.temporal.bias
         assert bias is not None
         nn.init.constant_(bias[self.config.latent_channels :], INITIAL_LOGVAR)
@@ -242,7 +259,9 @@ class TAE(nn.Module):
         mean, logvar = moments.chunk(2, dim=1)
         return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
 
-    def decode(self, latent: Float[Tensor, "b c t h w"], frames: int) -> Float[Tensor, "b 3 frames height width"]:
+    def decode(
+        self, latent: Float[Tensor, "b c t h w"], frames: int
+    ) -> Float[Tensor, "b 3 frames height width"]:
         """RGB in about [-1, 1] (not clamped); spurious frames beyond `frames` are discarded.
 
         Raises:
@@ -269,7 +288,9 @@ class TAE(nn.Module):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if not self.config.latent_mean:
-            raise ValueError("tae.latent_mean: not measured; export the autoencoder from its training run first")
+            raise ValueError(
+                "tae.latent_mean: not measured; export the autoencoder from its training run first"
+            )
         mean = like.new_tensor(self.config.latent_mean).view(1, -1, 1, 1, 1)
         return mean, like.new_tensor(self.config.latent_std).view(1, -1, 1, 1, 1)
 

@@ -70,8 +70,14 @@ def build(config: RunConfig) -> nn.Module:
 
 def build_text(config: TextTrainConfig) -> nn.ModuleList:
     def t5(shape: EncoderConfig) -> T5EncoderModel:
-        size = {"d_model": shape.width, "d_ff": shape.feed_forward, "num_layers": shape.layers}
-        return T5EncoderModel(T5Config(**size, num_heads=shape.heads, d_kv=shape.width // shape.heads))
+        config = T5Config(
+            d_model=shape.width,
+            d_kv=shape.width // shape.heads,
+            d_ff=shape.feed_forward,
+            num_layers=shape.layers,
+            num_heads=shape.heads,
+        )
+        return T5EncoderModel(config)
 
     clip = CLIPTextConfig(
         hidden_size=config.metaclip.width,
@@ -121,16 +127,23 @@ def test_the_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             continue
         model = build(load(schema, sources))
         assert all(parameter.is_meta for parameter in model.parameters())
-        count, stated = sum(parameter.numel() for parameter in model.parameters()), stated_parameters(header.expected)
+        count, stated = (
+            sum(parameter.numel() for parameter in model.parameters()),
+            stated_parameters(header.expected),
+        )
         assert count > 0
         if stated is not None:
-            assert abs(count - stated) <= 0.02 * stated, f"the header states {stated:g} parameters, there are {count}"
+            assert abs(count - stated) <= 0.02 * stated, (
+                f"the header states {stated:g} parameters, there are {count}"
+            )
 
 
 def test_a_header_is_read() -> None:
     header = read_header(
-        "# What it is.\n#\n#   torchrun --nproc-per-node 8 -m train configs/a.yaml \\\n#     configs/b.yaml run=x\n"
-        "#   kinoflow train precompute configs/a.yaml out=y\n#\n# Expected: 30.1B parameters,\n# slow.\nmodel: dit\n"
+        "# What it is.\n#\n"
+        "#   torchrun --nproc-per-node 8 -m train configs/a.yaml \\\n#     configs/b.yaml run=x\n"
+        "#   kinoflow train precompute configs/a.yaml out=y\n#\n"
+        "# Expected: 30.1B parameters,\n# slow.\nmodel: dit\n"
     )
     assert header.launches == [
         (RunConfig, ["configs/a.yaml", "configs/b.yaml", "run=x"]),

@@ -1,26 +1,38 @@
-"""Training clips of a bucket, from the procedural world or a manifest, addressed by (seed, step, position)."""
+"""Training clips of a bucket, from a list or drawn, addressed by (seed, step, position)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from data import manifest
 from data.buckets import Bucket, choose, parse
+from data.clips import Clips
 from data.world import caption, render, sample_scene
 from train.config import DataConfig
 
 _CAPTION_STREAMS = 1_000_003
+_STEP_STRIDE = 10_000
+_LIST_STRIDE = 7919
 
 
 class ClipSource:
-    """World clips: seed and position give the scene, so no two steps share one and any rank can draw any."""
+    """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    World clips are drawn from seed and position and never repeat; those of a list come round again, and bad
+    ones are written to `quarantine`.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, quarantine: Path) -> None:
         self.buckets = tuple(parse(text) for text in config.buckets)
         self.batch_size = config.batch_size
         self.seed = seed
+        self.listed = None
+        if config.manifest is not None:
+            self.listed = Clips(manifest.read(config.manifest), self.buckets, seed, quarantine)
 
     def bucket(self, step: int) -> Bucket:
         """The bucket of this step: one for all ranks, so that all do the same work."""
@@ -29,9 +41,23 @@ class ClipSource:
     def batch(self, step: int, rank: int, world_size: int) -> Float[Tensor, "b 3 frames height width"]:
         """Slice `rank` of `world_size` of the clips of a step, RGB in [-1, 1]."""
         bucket = self.bucket(step)
-        share = (bucket.batch_size or self.batch_size) // world_size
-        first = self.seed * 10**9 + step * 10**4 + rank * share
-        return to_tensor([draw(first + i, bucket) for i in range(share)])
+        return to_tensor(
+            [self._clip(position, bucket) for position in self.positions(step, rank, world_size)]
+        )
+
+    def positions(self, step: int, rank: int, world_size: int) -> range:
+        """Where this slice of the step's clips lies in the endless stream of clips."""
+        share = (self.bucket(step).batch_size or self.batch_size) // world_size
+        first = step * _STEP_STRIDE + rank * share
+        return range(first, first + share)
+
+    def _clip(self, position: int, bucket: Bucket) -> UInt8[np.ndarray, "frames height width 3"]:
+        if self.listed is None:
+            return draw(self.seed * 10**9 + position, bucket)
+        # Steps are far apart in the stream; a prime stride walks the whole list in a mixed order.
+        return self.listed.get(
+            position // _STEP_STRIDE * _LIST_STRIDE + position % _STEP_STRIDE, bucket
+        ).video
 
     def heldout(self, count: int) -> Float[Tensor, "b 3 frames height width"]:
         """Clips of compositions that training never draws, in the largest bucket."""
@@ -51,6 +77,8 @@ def describe(index: int, bucket: Bucket, choice: int) -> str:
     return caption(scene, index + _CAPTION_STREAMS * choice, image=bucket.frames == 1)
 
 
-def to_tensor(clips: Sequence[UInt8[np.ndarray, "frames height width 3"]]) -> Float[Tensor, "b 3 frames height width"]:
+def to_tensor(
+    clips: Sequence[UInt8[np.ndarray, "frames height width 3"]],
+) -> Float[Tensor, "b 3 frames height width"]:
     """Bytes to RGB in [-1, 1]."""
     return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)

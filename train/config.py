@@ -23,13 +23,12 @@ def _at_least(section: str, minimum: float, **values: float) -> None:
 class DataConfig:
     """Where clips come from, and how many a step takes.
 
-    batch_size is global: the clips of one optimizer step over all ranks and micro-batches.
-    latents (a folder that `python -m train precompute` wrote) wins over manifest (Parquet or JSONL),
-    and manifest over world (clips drawn on the fly). workers are background threads that prepare the
-    next batches; 0 prepares them in the loop.
+    batch_size is global: the clips of one optimizer step over all ranks and micro-batches. The autoencoder
+    takes clips of the manifest (Parquet or JSONL), or of the procedural world where there is none; the
+    transformer takes latents, a folder that `python -m train precompute` wrote. workers are background
+    threads that prepare the next batches; 0 prepares them in the loop.
     """
 
-    world: bool = True
     manifest: str | None = None
     latents: str | None = None
     buckets: tuple[str, ...] = ("16x64x64@16",)
@@ -41,8 +40,6 @@ class DataConfig:
         _at_least("data.", 0, workers=self.workers)
         if not self.buckets:
             raise ConfigError("data.buckets: give at least one, for example 16x64x64@16")
-        if not (self.world or self.manifest or self.latents):
-            raise ConfigError("data: no source, set data.world=true, data.manifest or data.latents")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ PREVIEW_PROMPTS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class DiTBatch:
-    """Normalized latents, the noise and times they are mixed at, and the text of each (order of the encoders)."""
+    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder."""
 
     latent: Float[Tensor, "b c t h w"]
     noise: Float[Tensor, "b c t h w"]
@@ -67,8 +67,8 @@ class DiTTask:
         self.latents = LatentDataset(config.data.latents)
         if self.latents.index.widths != config.dit.text_widths:
             raise ConfigError(
-                f"dit.text_widths: {config.dit.text_widths}, but {config.data.latents} holds text states of widths "
-                f"{self.latents.index.widths}"
+                f"dit.text_widths: {config.dit.text_widths}, but {config.data.latents} holds text states "
+                f"of widths {self.latents.index.widths}"
             )
         self.buckets = [parse(name) for name in self.latents.buckets]
         self.sampler = Sampler(
@@ -103,7 +103,8 @@ class DiTTask:
         generator = torch.Generator().manual_seed(hash((self.config.seed, step, position)) % 2**63)
         return torch.randn(tuple(shape), generator=generator)
 
-    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:
+    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:  # noqa: ARG002
+        """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it."""
         sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.sigma_min)
         return F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity), {}
 
@@ -113,10 +114,14 @@ class DiTTask:
     def preview(self, model: nn.Module, folder: Path, step: int) -> None:
         """Clips of held-out compositions, the same at every preview: an mp4 each and one contact sheet."""
         bucket = max(self.buckets, key=lambda b: (b.frames, b.weight))
-        prompts = [caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_PROMPTS)]
+        prompts = [
+            caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_PROMPTS)
+        ]
         clips = self._generate(model, prompts, bucket)
         for i, clip in enumerate(clips):
-            write(folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)})
+            write(
+                folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)}
+            )
         contact_sheet(folder / "samples.png", list(clips), columns=6, captions=prompts)
 
     def _generate(self, model: nn.Module, prompts: list[str], bucket: Bucket) -> np.ndarray:

@@ -66,14 +66,16 @@ def _free_port() -> int:
 class _Loss(nn.Module):
     """What DeepSpeed wraps: a whole loss as one forward, so that its hooks see every submodule call."""
 
-    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, mixed: torch.autocast) -> None:
         super().__init__()
         self.model = model
         self._loss = loss
+        self._mixed = mixed
         self.parts: Parts = {}
 
     def forward(self, batch: Any, step: int) -> Tensor | None:
-        result = self._loss(self.model, batch, step)
+        with self._mixed:
+            result = self._loss(self.model, batch, step)
         if result is None:
             return None
         loss, parts = result
@@ -90,14 +92,18 @@ class Engine:
         self.model = model
         self.world = world
         self._grad_clip = config.optimizer.grad_clip
-        self._module = _Loss(model, loss)
+        # bf16 weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
+        bf16 = config.deepspeed.precision == "bf16"
+        self._mixed = torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self._module = _Loss(model, loss, self._mixed)
         self._micro_batches = 0
         self.stage = config.deepspeed.zero_stage
-        self.deepspeed, *_ = deepspeed.initialize(
+        wrapped = deepspeed.initialize(
             model=self._module,
             optimizer=adamw(self._module, config.optimizer),
             config=_deepspeed_config(config, world),
         )
+        self.deepspeed: Any = wrapped[0]
         if self.stage == 0 and world.size == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy every gradient
 
@@ -123,10 +129,10 @@ class Engine:
 
     def _clip(self) -> Tensor:
         """Clip here, as torch does: DeepSpeed's stage 0 would not report the norm."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = list(self.model.parameters())
         if self._grad_clip > 0:
             return nn.utils.clip_grad_norm_(parameters, self._grad_clip)
-        return nn.utils.get_total_norm([p.grad for p in parameters])
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def save(self, folder: Path, tag: str) -> None:
         """Write folder/tag; every rank writes its own shards."""
@@ -141,7 +147,7 @@ class Engine:
         found = (self._fragment(name, p) for name, p in self.model.named_parameters() if p.requires_grad)
         return [fragment for fragment in found if fragment is not None]
 
-    def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
+    def _fragment(self, name: str, parameter: Any) -> Fragment | None:
         if self.stage == 0:
             return Fragment(name=name, shape=tuple(parameter.shape), start=0, master=parameter.data)
         if self.stage == 3:
@@ -171,7 +177,7 @@ class Engine:
         self._refresh()
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._mixed:
                 yield self.model
         finally:
             for name, parameter in self.model.named_parameters():
@@ -179,7 +185,7 @@ class Engine:
             self._refresh()
             self.model.train(training)
 
-    def _stored(self, parameter: nn.Parameter) -> Tensor:
+    def _stored(self, parameter: Any) -> Tensor:
         """Where this rank keeps a parameter between steps: under ZeRO-3 its own partition."""
         return parameter.ds_tensor.data if self.stage == 3 else parameter.data
 
@@ -193,7 +199,7 @@ class Engine:
                 parameter.data.copy_(self._whole(own.get(name), parameter))
             elif name in own:
                 value = own[name][1]
-                parameter.ds_tensor.data.view(-1)[: value.numel()].copy_(value)
+                self._stored(parameter).view(-1)[: value.numel()].copy_(value)
 
     def _refresh(self) -> None:
         """ZeRO-3 keeps small parameters gathered: gather them anew from the changed partitions."""

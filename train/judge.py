@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from torch.nn import functional
 
 from configs import dump
 from data.buckets import Bucket, parse
-from data.world import Split, labels, render, sample_scene
+from data.world import Split, labels, sample_scene
+from sample.evaluate import renders
+from sample.generate import decode_latent
 from sample.judge import ATTRIBUTES, Judge, JudgeConfig, Verdict, letter_classes
 from tae.model import TAE
 from train.config import RunConfig
@@ -49,43 +52,38 @@ def main(config: RunConfig) -> int:
     """Train a judge, write it to the release's judge/ and its accuracy to the run's judge.json; 0.
 
     `data.buckets` are the sizes, lengths and rates that are drawn. When the release already holds an
-    autoencoder, one clip in eight passes through it, so that its traces are not held against a clip.
+    autoencoder, one clip in four passes through it, so that its traces are not held against a clip.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    folder, target = Path(config.run), Path(config.release) / "judge"
+    tae_folder = Path(config.release) / "tae"
+    tae = TAE.from_pretrained(tae_folder) if (tae_folder / "config.json").exists() else None
     torch.manual_seed(config.seed)
     judge = Judge(JudgeConfig())
     judge.init_weights()
-    folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
     dump(config, folder / "config.yaml")
     started = time.perf_counter()
-    _fit(judge, config, folder)
-    judge.save_pretrained(Path(config.release) / "judge")
-    saved = Judge.from_pretrained(Path(config.release) / "judge")
-    figures = accuracy(saved, scenes=_NUM_VALIDATION, bucket=parse(config.data.buckets[0]), split="heldout")
-    figures |= {"steps": config.steps, "seconds": time.perf_counter() - started}
+    _fit(judge, tae, config, folder)
+    judge.save_pretrained(target)
+    saved, bucket = Judge.from_pretrained(target), parse(config.data.buckets[0])
+    figures: dict[str, Any] = {"steps": config.steps, "seconds": round(time.perf_counter() - started)}
+    figures["real"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=bucket)
+    if tae is not None:
+        figures["reconstructed"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=bucket, tae=tae)
     (folder / "judge.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))
     return 0
 
 
-def _fit(judge: Judge, config: RunConfig, folder: Path) -> None:
-    tae_folder = Path(config.release) / "tae"
-    tae = TAE.from_pretrained(tae_folder) if (tae_folder / "config.json").exists() else None
+def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None:
     optimizer = adamw(judge, config.optimizer)
-    buckets = [parse(text) for text in config.data.buckets]
-    size, sums, count = config.data.batch_size, {}, 0
+    sums: dict[str, float] = {}
     judge.train()
     with (folder / "log.jsonl").open("w", encoding="utf-8") as log:
         for step in track(range(config.steps), description="judge"):
-            bucket = buckets[step % len(buckets)]
-            seeds = range(
-                config.seed * _SEEDS_APART + step * size, config.seed * _SEEDS_APART + (step + 1) * size
-            )
-            batch = draw(seeds, bucket, judge.config, split="train")
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            video = degrade(judge.prepare(_reconstruct(tae, batch.clips, size // 8)), generator)
+            video, batch = _batch(judge, tae, config, step)
             loss, parts = judge_loss(judge(video), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -93,22 +91,33 @@ def _fit(judge: Judge, config: RunConfig, folder: Path) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optimizer, step, config.steps)
             optimizer.step()
-            count += 1
-            sums = {key: sums.get(key, 0.0) + float(value.detach()) for key, value in parts.items()}
+            sums = {key: sums.get(key, 0.0) + value.item() for key, value in parts.items()}
             if (step + 1) % config.log_every == 0:
-                log.write(json.dumps({"step": step + 1} | {k: v / count for k, v in sums.items()}) + "\n")
+                means = {key: value / config.log_every for key, value in sums.items()}
+                log.write(json.dumps({"step": step + 1} | means) + "\n")
                 log.flush()
-                sums, count = {}, 0
+                sums = {}
+
+
+def _batch(judge: Judge, tae: TAE | None, config: RunConfig, step: int) -> tuple[Tensor, Batch]:
+    """What the judge sees at this step, and the answers: from (seed, step) alone."""
+    size, buckets = config.data.batch_size, config.data.buckets
+    first = config.seed * _SEEDS_APART + step * size
+    batch = draw(range(first, first + size), parse(buckets[step % len(buckets)]), judge.config, split="train")
+    generator = torch.Generator().manual_seed(first)
+    clips = batch.clips
+    if tae is not None and size >= 4:
+        rest, some = clips.tensor_split([size - size // 4])
+        clips = torch.cat((rest, reconstruct(tae, some, generator)))
+    return degrade(judge.prepare(clips), generator), batch
 
 
 def draw(seeds: Sequence[int], bucket: Bucket, config: JudgeConfig, *, split: Split) -> Batch:
     """Render the scenes of these seeds and look up their classes."""
     scenes = [sample_scene(seed, split=split) for seed in seeds]
-    size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-    clips = np.stack([render(scene, fps=bucket.fps, **size) for scene in scenes])
     named = [labels(scene) for scene in scenes]
     return Batch(
-        clips=torch.from_numpy(clips),
+        clips=torch.from_numpy(np.stack(renders(scenes, bucket))),
         color=torch.tensor([config.colors.index(label["color"]) for label in named]),
         shape=torch.tensor([config.shapes.index(label["shape"]) for label in named]),
         motion=torch.tensor([config.motions.index(label["motion"]) for label in named]),
@@ -145,31 +154,35 @@ def degrade(video: Float[Tensor, "b 3 f h w"], generator: torch.Generator) -> Fl
 
 
 @torch.no_grad()
-def _reconstruct(
-    tae: TAE | None, clips: UInt8[Tensor, "b f h w 3"], count: int
+def reconstruct(
+    tae: TAE, clips: UInt8[Tensor, "b f h w 3"], generator: torch.Generator | None = None
 ) -> UInt8[Tensor, "b f h w 3"]:
-    """The last `count` clips as the autoencoder gives them back."""
-    if tae is None or count == 0:
-        return clips
-    video = clips[-count:].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    decoded = tae.decode(tae.encode(video).mean, frames=clips.shape[1])
-    decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
-    return torch.cat((clips[:-count], decoded))
+    """Clips as the autoencoder gives them back.
+
+    With a generator, latents are off by noise of up to 0.3 of their deviation, as a sampled latent may be.
+    """
+    latent = tae.normalize(tae.encode(clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).mean)
+    if generator is not None:
+        strength = 0.3 * torch.rand(len(latent), 1, 1, 1, 1, generator=generator)
+        latent = latent + strength * torch.randn(latent.shape, generator=generator)
+    return decode_latent(tae, latent, frames=clips.shape[1])
 
 
-def accuracy(judge: Judge, *, scenes: int, bucket: Bucket, split: Split) -> dict[str, float]:
-    """Share of clean renders of unseen scenes on which each question is answered right; word: of signs."""
-    right = {key: 0 for key in (*ATTRIBUTES, "word")}
-    signs = 0
-    for start in range(0, scenes, 64):
-        seeds = range(_VALIDATION_SEED + start, _VALIDATION_SEED + min(start + 64, scenes))
-        truths = [sample_scene(seed, split=split) for seed in seeds]
-        size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-        said = judge.judge([render(scene, fps=bucket.fps, **size) for scene in truths]).labels
-        for label, truth in zip(said, map(labels, truths), strict=True):
+def accuracy(judge: Judge, *, scenes: int, bucket: Bucket, tae: TAE | None = None) -> dict[str, float]:
+    """Share of held-out renders on which each question is answered right; word: of those with a sign.
+
+    The scenes are none of those on which releases are evaluated. `tae` passes the renders through it first.
+    """
+    right, signs = dict.fromkeys((*ATTRIBUTES, "word"), 0), 0
+    for start in range(0, scenes, 32):
+        seeds = range(_VALIDATION_SEED + start, _VALIDATION_SEED + min(start + 32, scenes))
+        truths = [sample_scene(seed, split="heldout") for seed in seeds]
+        clips = renders(truths, bucket)
+        if tae is not None:
+            clips = list(reconstruct(tae, torch.from_numpy(np.stack(clips))).numpy())
+        for label, truth in zip(judge.judge(clips).labels, map(labels, truths), strict=True):
             signs += bool(truth["word"])
-            right["word"] += bool(truth["word"]) and label["word"] == truth["word"]
-            for key in ATTRIBUTES:
-                right[key] += label[key] == truth[key]
+            for key in right:
+                right[key] += bool(truth[key]) and label[key] == truth[key]
     shares = {key: right[key] / scenes for key in ATTRIBUTES}
     return shares | {"word": right["word"] / max(signs, 1), "scenes": scenes, "signs": signs}

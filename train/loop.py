@@ -37,7 +37,7 @@ def train(task: Task, config: RunConfig, world: World) -> int:
     log = Log(folder, device=world.device, rank=world.rank, world_size=world.size, start=begin,
               steps=config.steps, pending=pending)  # fmt: skip
     share = config.data.batch_size // (world.size * slices)
-    samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0.0)
+    samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0)
     prepared = prefetch(batches, range(begin, config.steps), config.data.workers)
     with log, closing(prepared), termination() as terminated:
         for step, local in enumerate(prepared, begin):
@@ -46,7 +46,7 @@ def train(task: Task, config: RunConfig, world: World) -> int:
                 local = [batch.to(world.device) for batch in local]  # noqa: PLW2901
             log.add(*_optimize(state, local, step, lr))
             ema.update(step)
-            log.count(*(sum(map(count, local)) for count in (samples, task.tokens, flops)))
+            log.count(sum(map(samples, local)), sum(map(task.tokens, local)), sum(map(flops, local)))
             if done % config.log_every == 0 or done == config.steps:
                 log.write(done, lr=lr)
             # Several ranks must stop at the same step: they ask each other where they meet anyway.

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,21 @@ class Log:
         self._samples = self._tokens = 0
         self._flops = 0.0
         self._clock = self._began = time.perf_counter()
-        self._file, self._board, self._bar = None, None, None
+        self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            self._board = self._open.enter_context(closing(_tensorboard(folder, start)))
             _cut(folder / "log.jsonl", start)
-            self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-            self._board = _tensorboard(folder, start)
+            self._file = self._open.enter_context((folder / "log.jsonl").open("a", encoding="utf-8"))
             self._bar = _progress_bar(start, steps)
+            if self._bar is not None:
+                self._open.enter_context(self._bar)
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for part in (self._bar, self._board, self._file):
-            if part is not None:
-                part.stop() if part is self._bar else part.close()
+        self._open.close()
 
     def add(self, *parts: Parts) -> None:
         """Take in figures of this rank: scalars or 0-d tensors, kept as they are."""
@@ -155,5 +156,4 @@ def _progress_bar(start: int, steps: int) -> Any:
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
     bar = Progress(*columns, console=Console(stderr=True))
     bar.add_task("", total=steps, completed=start, figures="")
-    bar.start()
     return bar

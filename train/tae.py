@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs import ConfigError
-
 from data.sheet import contact_sheet
 from tae import TAE
 from tae.discriminator import PatchDiscriminator
 from tae.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
 from tae.metrics import psnr
 from tae.model import Reconstruction
+from tae.perceptual import PerceptualDistance
 from train.clips import ClipSource
 from train.config import RunConfig
 from train.task import Parts
@@ -39,7 +39,7 @@ class TAEBatch:
 
 
 class TAETask:
-    """Reconstruction, KL and outlier terms; perceptual and adversarial ones where their weights are not zero."""
+    """Reconstruction, KL, outlier, perceptual and adversarial terms, each where its weight is not zero."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -53,35 +53,41 @@ class TAETask:
         if config.loss.adversarial > 0:
             self.discriminator = PatchDiscriminator(config.discriminator)
             self.discriminator.init_weights()
-        self.clips = ClipSource(config.data, config.seed)
+        self.clips = ClipSource(config.data, config.seed, Path(config.run) / "quarantine.jsonl")
+        self.perceptual = None
+        if config.loss.perceptual > 0:
+            self.perceptual = PerceptualDistance.from_file(config.loss.perceptual_weights)
         self._reconstruction: Tensor | None = None
 
     def batch(self, step: int, rank: int, world_size: int) -> TAEBatch:
         video = self.clips.batch(step, rank, world_size)
         shape = self.config.tae.latent_shape(*video.shape[2:])
-        generator = torch.Generator().manual_seed(hash((self.config.seed, step, rank, world_size)) % 2**63)
-        noise = torch.randn(len(video), shape.channels, shape.frames, shape.height, shape.width, generator=generator)
+        size = (shape.channels, shape.frames, shape.height, shape.width)
+        seeds = (hash((self.config.seed, at)) % 2**63 for at in self.clips.positions(step, rank, world_size))
+        noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
         return TAEBatch(video=video, noise=noise)
 
     def loss(self, model: nn.Module, batch: TAEBatch, step: int) -> tuple[Tensor, Parts]:
         weights = self.config.loss
         output = cast(Reconstruction, model(batch.video, batch.noise))
-        parts: Parts = {
-            "l1": F.l1_loss(output.video, batch.video),
-            "l2": F.mse_loss(output.video, batch.video),
-            "kl": kl_loss(output.posterior),
+        terms = {
+            "l1": (weights.l1, F.l1_loss(output.video, batch.video)),
+            "l2": (weights.l2, F.mse_loss(output.video, batch.video)),
+            "kl": (weights.kl, kl_loss(output.posterior)),
         }
-        total = weights.l1 * parts["l1"] + weights.l2 * parts["l2"] + weights.kl * parts["kl"]
         if weights.outlier > 0:
-            parts["outlier"] = outlier_penalty(output.latent, weights.outlier_radius)
-            total = total + weights.outlier * parts["outlier"]
+            terms["outlier"] = (weights.outlier, outlier_penalty(output.latent, weights.outlier_radius))
+        if self.perceptual is not None:
+            terms["perceptual"] = (weights.perceptual, self.perceptual(output.video, batch.video))
         if self._adversarial(step) and self.discriminator is not None:
-            parts["generator"] = generator_hinge(self.discriminator(output.video))
-            total = total + weights.adversarial * parts["generator"]
+            terms["generator"] = (weights.adversarial, generator_hinge(self.discriminator(output.video)))
         self._reconstruction = output.video.detach()
-        return total, parts
+        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        return total, {name: value for name, (_, value) in terms.items()}
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: TAEBatch, step: int) -> tuple[Tensor, Parts] | None:
+    def discriminator_loss(
+        self, discriminator: nn.Module, batch: TAEBatch, step: int
+    ) -> tuple[Tensor, Parts] | None:
         if not self._adversarial(step):
             return None
         assert self._reconstruction is not None, "loss runs before discriminator_loss"

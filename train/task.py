@@ -17,8 +17,15 @@ class Task(Protocol):
     `samples(batch) -> int` where buckets differ in their batch size.
     """
 
-    model: nn.Module
-    discriminator: nn.Module | None  # trained by its own optimizer; None without an adversarial term
+    @property
+    def model(self) -> nn.Module:
+        """What the loop trains."""
+        ...
+
+    @property
+    def discriminator(self) -> nn.Module | None:
+        """Trained by its own optimizer; None without an adversarial term."""
+        ...
 
     def batch(self, step: int, rank: int, world_size: int) -> Any:
         """Slice `rank` of `world_size` equal slices of the global batch of this step."""

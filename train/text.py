@@ -65,6 +65,7 @@ _IGNORED = -100
 _PAD, _END, _UNKNOWN = 0, 1, 2
 _WORD_FLOOR, _LETTER_SCORE, _PAIR_SCORE = -9.0, -14.0, -20.0
 _WARMUP = 50
+_DENOISED = 0.5
 _THUMBNAIL = (6, 24, 24)
 _THUMBNAIL_FPS = Fraction(4)
 _EMBEDDING = 64
@@ -170,7 +171,7 @@ def _train_ul2(config: TextTrainConfig, seed: int, folder: Path) -> None:
     sentinels = _sentinels(tokenizer)
 
     def batch(step: int) -> list[Corruption]:
-        """Half the prompts are described, half denoised; complete captions are more often seen."""
+        """Some prompts are denoised, most described; complete captions are more often seen."""
         random = Random(f"ul2/{seed}/{step}")
         first = step * config.ul2.batch_size
         drawn = [sample(first + i, complete=random.random() < 0.7) for i in range(config.ul2.batch_size)]
@@ -178,7 +179,7 @@ def _train_ul2(config: TextTrainConfig, seed: int, folder: Path) -> None:
         aims = tokenizer([each.description for each in drawn])["input_ids"]
         return [
             corrupt(source, sentinels, random)
-            if random.random() < 0.5
+            if random.random() < _DENOISED
             else Corruption(inputs=source, targets=aim, attributes=attributes(each.scene))
             for each, source, aim in zip(drawn, sources, aims, strict=True)
         ]

@@ -43,7 +43,9 @@ def test_half_precision_keeps_integers_and_the_fingerprint(tmp_path: Path) -> No
     assert fingerprint(state) != fingerprint({**STATE, "steps": torch.tensor([4])})
 
 
-@pytest.mark.parametrize("damage", ["config missing", "config bad", "config key", "weights missing", "weights cut"])
+@pytest.mark.parametrize(
+    "damage", ["config missing", "config bad", "config key", "weights missing", "weights cut"]
+)
 def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
     save_pretrained(tmp_path, config=Shape(), state=STATE)
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
@@ -58,7 +60,9 @@ def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
             weights.unlink()
         case "weights cut":
             weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(PretrainedError, match=r"config\.json" if "config" in damage else r"model\.safetensors") as info:
+    with pytest.raises(
+        PretrainedError, match=r"config\.json" if "config" in damage else r"model\.safetensors"
+    ) as info:
         load_pretrained(tmp_path, Shape)
     assert "\n" not in str(info.value)
 

@@ -127,12 +127,13 @@ def test_check_names_each_bad_clip(tmp_path, bikes):
         ClipEntry(path=str(bikes), caption="c"),
     ]
     manifest.write(tmp_path / "clips.jsonl", rows)
-    results = list(manifest.check(manifest.read(tmp_path / "clips.jsonl")))
-    assert results[0] is None
-    assert [p.row for p in results[1:]] == [2, 3, 4, 5, 6, 7, 8]
-    assert "the list says 249, the file has 250" in results[5].reason
-    assert "fps" in results[6].reason
-    assert results[7].reason == "repeats row 7"
+    good, *rest = manifest.check(manifest.read(tmp_path / "clips.jsonl"))
+    assert good is None
+    bad = [problem for problem in rest if problem is not None]
+    assert [problem.row for problem in bad] == [2, 3, 4, 5, 6, 7, 8]
+    assert "the list says 249, the file has 250" in bad[4].reason
+    assert "fps" in bad[5].reason
+    assert bad[6].reason == "repeats row 7"
 
 
 # --- the commands -----------------------------------------------------------------------------------------

@@ -24,10 +24,8 @@ def clip(scene, frames=16, size=64, fps=SECOND, width=None):
     return world.render(scene, frames=frames, height=size, width=width or size, fps=fps)
 
 
-def alone(**about):
-    return world.Scene(
-        things=(world.Thing(**{"shape": "square", "color": "red"} | about),), background="black"
-    )
+def alone(*, shape="square", color="red", **about):
+    return world.Scene(things=(world.Thing(shape=shape, color=color, **about),), background="black")
 
 
 def coverage(frames, background="black", color="red"):
@@ -189,7 +187,8 @@ def test_splits_share_no_combination_and_each_is_uniform():
     assert len(train | held) == 8 * 8 * 9 - 2 * 8
     assert 0.08 < len(held) / len(train | held) < 0.13
     assert world.is_heldout("red", "star", "moves left") == (("red", "star", "moves left") in held)
-    for split, allowed in (("train", train), ("heldout", held)):
+    splits: tuple[world.Split, ...] = ("train", "heldout")
+    for split, allowed in zip(splits, (train, held), strict=True):
         drawn = Counter()
         for seed in range(20 * len(held)):
             first = world.sample_scene(seed, split=split).things[0]
@@ -244,7 +243,7 @@ def test_signs_are_legible_and_never_covered():
     for scene in [s for s in TRAIN if s.word][:20]:
         for size in (64, 128):
             frames, cell = clip(scene, size=size), size // 32
-            ink = np.kron(word_bitmap(scene.word), np.ones((cell, cell), bool))
+            ink = np.kron(word_bitmap(scene.word or ""), np.ones((cell, cell), bool))
             top = cell // 2 + cell if scene.word_place == "top" else size - cell // 2 - cell - 7 * cell
             left = (size - ink.shape[1]) // 2
             board = frames[:, top : top + ink.shape[0], left : left + ink.shape[1], 1]
@@ -363,12 +362,12 @@ def test_scenes_that_make_no_sense_are_refused(change):
 def test_seeds_splits_and_sizes_out_of_range():
     with pytest.raises(world.WorldError, match=r"^seed: -1"):
         world.sample_scene(-1, split="train")
-    for key in ("frames", "height", "width", "fps"):
-        shape = {"frames": 1, "height": 8, "width": 8, "fps": SECOND} | {
-            key: Fraction(0) if key == "fps" else 0
-        }
-        with pytest.raises(ValueError, match=f"^{key}: 0 must be positive"):
-            world.render(alone(), **shape)
+    for shape in ((0, 8, 8), (1, 0, 8), (1, 8, 0)):
+        frames, height, width = shape
+        with pytest.raises(ValueError, match=r"^(frames|height|width): 0 must be positive"):
+            world.render(alone(), frames=frames, height=height, width=width, fps=SECOND)
+    with pytest.raises(ValueError, match=r"^fps: 0 must be positive"):
+        clip(alone(), fps=Fraction(0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (8, 200), (200, 8), (33, 65)])

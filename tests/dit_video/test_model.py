@@ -12,7 +12,14 @@ from dit_video.attention import math_attention, sdpa_attention
 from dit_video.layers import FactorizedPositions, SwiGLU
 
 CONFIG = DiTConfig(
-    width=32, depth=2, heads=4, ffn=48, latent_channels=4, text_widths=(6, 5), max_tokens=(3, 4, 4), attention="math"
+    width=32,
+    depth=2,
+    heads=4,
+    ffn=48,
+    latent_channels=4,
+    text_widths=(6, 5),
+    max_tokens=(3, 4, 4),
+    attention="math",
 )
 
 
@@ -57,7 +64,9 @@ def test_patches_equal_a_strided_convolution() -> None:
     """The embedding is the convolution of the paper, kernel = stride = (1, 2, 2), then flattened."""
     model, (x, _) = build(), latent()
     weight = model.embed.weight.unflatten(1, (4, 1, 2, 2))
-    expected = torch.nn.functional.conv3d(x, weight, model.embed.bias, stride=(1, 2, 2)).flatten(2).transpose(1, 2)
+    expected = (
+        torch.nn.functional.conv3d(x, weight, model.embed.bias, stride=(1, 2, 2)).flatten(2).transpose(1, 2)
+    )
     torch.testing.assert_close(model.embed(model._patchify(x)), expected)
     torch.testing.assert_close(model._unpatchify(model._patchify(x), 2, 3, 4), x)
 
@@ -102,7 +111,9 @@ def test_padding_of_the_text_changes_nothing() -> None:
 
 def test_text_context_is_computed_once_to_the_same_effect() -> None:
     model, (x, time) = build(), latent()
-    torch.testing.assert_close(model(x, time, model.encode_text(text(2))), model(x, time, text(2)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model(x, time, model.encode_text(text(2))), model(x, time, text(2)), rtol=0, atol=0
+    )
 
 
 def test_text_and_time_reach_the_output() -> None:

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+
 from conditioning.embedding import TextEmbedding
 from dit_video.model import DiTConfig, VideoDiT
 from sample.judge import Judge, JudgeConfig
@@ -35,9 +36,17 @@ class HashEncoder:
 
 def tiny_tae() -> TAE:
     config = TAEConfig(
-        patch_size=(8, 8, 8), channels=32, multipliers=(1,), strides=(), encoder_blocks=1, decoder_blocks=1,
-        latent_channels=4, attention=False, latent_mean=(0.1, 0.2, 0.0, -0.1), latent_std=(1.0, 0.5, 2.0, 1.0),
-    )  # fmt: skip
+        patch_size=(8, 8, 8),
+        channels=32,
+        multipliers=(1,),
+        strides=(),
+        encoder_blocks=(1,),
+        decoder_blocks=(1,),
+        latent_channels=4,
+        attention=False,
+        latent_mean=(0.1, 0.2, 0.0, -0.1),
+        latent_std=(1.0, 0.5, 2.0, 1.0),
+    )
     torch.manual_seed(0)
     tae = TAE(config)
     tae.init_weights()
@@ -45,7 +54,9 @@ def tiny_tae() -> TAE:
 
 
 def tiny_dit() -> VideoDiT:
-    config = DiTConfig(width=32, depth=2, heads=2, ffn=48, latent_channels=4, text_widths=WIDTHS, max_tokens=(8, 8, 8))
+    config = DiTConfig(
+        width=32, depth=2, heads=2, ffn=48, latent_channels=4, text_widths=WIDTHS, max_tokens=(8, 8, 8)
+    )
     torch.manual_seed(1)
     dit = VideoDiT(config)
     dit.init_weights()
@@ -69,7 +80,9 @@ def tiny_release_folder(tmp_path_factory):
         (parts["text"] / name).mkdir()
         (parts["text"] / name / "config.json").write_text("{}")
     config = ReleaseConfig(
-        name="tiny", buckets=("16x32x32@16", "1x32x32@16", "40x32x48@24000/1001"), default_bucket="16x32x32@16"
+        name="tiny",
+        buckets=("16x32x32@16", "1x32x32@16", "40x32x48@24000/1001"),
+        default_bucket="16x32x32@16",
     )
     write(folder, config=config, parts=parts)
     return folder

@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+
 from conditioning.embedding import TextEmbedding
 from sample.generate import GenerateError, Sampling, decode_latent, draw_noise, generate, sample_latent
 from tae.model import LatentShape
@@ -97,8 +98,6 @@ def test_noise_is_standard_normal_and_follows_from_the_seed_alone():
         ({"num_steps": 300}, "num_steps"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"solver": "dopri5"}, "solver"),
-        ({"schedule": "cosine"}, "schedule"),
     ],
 )
 def test_settings_out_of_range_name_their_key(settings, key):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from conditioning.embedding import TextEmbedding
 from sample.guidance import guide, guided_velocity, stack
 

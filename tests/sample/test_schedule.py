@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from sample.schedule import ScheduleError, linear, linear_quadratic
 
 
@@ -40,7 +41,9 @@ def test_emulating_as_many_steps_as_there_are_is_linear():
     torch.testing.assert_close(linear_quadratic(40, 40), linear(40), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("make", [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251)])
+@pytest.mark.parametrize(
+    "make", [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251)]
+)
 def test_impossible_numbers_of_steps_name_the_key(make):
     with pytest.raises(ScheduleError, match="num_steps"):
         make()

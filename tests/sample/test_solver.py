@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from sample.schedule import linear, linear_quadratic
 from sample.solver import euler, heun, midpoint
 
@@ -24,7 +25,8 @@ def test_order_of_convergence_on_a_linear_ode(solve, order):
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
     exact = start * math.exp(math.sin(1.0))
     errors = [
-        (solve(lambda x, t: x * torch.cos(t), start, linear(steps)) - exact).abs().max().item() for steps in (64, 128)
+        (solve(lambda x, t: x * torch.cos(t), start, linear(steps)) - exact).abs().max().item()
+        for steps in (64, 128)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 

@@ -10,7 +10,10 @@ from tae.model import Posterior
 
 
 def test_kl_equals_torch_distributions() -> None:
-    mean, logvar = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64), torch.randn(2, 3, 1, 2, 2, dtype=torch.float64)
+    mean, logvar = (
+        torch.randn(2, 3, 1, 2, 2, dtype=torch.float64),
+        torch.randn(2, 3, 1, 2, 2, dtype=torch.float64),
+    )
     posterior = Posterior(mean=mean, logvar=logvar)
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean, posterior.std), normal(0.0, 1.0)).mean()
@@ -18,7 +21,7 @@ def test_kl_equals_torch_distributions() -> None:
 
 
 def test_outlier_penalty_of_one_spot() -> None:
-    """One position of n differs by the vector v: mean v/n, ‖std‖ = ‖v‖ √(n−1)/n, so only the spot can exceed."""
+    """One position of n differs by v: mean v/n, ‖std‖ = ‖v‖ √(n−1)/n, so only the spot can exceed."""
     n, length = 64, 5.0
     latent = torch.zeros(1, 4, 1, 8, 8, dtype=torch.float64)
     latent[0, :, 0, 3, 5] = length / 2
@@ -31,7 +34,9 @@ def test_outlier_penalty_takes_norms_of_channel_vectors_not_elements() -> None:
     latent = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     latent[0, 0, 0, 0, 0] += 8
     frames = latent[0, :, 0].flatten(1)
-    elementwise = ((frames - frames.mean(1, keepdim=True)).abs() - 3 * frames.std(1, keepdim=True)).clamp(min=0)
+    elementwise = ((frames - frames.mean(1, keepdim=True)).abs() - 3 * frames.std(1, keepdim=True)).clamp(
+        min=0
+    )
     assert elementwise.sum() > 1
     assert outlier_penalty(latent, 3.0) == 0
 

@@ -31,7 +31,7 @@ def test_psnr_is_per_frame_and_finite():
     assert values[1] < 20
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 31), (11, 11), (64, 12)])
+@pytest.mark.parametrize(("height", "width"), [(24, 31), (6, 11), (64, 12)])
 def test_ssim_equals_torchmetrics(height, width):
     source = pictures(4, height, width)
     noisy = (source + 0.2 * pictures(4, height, width, seed=1)).clamp(0, 1)

@@ -7,17 +7,29 @@ from tae import TAE, TAEConfig
 from tae.layers import ChannelRMSNorm, Downsample, TemporalConv, Upsample, fold, unfold
 
 TINY = TAEConfig(
-    channels=32, multipliers=(1, 1, 2, 2), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1), latent_channels=4
+    channels=32,
+    multipliers=(1, 1, 2, 2),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 1, 1, 1),
+    latent_channels=4,
 )
 PACKED = TAEConfig(
-    patch_size=(2, 4, 4), channels=16, multipliers=(1, 2, 2), strides=((2, 2, 2), (2, 1, 1)), encoder_blocks=(1, 1, 1),
-    decoder_blocks=(1, 1, 1), shortcuts=True, latent_channels=4, norm="rms", attention=False,
-)  # fmt: skip
+    patch_size=(2, 4, 4),
+    channels=16,
+    multipliers=(1, 2, 2),
+    strides=((2, 2, 2), (2, 1, 1)),
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1, 1),
+    shortcuts=True,
+    latent_channels=4,
+    norm="rms",
+    attention=False,
+)
 
 
 def build(config: TAEConfig, seed: int = 0) -> TAE:
-    torch.manual_seed(seed)
     model = TAE(config)
+    torch.manual_seed(seed)
     model.init_weights()
     return model.eval()
 
@@ -34,7 +46,9 @@ def test_any_length_round_trips_in_shape(config: TAEConfig, frames: int) -> None
     assert config.latent_shape(frames, 16, 24).frames == posterior.mean.shape[2]
 
 
-@pytest.mark.parametrize(("frames", "height", "message"), [(0, 16, "frames"), (4, 12, "height"), (4, 0, "height")])
+@pytest.mark.parametrize(
+    ("frames", "height", "message"), [(0, 16, "frames"), (4, 12, "height"), (4, 0, "height")]
+)
 def test_impossible_sizes_are_named(frames: int, height: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TINY.latent_shape(frames, height, 16)

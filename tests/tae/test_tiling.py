@@ -97,7 +97,9 @@ def test_blend_weights_sum_to_one(frames, dtype):
 
 def test_fade_is_a_straight_line():
     earlier, later = torch.zeros(1, 5, dtype=torch.float64), torch.ones(1, 5, dtype=torch.float64)
-    assert torch.allclose(fade(earlier, later, 1), torch.arange(5, dtype=torch.float64)[None] / 5, rtol=0, atol=1e-15)
+    assert torch.allclose(
+        fade(earlier, later, 1), torch.arange(5, dtype=torch.float64)[None] / 5, rtol=0, atol=1e-15
+    )
 
 
 def chunked(whole: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -113,7 +115,9 @@ def test_stream_equals_whole(frames, size):
     latent = encode_tiled(video, pool_time, PAPER)
     assert torch.equal(torch.cat(latents, dim=2), latent)
     pieces = decode_stream(latent.split(1, dim=2), wide_decode, PAPER, frames=frames)
-    assert torch.equal(torch.cat(list(pieces), dim=2), decode_tiled(latent, wide_decode, PAPER, frames=frames))
+    assert torch.equal(
+        torch.cat(list(pieces), dim=2), decode_tiled(latent, wide_decode, PAPER, frames=frames)
+    )
 
 
 @pytest.mark.parametrize("frames", [20, 40, 83])

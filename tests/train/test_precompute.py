@@ -2,11 +2,13 @@
 
 from fractions import Fraction
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
+from conditioning.encoders import PromptEncoder
 from configs import ConfigError, load
 from data.buckets import parse
 from data.latents import LatentDataset
@@ -48,7 +50,7 @@ def encoders():
                        latent_std=(2.0, 3.0))  # fmt: skip
     tae = TAE(config)
     tae.init_weights()
-    return Encoders(tae=tae.eval(), text=Text(), device=torch.device("cpu"))
+    return Encoders(tae=tae.eval(), text=cast(PromptEncoder, Text()), device=torch.device("cpu"))
 
 
 def config(folder, *more):
@@ -72,7 +74,7 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             caption = describe(scene, bucket, 1)
             assert data.captions(name, clip)[1] == caption
             assert batch.texts[1].hidden[0, :, 0].tolist() == [ord(letter) for letter in caption]
-            assert batch.texts[1].hidden[0, 0, 1] == bucket.fps
+            assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)
 
 
 def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, capsys):

@@ -109,7 +109,7 @@ def test_damaged_checkpoint_falls_back(whole, start_job, tmp_path):
 def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
     copied(whole, tmp_path)
     (tmp_path / "checkpoints" / "00000024").rename(tmp_path / "checkpoints" / ".partial-00000024")
-    assert checkpoint.newest(tmp_path).name == "00000016"
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "00000016"
 
 
 @pytest.mark.parametrize(("change", "code", "line"), [

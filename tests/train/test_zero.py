@@ -54,7 +54,7 @@ def plain(adversarial=False):
             critic.zero_grad()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 11.0).item())
         against = task.discriminator_loss(critic, batch, step) if critic is not None else None
-        if against is not None:
+        if critic is not None and against is not None:
             against[0].backward()
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 11.0)
         for optimizer in optimizers if against is not None else optimizers[:1]:

