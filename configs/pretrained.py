@@ -56,6 +56,7 @@ def save_pretrained(
     for name, keys in split.filename_to_tensors.items():
         aside = folder / f".{name}.tmp"
         save_file({key: cast[key] for key in keys}, aside, metadata={"format": "pt"})
+        aside.chmod(0o644)  # safetensors leaves files that only their owner may read
         aside.replace(folder / name)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_rate, help="frames per second, such as 16 or 24000/1001")
     add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
-    add("--crf", type=float, default=18, help="H.264 quality, 0 best to 51 worst (default 18)")
+    add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
     add("--threads", type=int, help="CPU threads; another number may change the last bit of a frame")
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
@@ -265,7 +265,10 @@ def show_progress(total: int, label: str) -> Iterator[Callable[[], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Without a terminal a bar would leave stray lines.
+    quiet = not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)
 

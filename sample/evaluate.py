@@ -11,17 +11,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 
 from data.buckets import Bucket
 from data.world import Scene, caption, labels, render, sample_scene
 from sample.generate import Sampling, generate
 from sample.judge import ATTRIBUTES, Judge, Judgement
+from tae.metrics import psnr
+from tae.model import TAE
 
 if TYPE_CHECKING:
     from sample.release import Release
@@ -53,6 +56,8 @@ class Evaluation:
     `joint` asks for colour, shape and motion at once; `word` only of prompts with a written word (None when
     there is none). `frechet` is the distance of generated from real clips in the judge's features,
     `frechet_real` that of other real clips: the least one can expect at this number of clips.
+    `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's autoencoder: no generated
+    clip can be sharper.
     """
 
     prompts: int
@@ -63,6 +68,7 @@ class Evaluation:
     word: Share | None
     frechet: float
     frechet_real: float
+    autoencoder_psnr: float | None = None
 
 
 def measure(
@@ -153,7 +159,21 @@ def evaluate(
     if sheet is not None:
         contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=texts[:_SHEET_CLIPS])
     others = [sample_scene(prompts + index, split="heldout") for index in range(prompts)]
-    return measure(judge, scenes, clips, renders(scenes, bucket), renders(others, bucket))
+    real = renders(scenes, bucket)
+    evaluation = measure(judge, scenes, clips, real, renders(others, bucket))
+    return replace(evaluation, autoencoder_psnr=reconstruction_psnr(tae, real))
+
+
+@torch.no_grad()
+def reconstruction_psnr(tae: TAE, clips: Sequence[Clip]) -> float:
+    """Mean PSNR in dB over all frames of clips that went through the autoencoder and came back as bytes."""
+    values = []
+    for clip in clips:
+        video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        output = tae.decode(tae.encode(video).mean, len(clip)).clamp(-1, 1).add(1).mul(127.5).round() / 255
+        source = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
+        values.append(psnr(output[0].transpose(0, 1), source))
+    return float(torch.cat(values).mean())
 
 
 def renders(scenes: Sequence[Scene], bucket: Bucket) -> list[Clip]:

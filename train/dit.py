@@ -55,8 +55,6 @@ class DiTTask:
     discriminator: nn.Module | None = None
 
     def __init__(self, config: RunConfig) -> None:
-        if config.data.latents is None:
-            raise ConfigError("data.latents: name the folder that `python -m train precompute` wrote")
         self.config = config
         torch.manual_seed(config.seed)
         if config.init_from is None:
@@ -64,18 +62,33 @@ class DiTTask:
             self.model.init_weights()
         else:
             self.model = VideoDiT.from_pretrained(Path(config.init_from) / "dit").train()
-        self.latents = LatentDataset(config.data.latents)
-        if self.latents.index.widths != config.dit.text_widths:
+
+    @cached_property
+    def latents(self) -> LatentDataset:
+        """The precomputed folder; an export does not need it."""
+        if self.config.data.latents is None:
+            raise ConfigError("data.latents: name the folder that `python -m train precompute` wrote")
+        dataset = LatentDataset(self.config.data.latents)
+        if dataset.index.widths != self.config.dit.text_widths:
             raise ConfigError(
-                f"dit.text_widths: {config.dit.text_widths}, but {config.data.latents} holds text states "
-                f"of widths {self.latents.index.widths}"
+                f"dit.text_widths: {self.config.dit.text_widths}, but {self.config.data.latents} holds text "
+                f"states of widths {dataset.index.widths}"
             )
-        self.buckets = [parse(name) for name in self.latents.buckets]
-        self.sampler = Sampler(
+        return dataset
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the latents, in their order."""
+        return [parse(name) for name in self.latents.buckets]
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Which clips each step takes."""
+        return Sampler(
             [self.latents.num_clips(name) for name in self.latents.buckets],
             weights=[bucket.weight for bucket in self.buckets],
-            batch_sizes=[bucket.batch_size or config.data.batch_size for bucket in self.buckets],
-            seed=config.seed,
+            batch_sizes=[bucket.batch_size or self.config.data.batch_size for bucket in self.buckets],
+            seed=self.config.seed,
         )
 
     def batch(self, step: int, rank: int, world_size: int) -> DiTBatch:

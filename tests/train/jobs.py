@@ -1,5 +1,7 @@
 """What the processes of the training tests run: a toy task through the real command, loop and engine."""
 
+import signal
+
 # Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
@@ -15,6 +17,8 @@ from train.config import RunConfig
 
 def toy(sources, adversarial=False, pause=0.0):
     """The train command with the toy in place of a real task; its exit code."""
+    # A test run in the background inherits an ignored SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def build(config):
         return Toy(config, adversarial=adversarial, pause=pause)
@@ -30,7 +34,6 @@ def command(arguments):
 def full_disk(sources):
     """A run whose disk is full when it saves: files may not grow beyond 20 kB."""
     import resource
-    import signal
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -1,0 +1,131 @@
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from data.buckets import parse
+from sample.release import Release, ReleaseConfig, ReleaseError, write
+
+
+@pytest.fixture
+def copy(tiny_release_folder, tmp_path):
+    return Path(shutil.copytree(tiny_release_folder, tmp_path / "copy"))
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_written_release_loads_with_its_models(tiny_release_folder):
+    release = Release.load(tiny_release_folder)
+    assert release.name == "tiny"
+    assert release.tae().config.latent_channels == release.dit().config.latent_channels == 4
+    assert not release.dit().training
+    assert release.judge().config.frames == 16
+    assert len(release.weights_hash) == 16
+
+
+def test_the_hash_follows_the_weights_and_not_the_folder(copy, tiny_release_folder):
+    assert Release.load(copy).weights_hash == Release.load(tiny_release_folder).weights_hash
+    weights = copy / "dit" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert Release.load(copy).weights_hash != Release.load(tiny_release_folder).weights_hash
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "kinoflow.yaml",
+        "tae/config.json",
+        "dit/model.safetensors",
+        "text/byt5/config.json",
+        "text/ul2/config.json",
+    ],
+)
+def test_a_missing_file_is_named(copy, missing):
+    (copy / missing).unlink()
+    with pytest.raises(ReleaseError) as error:
+        Release.load(copy)
+    assert f"{copy / missing}: missing" in one_line(error)
+
+
+@pytest.mark.parametrize(("part", "damage"), [("tae", b""), ("dit", b"not weights"), ("judge", None)])
+def test_damaged_weights_are_named(copy, part, damage):
+    weights = copy / part / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(ReleaseError) as error:
+        getattr(Release.load(copy), part)()
+    assert str(weights) in one_line(error)
+
+
+def test_a_model_config_with_another_width_does_not_load(copy):
+    path = copy / "dit" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 64}))
+    with pytest.raises(ReleaseError) as error:
+        Release.load(copy).dit()
+    assert str(copy / "dit") in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("name: x\nbuckets: [16x64]\n", "buckets"),
+        ("name: x\nbuckets: []\n", "default_bucket"),
+        ("name: x\ndefault_bucket: 8x64x64@16\n", "default_bucket"),
+        ("name: x\nbukets: [16x64x64@16]\n", "bukets"),
+        ("name: x\nsampling: {num_steps: 0}\n", "num_steps"),
+        ("name: x\nsampling: {solver: dopri5}\n", "solver"),
+        (": : :", "kinoflow.yaml"),
+    ],
+)
+def test_a_wrong_card_names_the_key(copy, card, said):
+    (copy / "kinoflow.yaml").write_text(card)
+    with pytest.raises(ValueError, match=said) as error:
+        Release.load(copy)
+    assert type(error.value) is ReleaseError
+    one_line(error)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ReleaseError) as error:
+        Release.load(tmp_path / "nowhere")
+    assert "nowhere" in one_line(error)
+
+
+def test_buckets_are_completed_from_the_default(tiny_release_folder):
+    release = Release.load(tiny_release_folder)
+    assert release.bucket() == parse("16x32x32@16")
+    assert release.bucket(frames=1) == parse("1x32x32@16")
+    assert release.bucket(width=48) == parse("40x32x48@24000/1001")
+    assert release.bucket(fps=Fraction(24000, 1001)).frames == 40
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"frames": 17}, {"frames": 16, "width": 48}, {"fps": Fraction(30)}, {"height": 64}]
+)
+def test_clips_that_it_cannot_make_list_those_that_it_can(tiny_release_folder, wanted):
+    with pytest.raises(ReleaseError) as error:
+        Release.load(tiny_release_folder).bucket(**wanted)
+    message = one_line(error)
+    assert next(iter(wanted)) in message
+    assert "--frames 16 --size 32x32 --fps 16" in message
+    assert "--frames 40 --size 48x32 --fps 24000/1001" in message
+
+
+def test_write_replaces_a_part_and_keeps_the_others(copy, tiny_release_folder):
+    (copy / "tae" / "stale").write_text("")
+    config = ReleaseConfig(name="new", buckets=("16x32x32@16",), default_bucket="16x32x32@16")
+    release = write(copy, config=config, parts={"tae": tiny_release_folder / "tae", "dit": copy / "dit"})
+    assert release.name == "new"
+    assert not (copy / "tae" / "stale").exists()
+    assert release.weights_hash == Release.load(tiny_release_folder).weights_hash
+    with pytest.raises(ReleaseError, match="vae"):
+        write(copy, config=config, parts={"vae": copy})
+    assert sorted(path.name for path in copy.iterdir()) == ["dit", "judge", "kinoflow.yaml", "tae", "text"]

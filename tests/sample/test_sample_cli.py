@@ -1,0 +1,253 @@
+import json
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import sample.generate
+import sample.output
+from data.atomic import VideoError
+from data.video import probe, read
+from sample.__main__ import main
+from sample.output import derived_seed, slug
+
+PROMPT = "a red star moves left"
+
+
+@pytest.fixture
+def run(tiny_release, tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder, two steps on the tiny release; gives code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*argv):
+        code = main([*argv, "--weights", str(tiny_release.folder), "--steps", "2"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def files():
+    return sorted(path.name for path in Path().iterdir())
+
+
+def refused(result) -> str:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_a_prompt_becomes_an_mp4_that_says_how_it_was_made(run, tiny_release):
+    code, out, _ = run(PROMPT, "--seed", "3", "--guidance", "2.5", "--negative", "blurry")
+    assert code == 0
+    assert out.startswith("a-red-star-moves-left-3.mp4")
+    assert files() == ["a-red-star-moves-left-3.mp4"]
+    info = probe("a-red-star-moves-left-3.mp4")
+    assert (info.frames, info.width, info.height, info.fps) == (16, 32, 32, Fraction(16))
+    assert (info.codec, info.pixel_format) == ("h264", "yuv420p")
+    expected = {"prompt": PROMPT, "seed": "3", "steps": "2", "guidance": "2.5", "negative": "blurry"}
+    expected |= {"weights": tiny_release.weights_hash, "kinoflow": sample.output.kinoflow_version()}
+    assert expected.items() <= info.metadata.items()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_nothing_is_overwritten_silently(run):
+    run(PROMPT)
+    code, out, _ = run(PROMPT)
+    assert code == 0
+    assert "a-red-star-moves-left-0-2.mp4" in out
+    assert "was there already" in out
+    assert (
+        Path("a-red-star-moves-left-0.mp4").read_bytes() == Path("a-red-star-moves-left-0-2.mp4").read_bytes()
+    )
+    assert run(PROMPT, "--out", "x.mp4", "--seed", "1")[0] == 0
+    before = Path("x.mp4").read_bytes()
+    code, out, _ = run(PROMPT, "--out", "x.mp4", "--seed", "2")
+    assert "replaced" in out
+    assert Path("x.mp4").read_bytes() != before
+
+
+def test_other_buckets_and_images(run):
+    assert run(PROMPT, "--size", "48x32", "--out", "long.mp4")[0] == 0
+    assert read("long.mp4").shape == (40, 32, 48, 3)
+    assert probe("long.mp4").fps == Fraction(24000, 1001)
+    assert run(PROMPT, "--frames", "1", "--out", "still.png")[0] == 0
+    with Image.open("still.png") as image:
+        assert image.size == (32, 32)
+        assert image.info["prompt"] == PROMPT
+    assert run(PROMPT, "--frames", "1", "--out", "still.mp4")[0] == 0
+    assert probe("still.mp4").frames == 1
+
+
+def test_json_is_one_object_and_the_only_thing_on_stdout(run):
+    code, out, _ = run(PROMPT, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    (clip,) = figures["clips"]
+    assert clip["path"] == "a-red-star-moves-left-0.mp4"
+    assert (clip["seed"], clip["prompt"], clip["clip"]) == (0, PROMPT, "16x32x32@16")
+    assert clip["seconds"] > 0
+    assert figures["failed"] == []
+
+
+@pytest.mark.parametrize("prompt", ["🎉🐙🌈", "x" * 10_000, '"KITE"', "../../etc/passwd", "-"])
+def test_odd_prompts_work(run, prompt):
+    code, _, _ = run(prompt)
+    assert code == 0
+    (name,) = files()
+    assert probe(name).metadata["prompt"] == prompt
+
+
+def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatch):
+    class TruncatedPromptWarning(UserWarning):
+        pass
+
+    TruncatedPromptWarning.__module__ = "conditioning.encoders"
+    encoder = type(tiny_release).encoder(tiny_release)
+    plain = type(encoder).__call__
+
+    def noisy(self, prompts, fps):
+        warnings.warn("ul2 reads at most 512 tokens", TruncatedPromptWarning, stacklevel=1)
+        warnings.warn("some library's business", DeprecationWarning, stacklevel=1)
+        return plain(self, prompts, fps)
+
+    monkeypatch.setattr(type(encoder), "__call__", noisy)
+    code, _, err = run(PROMPT)
+    assert code == 0
+    assert "warning: ul2 reads at most 512 tokens\n" in err
+    assert "library" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([""], "prompt: empty"),
+        (["  \n"], "prompt: empty"),
+        ([], "give a PROMPT"),
+        ([PROMPT, "--prompts", "list.txt"], "one of the two"),
+        ([PROMPT, "--frames", "17"], "--frames 16 --size 32x32 --fps 16"),
+        ([PROMPT, "--size", "640x480"], "it makes"),
+        ([PROMPT, "--fps", "30"], "it makes"),
+        ([PROMPT, "--guidance", "-1"], "guidance_scale"),
+        ([PROMPT, "--seed", "-1"], "seed"),
+        ([PROMPT, "--crf", "99"], "crf"),
+        ([PROMPT, "--threads", "0"], "threads"),
+        ([PROMPT, "--out", "clip.avi"], "clip.avi"),
+        ([PROMPT, "--out", "clip.png"], "one frame"),
+        ([PROMPT, "--out", "."], "mp4"),
+        ([PROMPT + "\0"], "NUL"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(run, argv, said):
+    assert said in refused(run(*argv))
+    assert files() == []
+
+
+def test_a_damaged_release_is_one_line(run, capsys):
+    assert main([PROMPT, "--weights", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [[PROMPT, "--size", "big"], [PROMPT, "--fps", "1/0"], [PROMPT, "--steps", "few"]]
+)
+def test_malformed_options_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert argv[1] in capsys.readouterr().err
+
+
+def test_a_list_gives_each_prompt_its_own_seed_whatever_its_place(run):
+    Path("list.txt").write_text("a red star\n\na blue ring\na red star\n", encoding="utf-8")
+    assert run("--prompts", "list.txt", "--out", "clips")[0] == 0
+    names = {path.name for path in Path("clips").iterdir()}
+    seeds = [
+        derived_seed(0, "a red star"),
+        derived_seed(0, "a blue ring"),
+        derived_seed(0, "a red star", repeat=1),
+    ]
+    assert names == {
+        f"a-red-star-{seeds[0]}.mp4",
+        f"a-blue-ring-{seeds[1]}.mp4",
+        f"a-red-star-{seeds[2]}.mp4",
+    }
+    assert run("a blue ring", "--seed", str(seeds[1]))[0] == 0
+    name = f"a-blue-ring-{seeds[1]}.mp4"
+    assert Path(name).read_bytes() == Path("clips", name).read_bytes()
+
+
+def test_a_list_skips_what_is_finished_and_makes_what_has_other_settings(run):
+    Path("list.txt").write_text("a red star\na blue ring\n", encoding="utf-8")
+    run("--prompts", "list.txt", "--out", "clips")
+    for path in Path("clips").glob("a-blue*"):
+        path.unlink()
+    _, out, _ = run("--prompts", "list.txt", "--out", "clips", "--json")
+    assert [clip.get("skipped", False) for clip in json.loads(out)["clips"]] == [True, False]
+    run("--prompts", "list.txt", "--out", "clips", "--guidance", "2")
+    assert len(list(Path("clips").iterdir())) == 4
+    _, out, _ = run("--prompts", "list.txt", "--out", "clips", "--guidance", "2", "--json")
+    assert all(clip["skipped"] for clip in json.loads(out)["clips"])
+
+
+def test_a_list_goes_on_after_a_failure_and_names_it(run):
+    Path("list.txt").write_text("a red star\nbad \0 prompt\na blue ring\n", encoding="utf-8")
+    code, out, err = run("--prompts", "list.txt", "--json")
+    figures = json.loads(out)
+    assert code == 1
+    assert len(figures["clips"]) == 2
+    assert [failure["prompt"] for failure in figures["failed"]] == ["bad \0 prompt"]
+    assert "failed: 'bad" in err
+
+
+def test_a_decoder_out_of_memory_does_not_lose_the_latent(run, monkeypatch):
+    def fail(tae, latent, frames):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(sample.generate, "decode_latent", fail)
+    err = refused(run(PROMPT, "--out", "x.mp4"))
+    assert "CUDA out of memory" in err
+    assert "x.latent.safetensors" in err
+    assert files() == ["x.latent.safetensors"]
+    assert load_file("x.latent.safetensors")["latent"].shape == (1, 4, 2, 4, 4)
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(run, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample.generate, "decode_latent", interrupt)
+    code, _, err = run(PROMPT)
+    assert code == 130
+    assert err.count("\n") == 1
+    assert files() == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run, monkeypatch):
+    def full(self, frames: np.ndarray):
+        raise VideoError("x.mp4: the disk is full")
+
+    monkeypatch.setattr(sample.output.VideoWriter, "write", full)
+    assert "disk is full" in refused(run(PROMPT))
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red star!", "a-red-star"),
+        ('a sign that reads "KITE"', "a-sign-that-reads-kite"),
+        ("🎉", "clip"),
+        ("x" * 300, "x" * 60),
+        ("../up", "up"),
+    ],
+)
+def test_slugs_are_safe_file_names(prompt, name):
+    assert slug(prompt) == name
