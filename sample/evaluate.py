@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def measure(
         raise EvaluateError(f"prompts: {len(scenes)}; an evaluation needs at least 2, each with its clips")
     truth = [labels(scene) for scene in scenes]
     seen, known, apart = judge.judge(generated), judge.judge(real), judge.judge(other)
-    shares = {key: _share([key], truth, seen, known) for key in ATTRIBUTES}
+    shares: dict[str, Any] = {key: _share([key], truth, seen, known) for key in ATTRIBUTES}
     return Evaluation(
         prompts=len(scenes),
         **shares,
@@ -184,18 +184,16 @@ def renders(scenes: Sequence[Scene], bucket: Bucket) -> list[Clip]:
 
 def main(argv: list[str]) -> int:
     """`kinoflow sample evaluate`: print a table, or one JSON object with every figure."""
+    from sample.__main__ import show_progress
     from sample.release import Release
 
     args = _parser().parse_args(argv)
     release = Release.load(args.release)
     sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
-    if args.threads:
-        import torch
-
-        torch.set_num_threads(args.threads)
+    if args.threads < 1:
+        raise EvaluateError(f"threads: {args.threads}; use 1 or more")
+    torch.set_num_threads(args.threads)
     started = time.perf_counter()
-    from sample.__main__ import show_progress
-
     with show_progress(args.prompts, "clips") as advance:
         evaluation = evaluate(
             release,
@@ -229,7 +227,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="intervals of the time grid")
     add("--guidance", type=float, help="weight of the prompt")
     add("--sheet", type=Path, metavar="PNG", help="write a contact sheet of the first clips")
-    add("--threads", type=int, help="CPU threads")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (default 1: small releases gain nothing from more)",
+    )
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
 

@@ -12,7 +12,6 @@ import json
 import math
 import re
 import shutil
-import string
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,8 +39,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from conditioning.encoders import PromptEncoder, TextEncoder, quiet
-from data.world import Split, labels, render
+from conditioning.encoders import quiet
+from data.world import render
 from train.text_config import EncoderConfig, TextTrainConfig
 from train.text_corpus import (
     ATTRIBUTES,
@@ -54,7 +53,7 @@ from train.text_corpus import (
     sample,
     spell,
 )
-from train.text_probe import AttributeHeads, accuracy, last_state, mean_state
+from train.text_probe import AttributeHeads, measure
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -69,8 +68,6 @@ _DENOISED = 0.5
 _THUMBNAIL = (6, 24, 24)
 _THUMBNAIL_FPS = Fraction(4)
 _EMBEDDING = 64
-# Unseen seeds for the probes: training counts from 0.
-_PROBE_SEED = 10**9
 
 
 def main(config: RunConfig) -> int:
@@ -355,47 +352,3 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for its owner only
-
-
-def measure(folder: Path, count: int) -> dict[str, Any]:
-    """Linear probes of the encoders in a folder, loaded as every user loads them.
-
-    Fitted on `count` complete train captions, judged on as many of held-out combinations: colour, shape and
-    motion of the first thing from UL2's and MetaCLIP's mean and end states. ByT5: the letter at each place
-    of an unseen word of four from the mean state, and letter and place from each letter's own state. Shares
-    of 1.
-    """
-    encoder = PromptEncoder.from_pretrained(folder)
-    drawn = [
-        [sample(_PROBE_SEED + index, split=split, complete=True) for index in range(count)]
-        for split in get_args(Split)
-    ]
-    prompts = [[each.prompt for each in half] for half in drawn]
-    scenes = [[labels(each.scene) for each in half] for half in drawn]
-    probes: dict[str, float] = {}
-    tokens: dict[str, float] = {}
-    for name, text_encoder in (("ul2", encoder.ul2), ("metaclip", encoder.metaclip)):
-        train_states, held_states = (text_encoder(half) for half in prompts)
-        tokens[name] = float(train_states.mask.sum(1).float().mean())
-        for kind, read in (("mean", mean_state), ("end", last_state)):
-            features = (read(train_states), read(held_states))
-            for key in ("color", "shape", "motion"):
-                truth = ([each[key] for each in scenes[0]], [each[key] for each in scenes[1]])
-                probes[f"{name}_{kind}_{key}"] = accuracy(features, truth)
-    return {"probes": probes | _measure_bytes(encoder.byt5, count), "tokens_per_caption": tokens}
-
-
-def _measure_bytes(encoder: TextEncoder, count: int) -> dict[str, float]:
-    random = Random("words")
-    words = ["".join(random.choices(string.ascii_uppercase, k=4)) for _ in range(2 * count)]
-    fit, held = words[:count], words[count:]
-    fit_states, held_states = encoder(fit), encoder(held)
-    means = (mean_state(fit_states), mean_state(held_states))
-    right = [accuracy(means, ([word[i] for word in fit], [word[i] for word in held])) for i in range(4)]
-    own = (fit_states.hidden[:, :4].flatten(0, 1), held_states.hidden[:, :4].flatten(0, 1))
-    places = list("0123") * count
-    return {
-        "byt5_mean_letter": sum(right) / 4,
-        "byt5_token_letter": accuracy(own, (list("".join(fit)), list("".join(held)))),
-        "byt5_token_place": accuracy(own, (places, places)),
-    }

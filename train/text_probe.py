@@ -1,6 +1,10 @@
 """What a text encoder's states say, read by one linear layer: a loss in training, a probe after it."""
 
+import string
 from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,6 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conditioning.embedding import TextEmbedding
+from conditioning.encoders import PromptEncoder, TextEncoder
+from data.world import Split, labels
+from train.text_corpus import sample
+
+# Unseen seeds for the probes: training counts from 0.
+_PROBE_SEED = 10**9
 
 
 def mean_state(states: TextEmbedding) -> Float[Tensor, "b d"]:
@@ -76,3 +86,47 @@ def _fit(inputs: Float[Tensor, "n d"], target: Int[Tensor, " n"], classes: int) 
 
     solver.step(closure)  # pyright: ignore[reportArgumentType]
     return weights.detach()
+
+
+def measure(folder: Path, count: int) -> dict[str, Any]:
+    """Linear probes of the encoders in a folder, loaded as every user loads them.
+
+    Fitted on `count` complete train captions, judged on as many of held-out combinations: colour, shape and
+    motion of the first thing from UL2's and MetaCLIP's mean and end states. ByT5: the letter at each place
+    of an unseen word of four from the mean state, and letter and place from each letter's own state. Shares
+    of 1.
+    """
+    encoder = PromptEncoder.from_pretrained(folder)
+    drawn = [
+        [sample(_PROBE_SEED + index, split=split, complete=True) for index in range(count)]
+        for split in get_args(Split)
+    ]
+    prompts = [[each.prompt for each in half] for half in drawn]
+    scenes = [[labels(each.scene) for each in half] for half in drawn]
+    probes: dict[str, float] = {}
+    tokens: dict[str, float] = {}
+    for name, text_encoder in (("ul2", encoder.ul2), ("metaclip", encoder.metaclip)):
+        train_states, held_states = (text_encoder(half) for half in prompts)
+        tokens[name] = float(train_states.mask.sum(1).float().mean())
+        for kind, read in (("mean", mean_state), ("end", last_state)):
+            features = (read(train_states), read(held_states))
+            for key in ("color", "shape", "motion"):
+                truth = ([each[key] for each in scenes[0]], [each[key] for each in scenes[1]])
+                probes[f"{name}_{kind}_{key}"] = accuracy(features, truth)
+    return {"probes": probes | _measure_bytes(encoder.byt5, count), "tokens_per_caption": tokens}
+
+
+def _measure_bytes(encoder: TextEncoder, count: int) -> dict[str, float]:
+    random = Random("words")
+    words = ["".join(random.choices(string.ascii_uppercase, k=4)) for _ in range(2 * count)]
+    fit, held = words[:count], words[count:]
+    fit_states, held_states = encoder(fit), encoder(held)
+    means = (mean_state(fit_states), mean_state(held_states))
+    right = [accuracy(means, ([word[i] for word in fit], [word[i] for word in held])) for i in range(4)]
+    own = (fit_states.hidden[:, :4].flatten(0, 1), held_states.hidden[:, :4].flatten(0, 1))
+    places = list("0123") * count
+    return {
+        "byt5_mean_letter": sum(right) / 4,
+        "byt5_token_letter": accuracy(own, (list("".join(fit)), list("".join(held)))),
+        "byt5_token_place": accuracy(own, (places, places)),
+    }
