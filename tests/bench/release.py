@@ -1,0 +1,52 @@
+"""How fast the shipped release runs here: `python tests/bench/release.py [--json]`. Warm, median of five."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from sample.release import Release
+
+REPEATS = 5
+
+
+def median_seconds(call: Callable[[], object]) -> float:
+    """Median time of a call after one that warms up."""
+    call()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def main(arguments: list[str]) -> None:
+    """Time text encoding, one guided velocity, encoding and decoding at the default bucket."""
+    release = Release.load()
+    bucket = release.bucket()
+    dit, tae, encoder = release.dit(), release.tae(), release.encoder()
+    video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width) * 2 - 1
+    latent = tae.encode(video).mean
+    text = encoder(["a red star moves left on a gray background"] * 2, bucket.fps)
+    context, both, time_ = dit.encode_text(text), torch.cat((latent, latent)), torch.full((2,), 0.5)
+    seconds = {
+        "prompt": median_seconds(lambda: encoder(["a red star moves left"], bucket.fps)),
+        "guided_velocity": median_seconds(lambda: dit(both, time_, context)),
+        "encode": median_seconds(lambda: tae.encode(video)),
+        "decode": median_seconds(lambda: tae.decode(latent, bucket.frames)),
+    }
+    figures = {"clip": str(bucket), "threads": torch.get_num_threads(), "seconds": seconds}
+    print(
+        json.dumps(figures)
+        if "--json" in arguments
+        else "\n".join(f"{k:16} {v:.4f} s" for k, v in seconds.items())
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
