@@ -1,6 +1,6 @@
 """Flow matching (Movie Gen, section 3.1.2). t = 0 is noise and t = 1 is data, here and only here.
 
-The path is CondOT: a straight line from noise to data. General Gaussian paths enter through (alpha, beta).
+The path is CondOT: a straight line from noise to data, with α = t and β = 1 − (1 − σ_min) t.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def score_from_velocity(
     time: Float[Tensor, " b"],
     sigma_min: float = SIGMA_MIN,
 ) -> Float[Tensor, "b ..."]:
-    """∇ log p_t(x) from the velocity for any Gaussian path, here CondOT.
+    """∇ log p_t(x) from the velocity; the conversion of Gaussian paths, for CondOT.
 
     With α = t and β = 1 − (1 − σ_min) t: u = (β²α̇/α − ββ̇) score + (α̇/α) x, that is
     score = (α u − α̇ x) / (β (α̇ β − α β̇)). Singular only where β = 0.

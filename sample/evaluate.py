@@ -25,6 +25,7 @@ from sample.generate import Sampling, generate
 from sample.judge import ATTRIBUTES, Judge, Judgement
 from tae.metrics import psnr
 from tae.model import TAE
+from tae.pixels import from_bytes, to_bytes
 
 if TYPE_CHECKING:
     from sample.release import Release
@@ -169,10 +170,9 @@ def reconstruction_psnr(tae: TAE, clips: Sequence[Clip]) -> float:
     """Mean PSNR in dB over all frames of clips that went through the autoencoder and came back as bytes."""
     values = []
     for clip in clips:
-        video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        output = tae.decode(tae.encode(video).mean, len(clip)).clamp(-1, 1).add(1).mul(127.5).round() / 255
-        source = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
-        values.append(psnr(output[0].transpose(0, 1), source))
+        source = torch.from_numpy(clip)
+        decoded = to_bytes(tae.decode(tae.encode(from_bytes(source[None])).mean, len(clip)))[0]
+        values.append(psnr(*(frames.movedim(-1, 1).float() / 255 for frames in (decoded, source))))
     return float(torch.cat(values).mean())
 
 

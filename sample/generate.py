@@ -18,6 +18,7 @@ from sample import schedule as grids
 from sample import solver as solvers
 from sample.guidance import VelocityModel, guided_velocity
 from tae.model import TAE, LatentShape
+from tae.pixels import to_bytes
 from tae.tiling import TemporalTiling, decode_tiled
 
 ScheduleName = Literal["linear", "linear-quadratic"]
@@ -166,8 +167,7 @@ def decode_latent(
     """Frames, RGB 0..255 on the CPU, of a normalized latent; in temporal tiles when longer than one."""
     tiling = TemporalTiling(factor=tae.config.factors[0])
     video = decode_tiled(tae.denormalize(latent), tae.decode, tiling, frames=frames)
-    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return to_bytes(video).contiguous().cpu()
 
 
 def _like(text: Sequence[TextEmbedding], like: Tensor) -> tuple[TextEmbedding, ...]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
 from data.world import COLORS, MOTIONS, SHAPES, WORDS
+from tae.pixels import from_bytes
 
 ALPHABET = " ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Classes of one letter; the blank ends a word, and four blanks are no sign at all."""
@@ -123,7 +124,7 @@ class Judge(nn.Module):
         """Evenly spaced frames and area-averaged pixels of clips of any size, RGB in [-1, 1]."""
         count, frames, height, width, _ = clips.shape
         index = torch.linspace(0, frames - 1, self.config.frames).round().long()
-        video = clips[:, index].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        video = from_bytes(clips[:, index])
         side = self.config.side
         if (height, width) == (side, side):
             return video

@@ -29,6 +29,7 @@ from configs.pretrained import fingerprint
 from data import video
 from data.atomic import os_error_line, replacing
 from tae.model import TAE
+from tae.pixels import from_bytes, to_bytes
 from tae.tiling import (
     Decode,
     Encode,
@@ -215,11 +216,10 @@ class Codec:
         )
         pieces = decode_stream(stored, self._decode, self._tiling, frames=clip.frames, start=start, end=end)
         for piece in pieces:
-            shown = piece[0, :, :, : clip.height, : clip.width].permute(1, 2, 3, 0)
-            yield ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+            yield to_bytes(piece[0, :, :, : clip.height, : clip.width]).cpu().numpy()
 
     def _to_model(self, frames: UInt8[np.ndarray, "f height width 3"]) -> Float[Tensor, "1 3 f rows columns"]:
-        clip = torch.from_numpy(frames).to(self._device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        clip = from_bytes(torch.from_numpy(frames).to(self._device)[None])
         rows, columns = (
             -side % factor for side, factor in zip(clip.shape[3:], self._factors[1:], strict=True)
         )

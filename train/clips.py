@@ -12,6 +12,7 @@ from data import manifest
 from data.buckets import Bucket, choose, parse
 from data.clips import Clips
 from data.world import caption, render, sample_scene
+from tae.pixels import from_bytes
 from train.config import DataConfig
 
 _CAPTION_STREAMS = 1_000_003
@@ -81,4 +82,4 @@ def to_tensor(
     clips: Sequence[UInt8[np.ndarray, "frames height width 3"]],
 ) -> Float[Tensor, "b 3 frames height width"]:
     """Bytes to RGB in [-1, 1]."""
-    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return from_bytes(torch.from_numpy(np.stack(clips)))

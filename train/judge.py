@@ -27,6 +27,7 @@ from sample.evaluate import renders
 from sample.generate import decode_latent
 from sample.judge import ATTRIBUTES, Judge, JudgeConfig, Verdict, letter_classes
 from tae.model import TAE
+from tae.pixels import from_bytes
 from train.config import RunConfig
 from train.optimizer import adamw, learning_rate
 
@@ -161,7 +162,7 @@ def reconstruct(
 
     With a generator, latents are off by noise of up to 0.3 of their deviation, as a sampled latent may be.
     """
-    latent = tae.normalize(tae.encode(clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).mean)
+    latent = tae.normalize(tae.encode(from_bytes(clips)).mean)
     if generator is not None:
         strength = 0.3 * torch.rand(len(latent), 1, 1, 1, 1, generator=generator)
         latent = latent + strength * torch.randn(latent.shape, generator=generator)

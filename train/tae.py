@@ -18,6 +18,7 @@ from tae.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_pe
 from tae.metrics import psnr
 from tae.model import Reconstruction
 from tae.perceptual import PerceptualDistance
+from tae.pixels import to_bytes
 from train.clips import ClipSource
 from train.config import RunConfig
 from train.task import Parts
@@ -106,7 +107,7 @@ class TAETask:
         captions = []
         for real, fake in zip(clips, output, strict=True):
             quality = psnr(*(video.add(1).div(2).transpose(0, 1) for video in (fake, real))).mean()
-            rows += [_to_bytes(real), _to_bytes(fake)]
+            rows += [to_bytes(real).cpu().numpy(), to_bytes(fake).cpu().numpy()]
             captions += ["clip", f"step {step}: {float(quality):.2f} dB"]
         contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
 
@@ -134,7 +135,3 @@ def latent_statistics(model: TAE, clips: ClipSource) -> tuple[Tensor, Tensor]:
     if values.isnan().any():
         raise ConfigError("run: the autoencoder's latents are not finite; export an earlier checkpoint")
     return values.mean(dim=1), values.std(dim=1)
-
-
-def _to_bytes(video: Float[Tensor, "3 frames height width"]) -> np.ndarray:
-    return video.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
