@@ -1,4 +1,4 @@
-"""Make, check and describe clip lists: `kinoflow data world | check | info`."""
+"""Make, check and describe clip lists: `kinoflow data world | cut | check | info`."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from rich.progress import track
 
 from data import manifest, video, world
 from data.buckets import Bucket, choose, parse
+from data.cut import CutConfig, CutError, cut
 from data.manifest import ClipEntry
 
 _T = TypeVar("_T")
@@ -48,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         help="frames x height x width @ fps (default: 16x64x64@16); again for a mix, with ' weight=2'",
     )
     make.set_defaults(run=_world)
+    pieces = commands.add_parser("cut", help="cut footage and pictures to short square clips in OUT")
+    pieces.add_argument("sources", type=Path, nargs="+", metavar="CLIP_OR_PICTURE")
+    pieces.add_argument("out", type=Path, metavar="OUT")
+    defaults = CutConfig()
+    pieces.add_argument("--frames", type=int, default=defaults.frames, help="of each clip (default: 26)")
+    pieces.add_argument("--side", type=int, default=defaults.side, help="of each clip (default: 128 pixels)")
+    pieces.add_argument("--per-minute", type=float, default=defaults.per_minute, help="clips (default: 300)")
+    pieces.add_argument("--per-picture", type=int, default=defaults.per_picture, help="clips (default: 20)")
+    pieces.add_argument("--fps", type=Fraction, help="play the clips at this rate (default: their own)")
+    pieces.add_argument("--seed", type=int, default=defaults.seed, help="of the windows (default: 0)")
+    pieces.set_defaults(run=_cut)
     test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
     test.add_argument("manifest", type=Path, metavar="MANIFEST")
     test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
@@ -55,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     tell = commands.add_parser("info", help="say what a list contains")
     tell.add_argument("manifest", type=Path, metavar="MANIFEST")
     tell.set_defaults(run=_info)
-    for command in (make, test, tell):
+    for command in (make, pieces, test, tell):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -107,6 +119,28 @@ def _draw(out: Path, seed: int, split: world.Split, bucket: Bucket) -> tuple[Cli
         extra=extra,
     )
     return entry, new
+
+
+def _cut(arguments: argparse.Namespace) -> int:
+    """Cut every source; one that can't be read is listed and costs nothing else."""
+    config = CutConfig(
+        frames=arguments.frames, side=arguments.side, per_minute=arguments.per_minute,
+        per_picture=arguments.per_picture, fps=arguments.fps, seed=arguments.seed,
+    )  # fmt: skip
+    entries: list[ClipEntry] = []
+    bad: list[str] = []
+    for source in _progress(arguments.sources, "cutting", len(arguments.sources)):
+        try:
+            entries.extend(cut(source, arguments.out, config))
+        except (video.VideoError, CutError) as error:
+            bad.append(str(error))
+            print(f"kinoflow data: {error}", file=sys.stderr)
+    listing = arguments.out / "manifest.jsonl"
+    if not entries:
+        raise CutError(f"{listing}: no clip was cut; give longer or larger sources")
+    manifest.write(listing, entries)
+    _report({"manifest": str(listing), "clips": len(entries), "bad": bad}, arguments.json)
+    return 1 if bad else 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -37,15 +37,15 @@ _GROUND_CELL = 0.125
 _REACH = 1.2
 # Sides per second of a translation, relative growth per second, degrees and bounces per second.
 _PACE = {
-    "translate": {"slowly": 0.34, "": 0.5, "fast": 0.72},
-    "scale": {"slowly": 0.55, "": 0.75, "fast": 1.0},
-    "spin": {"slowly": 130.0, "": 210.0, "fast": 300.0},
-    "bounce": {"slowly": 1.0, "": 1.5, "fast": 2.0},
+    "translate": {"slowly": 0.18, "": 0.28, "fast": 0.42},
+    "scale": {"slowly": 0.28, "": 0.4, "fast": 0.55},
+    "spin": {"slowly": 70.0, "": 110.0, "fast": 160.0},
+    "bounce": {"slowly": 0.6, "": 0.85, "fast": 1.15},
 }
 _BOUNCE_HEIGHT = 0.34
 _DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-_PAN_PACE = 0.3
-_ZOOM_PACE = 0.4
+_PAN_PACE = 0.2
+_ZOOM_PACE = 0.25
 
 
 def _knee(value: float, limit: float) -> float:

@@ -39,12 +39,10 @@ class Orientation:
     flip_columns: bool = False
 
     @classmethod
-    def from_display_matrix(cls, data: bytes) -> "Orientation":
-        """The right-angle turn nearest to a display matrix (ISO/IEC 14496-12, 8.2.2: x' = a·x + c·y)."""
-        a, b, _, c, d = (int(value) for value in np.frombuffer(data, np.int32, count=5))
-        transpose = abs(a) + abs(d) < abs(b) + abs(c)
-        x, y = (c, b) if transpose else (a, d)
-        return cls(transpose=transpose, flip_rows=y < 0, flip_columns=x < 0)
+    def from_rotation(cls, degrees: int) -> "Orientation":
+        """The right-angle turn nearest to `degrees` counterclockwise."""
+        turn = round(degrees / 90) % 4
+        return cls(transpose=turn % 2 == 1, flip_rows=turn in (1, 2), flip_columns=turn in (2, 3))
 
     @property
     def rotation(self) -> int:
@@ -99,12 +97,12 @@ def display_of(first: DecodedFrame, codec: str) -> Display:
     # FFmpeg takes untagged grey for full range; H.264 and H.265 define it as limited.
     untagged_limited = codec in {"h264", "hevc"} and first.color_range != FULL
     limited = first.color_range == LIMITED or untagged_limited
-    rotation = first.side_data.get("DISPLAYMATRIX")
     size = (first.height, first.width)
     return Display(
         stored=size,
         crop=size,
-        orientation=Orientation() if rotation is None else Orientation.from_display_matrix(bytes(rotation)),
+        # Not from the frame's side_data: PyAV has no name for a photograph's EXIF there, and may crash later.
+        orientation=Orientation.from_rotation(first.rotation),
         matrix=matrix_of(first.colorspace, height=first.height, width=first.width),
         range=first.color_range,
         expand_gray=first.format.name.startswith("gray") and limited,

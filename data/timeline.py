@@ -77,7 +77,9 @@ def _from_packets(container: Container, video: Stream, first: int | None) -> Tim
     fps, variable = _rate(pts, video, fps)
     missing = _declared_end(container, video) - (int(pts[-1]) + last_duration) * video.time_base
     longest = max(int(np.diff(pts).max(initial=0)) * video.time_base, 1 / fps)
-    truncated = promised > len(pts) or missing > 2 * longest
+    # AVI counts the places of dropped frames too.
+    places = round(int(pts[-1] - pts[0]) * video.time_base * _nominal_rate(video)) + 1
+    truncated = promised > max(len(pts), places) or missing > 2 * longest
     return Timeline(frames=len(pts), pts=pts, fps=fps, variable=variable, truncated=truncated)
 
 

@@ -6,6 +6,7 @@ Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from conditioning.embedding import TextEmbedding
 from configs.pretrained import load_pretrained, load_state, save_pretrained
 from dit_video.attention import KERNELS, KernelName
+from dit_video.flow import velocity_from_data
 from dit_video.layers import Block, FactorizedPositions, KeysValues, RMSNorm, TimeEmbedding
 
 
@@ -23,7 +25,9 @@ class DiTConfig:
     """Shape of a backbone.
 
     `text_widths`: widths of the text encoders' states in the order (UL2, ByT5, MetaCLIP). `max_tokens`: sizes
-    of the position tables in tokens (time, height, width). `patch_size`: latent cells in a token.
+    of the position tables in tokens (time, height, width). `patch_size`: latent cells in a token. `predicts`
+    says what the head gives: the velocity, or the data, from which the velocity follows (Li and He 2025,
+    arXiv:2511.13720): then a patch of more values than the width has room for need not carry its noise along.
     """
 
     width: int = 256
@@ -35,6 +39,7 @@ class DiTConfig:
     text_widths: tuple[int, ...] = (128, 96, 128)
     max_tokens: tuple[int, int, int] = (4, 8, 8)
     qk_norm: bool = True
+    predicts: Literal["velocity", "data"] = "velocity"
     attention: KernelName = "sdpa"
 
     def __post_init__(self) -> None:
@@ -123,7 +128,8 @@ class VideoDiT(nn.Module):
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
             x = block(x, positions, modulation, keys_values, context.mask)
         shift, scale = self.head_modulation(condition)[:, None].chunk(2, dim=-1)
-        return self._unpatchify(self.head(self.head_norm(x) * (1 + scale) + shift), t, h, w)
+        output = self._unpatchify(self.head(self.head_norm(x) * (1 + scale) + shift), t, h, w)
+        return output if self.config.predicts == "velocity" else velocity_from_data(output, latent, time)
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a latent of these sizes."""

@@ -18,6 +18,7 @@ from train.config import DataConfig
 _CAPTION_STREAMS = 1_000_003
 _STEP_STRIDE = 10_000
 _LIST_STRIDE = 7919
+_MIX = 1  # apart from the draws of data.buckets.choose
 
 
 class ClipSource:
@@ -31,6 +32,7 @@ class ClipSource:
         self.buckets = tuple(parse(text) for text in config.buckets)
         self.batch_size = config.batch_size
         self.seed = seed
+        self.world_share, self.crop = config.world_share, config.crop
         self.listed = None
         if config.manifest is not None:
             self.listed = Clips(manifest.read(config.manifest), self.buckets, seed, quarantine)
@@ -42,9 +44,8 @@ class ClipSource:
     def batch(self, step: int, rank: int, world_size: int) -> Float[Tensor, "b 3 frames height width"]:
         """Slice `rank` of `world_size` of the clips of a step, RGB in [-1, 1]."""
         bucket = self.bucket(step)
-        return to_tensor(
-            [self._clip(position, bucket) for position in self.positions(step, rank, world_size)]
-        )
+        positions = self.positions(step, rank, world_size)
+        return to_tensor([self._cropped(self._clip(position, bucket), position) for position in positions])
 
     def positions(self, step: int, rank: int, world_size: int) -> range:
         """Where this slice of the step's clips lies in the endless stream of clips."""
@@ -53,12 +54,27 @@ class ClipSource:
         return range(first, first + share)
 
     def _clip(self, position: int, bucket: Bucket) -> UInt8[np.ndarray, "frames height width 3"]:
-        if self.listed is None:
+        step = position // _STEP_STRIDE
+        if self.listed is None or self._from_world(step):
             return draw(self.seed * 10**9 + position, bucket)
         # Steps are far apart in the stream; a prime stride walks the whole list in a mixed order.
-        return self.listed.get(
-            position // _STEP_STRIDE * _LIST_STRIDE + position % _STEP_STRIDE, bucket
-        ).video
+        return self.listed.get(step * _LIST_STRIDE + position % _STEP_STRIDE, bucket).video
+
+    def _cropped(
+        self, clip: UInt8[np.ndarray, "frames height width 3"], position: int
+    ) -> UInt8[np.ndarray, "frames _ _ 3"]:
+        """A square of config.crop pixels at a random place; the whole clip without it."""
+        side = self.crop
+        if side is None:
+            return clip
+        rng = np.random.default_rng((self.seed, position))
+        top, left = (int(rng.integers(max(size - side, 0) + 1)) for size in clip.shape[1:3])
+        return clip[:, top : top + side, left : left + side]
+
+    def _from_world(self, step: int) -> bool:
+        """Which steps take the world's clips beside a list's: the same on every rank."""
+        bits = int(np.random.PCG64([self.seed, step, _MIX]).random_raw())
+        return (bits >> 11) * 2.0**-53 < self.world_share
 
     def heldout(self, count: int) -> Float[Tensor, "b 3 frames height width"]:
         """Clips of compositions that training never draws, in the largest bucket."""

@@ -24,12 +24,16 @@ class DataConfig:
     """Where clips come from, and how many a step takes.
 
     batch_size is global: the clips of one optimizer step over all ranks and micro-batches. The autoencoder
-    takes clips of the manifest (Parquet or JSONL), or of the procedural world where there is none; the
-    transformer takes latents, a folder that `python -m train precompute` wrote. workers are background
-    threads that prepare the next batches; 0 prepares them in the loop.
+    takes clips of the manifest (Parquet or JSONL), or of the procedural world where there is none, or of
+    both: world_share is the share of the steps that take the world's; crop, if any, is the side of a square
+    cut from each clip at random: pieces of frames, at their full resolution. The transformer takes latents, a
+    folder that `python -m train precompute` wrote. workers are background threads that prepare the next
+    batches; 0 prepares them in the loop.
     """
 
     manifest: str | None = None
+    world_share: float = 0.0
+    crop: int | None = None
     latents: str | None = None
     buckets: tuple[str, ...] = ("16x64x64@16",)
     batch_size: int = 8
@@ -38,6 +42,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("data.", 1, batch_size=self.batch_size)
         _at_least("data.", 0, workers=self.workers)
+        if self.crop is not None:
+            _at_least("data.", 8, crop=self.crop)
+        if not 0 <= self.world_share < 1:
+            raise ConfigError(f"data.world_share: {self.world_share} must lie in [0, 1); without a manifest "
+                              "all clips are the world's")  # fmt: skip
+        if self.world_share > 0 and self.manifest is None:
+            raise ConfigError("data.manifest: name the clip list that data.world_share mixes the world with")
         if not self.buckets:
             raise ConfigError("data.buckets: give at least one, for example 16x64x64@16")
 
@@ -72,9 +83,10 @@ class OptimizerConfig:
 class DeepSpeedConfig:
     """How weights, gradients and optimizer states are spread over ranks (ZeRO).
 
-    zero_stage 0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights. bf16 keeps
-    weights in bfloat16 beside fp32 masters. offload moves optimizer states, or parameters too (stage 3),
-    to host memory. accumulation is the number of micro-batches of one step.
+    zero_stage 0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights. bf16 computes in
+    bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32 weights (autocast).
+    offload moves optimizer states, or parameters too (stage 3), to host memory. accumulation is the number of
+    micro-batches of one step.
     """
 
     zero_stage: int = 0
@@ -86,8 +98,6 @@ class DeepSpeedConfig:
         _at_least("deepspeed.", 1, accumulation=self.accumulation)
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError(f"deepspeed.zero_stage: {self.zero_stage} is none of 0, 1, 2, 3")
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ConfigError("deepspeed.precision: bf16 needs deepspeed.zero_stage 1, 2 or 3")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ConfigError("deepspeed.offload: optimizer needs deepspeed.zero_stage 1, 2 or 3")
         if self.offload == "parameters" and self.zero_stage != 3:
@@ -109,6 +119,7 @@ class RunConfig:
     release: str = "sample/mini"
     init_from: str | None = None
     threads: int | None = None
+    compile: bool = False
     tae: TAEConfig = field(default_factory=TAEConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     text: TextTrainConfig = field(default_factory=TextTrainConfig)

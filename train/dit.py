@@ -62,6 +62,9 @@ class DiTTask:
             self.model.init_weights()
         else:
             self.model = VideoDiT.from_pretrained(Path(config.init_from) / "dit").train()
+        if config.compile:
+            for block in cast(VideoDiT, self.model).blocks:
+                block.compile()  # one graph for all; texts of any length
 
     @cached_property
     def latents(self) -> LatentDataset:

@@ -177,7 +177,8 @@ class Engine:
         self._refresh()
         self.model.eval()
         try:
-            with torch.no_grad(), self._mixed:
+            # Samples have shapes of their own: not worth a compilation.
+            with torch.no_grad(), self._mixed, torch.compiler.set_stance("force_eager"):
                 yield self.model
         finally:
             for name, parameter in self.model.named_parameters():
@@ -233,7 +234,7 @@ def _deepspeed_config(config: RunConfig, world: World) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.grad_clip if choice.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": choice.precision == "bf16"},
+        "bf16": {"enabled": choice.precision == "bf16" and choice.zero_stage > 0},
         "checkpoint": {"tag_validation": "Ignore"},
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": None,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ class PrecomputeConfig:
 
     clips is the total over the buckets, shared out by their weights; without it a list gives all that fill
     a bucket. Only world clips have more than one caption. batch_size clips go through the autoencoder at
-    once, when their bucket does not say how many.
+    once, when their bucket does not say how many. With bf16 the autoencoder computes in bfloat16; compile
+    fuses it.
     """
 
     out: str = ""
@@ -47,6 +49,8 @@ class PrecomputeConfig:
     batch_size: int = 32
     seed: int = 0
     threads: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads"):
@@ -59,11 +63,19 @@ class PrecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen parts, and where they compute."""
+    """The frozen parts, where they compute and in which number format."""
 
     tae: TAE
     text: PromptEncoder
     device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @torch.inference_mode()
+    def latent(self, video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
+        """Normalized posterior means."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            mean = self.tae.encode(video.to(self.device)).mean
+        return self.tae.normalize(mean.float())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +91,19 @@ def main(sources: Sequence[str]) -> int:
         raise ConfigError("out: name the folder to write, for example out=latents/mini")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    precompute(config, load_encoders(config.release))
+    precompute(config, load_encoders(config))
     return 0
 
 
-def load_encoders(release: str) -> Encoders:
-    """The autoencoder and the text encoders of a release folder."""
+def load_encoders(config: PrecomputeConfig) -> Encoders:
+    """The autoencoder and the text encoders of the release folder."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    tae = TAE.from_pretrained(Path(release) / "tae").to(device).eval()
-    text = PromptEncoder.from_pretrained(Path(release) / "text").to(device).eval()
-    return Encoders(tae=tae, text=text, device=device)
+    tae = TAE.from_pretrained(Path(config.release) / "tae").to(device).eval()
+    text = PromptEncoder.from_pretrained(Path(config.release) / "text").to(device).eval()
+    if config.compile:
+        tae.encoder.compile(dynamic=False)
+    return Encoders(tae=tae, text=text, device=device, precision=config.precision)
 
 
 def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
@@ -172,8 +186,8 @@ def _encode(encoders: Encoders, bucket: Bucket, clips: range, get: _Get, size: i
     encoded, captions = [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
     for group in prefetch(lambda i: [get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1):
-        video = to_tensor([clip.frames for clip in group]).to(encoders.device)
-        encoded.append(encoders.tae.normalize(encoders.tae.encode(video).mean).half().cpu().numpy())
+        video = to_tensor([clip.frames for clip in group])
+        encoded.append(encoders.latent(video).half().cpu().numpy())
         captions += [clip.captions for clip in group]
         prompts = [caption for clip in group for caption in clip.captions]
         for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):

@@ -50,6 +50,8 @@ class TAETask:
             self.model.init_weights()
         else:
             self.model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
+        if config.compile:
+            self.model.compile(dynamic=False)  # a graph for each bucket
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:
             self.discriminator = PatchDiscriminator(config.discriminator)

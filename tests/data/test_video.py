@@ -258,3 +258,17 @@ def test_range_outside_the_clip(tmp_path, start, end):
     video.write(tmp_path / "a.mp4", gradient(5), fps=NTSC)
     with pytest.raises(VideoError, match="has frames 0:5"):
         video.read(tmp_path / "a.mp4", start, end)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 180), (6, 90), (8, 270)])
+def test_a_photograph_with_exif_is_read_upright(tmp_path, orientation, turn):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=95, subsampling=0, exif=exif)
+    upright = np.rot90(picture, -turn // 90)
+    shown = video.read(tmp_path / "a.jpg")[0]
+    assert video.probe(tmp_path / "a.jpg").rotation == turn
+    assert shown.shape == upright.shape
+    assert np.abs(shown.astype(int) - upright).mean() < 4

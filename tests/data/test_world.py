@@ -49,9 +49,9 @@ def centre(frames):
 # --- the same bytes anywhere ---------------------------------------------------------------------------
 
 GOLDEN = {
-    ("train", 0, 16, 64, 64, Fraction(16)): "fae525ab9ecaf11e",
-    ("heldout", 9, 32, 128, 128, Fraction(16)): "62a43bad91728cb0",
-    ("train", 5, 24, 72, 128, Fraction(24000, 1001)): "bf67b6269f252f5b",
+    ("train", 0, 16, 64, 64, Fraction(16)): "8726b815cf8eceaf",
+    ("heldout", 9, 32, 128, 128, Fraction(16)): "88f8fa5186cbb093",
+    ("train", 5, 24, 72, 128, Fraction(24000, 1001)): "19d0dd9d2bd51d85",
     ("train", 10, 1, 96, 64, Fraction(16)): "8e3531c220f65798",
 }
 
@@ -112,7 +112,7 @@ def test_translations_go_where_they_say_all_the_time(speed, frames):
         x, y, diameter = centre(clip(alone(motion=motion, speed=speed, diameter=0.3), frames=frames))
         along, across = (x, y) if dx else (y, x)
         assert np.all(np.diff(along) * (dx + dy) > 0), "never turns back"
-        assert abs(along[-1] - along[0]) > 0.25, "travels far enough to be seen"
+        assert abs(along[-1] - along[0]) > (0.15 if frames == 16 else 0.3), "far enough to be seen"
         assert abs(along[0] + along[-1]) < 0.02, "is in the middle at mid-clip"
         assert np.abs(along).max() < 0.4
         assert np.ptp(across) < 1e-3
@@ -125,7 +125,7 @@ def test_speed_is_in_units_per_second():
         scene = alone(motion="moves right", speed="slowly", diameter=0.3)
         x, _, _ = centre(clip(scene, frames=fps // 2 + 1, fps=Fraction(fps)))
         distance[fps] = x[-1] - x[0]
-    assert distance[16] == pytest.approx(0.17, abs=0.01)
+    assert distance[16] == pytest.approx(0.09, abs=0.01)
     assert distance[24] == pytest.approx(distance[16], abs=2e-3)
     spin = alone(motion="spins")
     slow, fast = clip(spin, frames=9), clip(spin, frames=13, fps=Fraction(24))
@@ -139,10 +139,10 @@ def test_growing_shrinking_bouncing_and_staying(speed):
     for frames in (16, 32):
         _, _, grown = centre(clip(alone(motion="grows", speed=speed), frames=frames))
         assert np.all(np.diff(grown) > 0)
-        assert grown[-1] > 1.6 * grown[0]
+        assert grown[-1] > (1.25 if frames == 16 else 1.6) * grown[0]
         _, _, shrunk = centre(clip(alone(motion="shrinks", speed=speed), frames=frames))
         np.testing.assert_allclose(shrunk, grown[::-1], rtol=0.01)
-    x, y, _ = centre(clip(alone(motion="bounces", speed=speed, diameter=0.4)))
+    x, y, _ = centre(clip(alone(motion="bounces", speed=speed, diameter=0.4), frames=32))
     assert np.ptp(y) > 0.25
     assert np.ptp(x) < 1e-3
     assert y[0] == pytest.approx(y.max(), abs=0.01), "starts on the floor"
