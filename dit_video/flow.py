@@ -21,8 +21,8 @@ class FlowConfig:
 
     `path` is the straight CondOT, of which `sigma_min` is the noise left at t = 1, or the quarter circle;
     a release trained on another path than CondOT says so in its kinoflow.yaml (`sampling.path`).
-    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all`, the η of
-    classifier-free guidance, every encoder's text is replaced by the null prompt; each alone with `drop_each`.
+    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all`, the η
+    of classifier-free guidance, every encoder's text becomes the null prompt; each alone with `drop_each`.
     """
 
     path: Literal["cond_ot", "cosine"] = "cond_ot"

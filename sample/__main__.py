@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed, another clip (default 0)")
     add("--steps", type=int, help="intervals of the time grid")
+    add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
+    add("--diffusion", type=float, help="noise of --solver sde; 0 is euler without noise")
     add("--guidance", type=float, help="weight of the prompt; 1 is the plain model and the fastest")
     add("--negative", metavar="PROMPT", help="what to steer away from")
     add("--frames", type=int, help="number of frames; 1 is an image")
@@ -119,7 +121,11 @@ def _sample(args: argparse.Namespace) -> int:
     release = Release.load(args.weights)
     width, height = args.size or (None, None)
     bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
-    sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
+    sampling = release.sampling(
+        num_steps=args.steps, guidance_scale=args.guidance, solver=args.solver, diffusion=args.diffusion
+    )
+    if args.diffusion is not None and sampling.solver != "sde":
+        raise UsageError(f"diffusion: {sampling.solver} adds no noise; use --solver sde with it")
     with _one_line_warnings():
         sampler = Sampler(release, bucket, sampling, args)
         if args.prompts is None:
@@ -251,6 +257,7 @@ class Sampler:
             "guidance": self.sampling.guidance_scale,
             "schedule": self.sampling.schedule,
             "solver": self.sampling.solver,
+            "diffusion": self.sampling.diffusion if self.sampling.solver == "sde" else None,
             "clip": self.bucket,
             "release": self.release.name,
             "weights": self.release.weights_hash,

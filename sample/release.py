@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from configs import ConfigError, dump, load
 from configs.pretrained import CONFIG_NAME, PretrainedError, resolve_folder, weight_files
 from data.buckets import Bucket, BucketError, parse
-from sample.generate import Sampling
+from sample.generate import Sampling, SolverName
 
 if TYPE_CHECKING:
     from conditioning.encoders import PromptEncoder
@@ -130,13 +130,22 @@ class Release:
         offers = [f"--frames {b.frames} --size {b.width}x{b.height} --fps {b.fps}" for b in self.buckets]
         return "; ".join(offers)
 
-    def sampling(self, *, num_steps: int | None = None, guidance_scale: float | None = None) -> Sampling:
+    def sampling(
+        self,
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        solver: SolverName | None = None,
+        diffusion: float | None = None,
+    ) -> Sampling:
         """The default settings, with those that are given in their place.
 
         Raises:
             GenerateError: a value outside its range.
         """
-        given = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+        given = {
+            "num_steps": num_steps, "guidance_scale": guidance_scale, "solver": solver, "diffusion": diffusion
+        }  # fmt: skip
         chosen = {key: value for key, value in given.items() if value is not None}
         return replace(self.config.sampling, **chosen)
 

@@ -21,7 +21,7 @@ from tests.dit_video.mixture import F64, Mixture
 
 
 def ddpm(time: Tensor) -> Coefficients:
-    """Song et al. 2020, equation 33, as a path: it keeps some data at t = 0, and nothing in it is constant."""
+    """Song et al. 2020, equation 33, as a path: some data is left at t = 0, nothing is constant."""
     s = 1 - time
     rate, exponent = 0.1 + 19.9 * s, 0.25 * 19.9 * s**2 + 0.05 * s
     alpha, beta = torch.exp(-exponent), torch.sqrt(-torch.expm1(-2 * exponent))
