@@ -89,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_rate, help="frames per second, such as 16 or 24000/1001")
     add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
+    add(
+        "--text-cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the text states of prompts there: the next time the text encoders are not even loaded; "
+        "delete the folder to free its space",
+    )
     add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
     add(
         "--threads",
@@ -209,7 +216,7 @@ class Sampler:
 
         torch.set_num_threads(self.args.threads)
         if self._models is None:
-            self._models = self.release.dit(), self.release.tae(), self.release.encoder()
+            self._models = self.release.dit(), self.release.tae(), self.release.encoder(self.args.text_cache)
         dit, tae, encoder = self._models
         b = self.bucket
         shape = tae.config.latent_shape(b.frames, b.height, b.width)

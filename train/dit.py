@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from conditioning.embedding import TextEmbedding
-from conditioning.encoders import PromptEncoder
+from conditioning.prompt_encoder import PromptEncoder
 from configs import ConfigError
 from data.buckets import Bucket, parse
 from data.latents import LatentDataset
@@ -25,6 +25,7 @@ from data.world import caption, sample_scene
 from dit_video import VideoDiT
 from dit_video.flow import dropped_texts, perturb, time_quantile
 from sample.generate import generate
+from sample.release import text_config
 from tae import TAE
 from train.config import RunConfig
 from train.task import Parts
@@ -152,7 +153,7 @@ class DiTTask:
         device = next(self.model.parameters()).device
         release = Path(self.config.release)
         tae = TAE.from_pretrained(release / "tae").to(device)
-        return tae, PromptEncoder.from_pretrained(release / "text").to(device)
+        return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
     def tokens(self, batch: DiTBatch) -> int:
         """Video tokens of the batch."""

@@ -92,7 +92,7 @@ def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, ca
 
 
 def test_command(encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_encoders", lambda release: encoders)
+    monkeypatch.setattr(module, "load_encoders", lambda release, text_cache: encoders)
     assert module.main(["clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
     with pytest.raises(ConfigError, match="out: name the folder"):
         module.main(["clips=2"])
