@@ -14,9 +14,12 @@ _FPS_DECIMALS = 3
 # nothing, and between two letters it closes nothing either.
 _QUOTED = re.compile(
     r"""
-      (?<!\w)["“](?P<double>[^"“”]*)["”]
+      (?<!\w)(?:["“]|”(?=\w))(?P<double>[^"“”]*)["”]
     | „(?P<low>[^"“”„]*)["“”]
+    | ‚(?P<low_single>[^‘’‚]*)[‘’]
     | «(?P<angle>[^«»]*)»
+    | (?<!\w)»(?=\S)(?P<inward>[^«»]*)(?<=\S)«(?!\w)
+    | 「(?P<corner>[^「」]*)」
     | (?<!\w)‘(?P<curly>(?:[^‘’]|’(?=\w))*)’(?!\w)
     | (?<!\w)'(?=\S)(?P<single>(?:[^']|'(?=\w))+)(?<=\S)'(?!\w)
     """,
@@ -57,8 +60,9 @@ def fps_prefix(prompt: str, fps: Fraction) -> str:
 def quoted_text(prompt: str) -> list[str]:
     """The strings in quotes, in order, without their marks; [] when nothing is quoted.
 
-    Knows "…", “…”, „…“, «…», ‘…’ and '…'. A mark without its partner quotes nothing, an apostrophe
-    in or after a word opens nothing, and inside a quotation other kinds of mark are plain text.
+    Knows "…", “…”, ”…”, „…“, «…», »…«, ‘…’, ‚…‘, 「…」 and '…'. A mark without its partner
+    quotes nothing, an apostrophe in or after a word opens nothing, and inside a quotation other kinds of mark
+    are plain text.
     """
     found = (match[match.lastgroup or 0].strip() for match in _QUOTED.finditer(prompt))
     return [text for text in found if text]

@@ -76,17 +76,7 @@ def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, d
         PretrainedError: a missing folder, a missing or damaged file, or a config with unknown keys.
     """
     folder = resolve_folder(source)
-    path = folder / CONFIG_NAME
-    try:
-        config = from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise PretrainedError(
-            f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PretrainedError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
-    except ConfigError as error:
-        raise PretrainedError(f"{path}: {error}") from None
+    config = load_config(folder, schema)
     state: dict[str, Tensor] = {}
     for weights in weight_files(folder):
         try:
@@ -96,6 +86,25 @@ def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, d
         except (SafetensorError, OSError) as error:
             raise PretrainedError(f"{weights}: damaged ({error}); fetch the folder again") from None
     return config, state
+
+
+def load_config(folder: Path, schema: type[Schema]) -> Schema:
+    """The config of a model folder, without its weights.
+
+    Raises:
+        PretrainedError: a missing or damaged file, or a config with unknown keys.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        return from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise PretrainedError(
+            f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PretrainedError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
+    except ConfigError as error:
+        raise PretrainedError(f"{path}: {error}") from None
 
 
 def resolve_folder(source: str | Path) -> Path:

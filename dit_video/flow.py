@@ -1,26 +1,31 @@
 """Flow matching (Movie Gen, section 3.1.2). t = 0 is noise and t = 1 is data, here and only here.
 
-The path is CondOT: a straight line from noise to data, with α = t and β = 1 − (1 − σ_min) t.
+The paths themselves, and what velocity, score, noise and data have to do with each other, are in
+`dit_video.paths`. The default is CondOT: a straight line, α = t and β = 1 − (1 − σ_min) t.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-SIGMA_MIN = 1e-5
+from dit_video.paths import SIGMA_MIN, GaussianPath, coefficients, cond_ot, cosine, from_score, from_velocity
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """How times are drawn and conditions dropped in training.
+    """The path, how times are drawn, and how conditions are dropped in training.
 
-    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all` every
-    encoder's text is replaced by the null prompt (classifier-free guidance); each alone with `drop_each`.
+    `path` is the straight CondOT, of which `sigma_min` is the noise left at t = 1, or the quarter circle;
+    a release trained on another path than CondOT says so in its kinoflow.yaml (`sampling.path`).
+    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all`, the η
+    of classifier-free guidance, every encoder's text becomes the null prompt; each alone with `drop_each`.
     """
 
+    path: Literal["cond_ot", "cosine"] = "cond_ot"
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     time_mean: float = 0.0
     time_std: float = 1.0
@@ -34,6 +39,11 @@ class FlowConfig:
                 raise ValueError(f"flow.{key}: a probability lies in [0, 1], got {getattr(self, key)}")
         if self.time_std <= 0:
             raise ValueError(f"flow.time_std: must be positive, got {self.time_std}")
+
+    @property
+    def gaussian_path(self) -> GaussianPath:
+        """The path that the keys describe."""
+        return cosine if self.path == "cosine" else partial(cond_ot, sigma_min=self.sigma_min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +65,30 @@ def time_quantile(level: Float[Tensor, " b"], config: FlowConfig) -> Float[Tenso
     return torch.sigmoid(config.time_mean + config.time_std * torch.special.ndtri(level))
 
 
+def dropped_texts(
+    all_level: Float[Tensor, "b 1"], each_level: Float[Tensor, "b encoders"], config: FlowConfig
+) -> Bool[Tensor, "b encoders"]:
+    """Which texts become ∅ (lecture notes, 1.7 and 1.10: y ← ∅ with probability η), from uniform levels.
+
+    One level a row drops all encoders of the row together, with η = `drop_all`; one a text drops it alone.
+    """
+    return (all_level < config.drop_all) | (each_level < config.drop_each)
+
+
 def perturb(
     data: Float[Tensor, "b ..."],
     noise: Float[Tensor, "b ..."],
     time: Float[Tensor, " b"],
-    sigma_min: float = SIGMA_MIN,
+    path: GaussianPath = cond_ot,
 ) -> FlowSample:
-    """X_t = t X_1 + (1 − (1 − σ_min) t) X_0 and V = X_1 − (1 − σ_min) X_0 (Movie Gen, equations 1 and 2)."""
-    t = _expand(time, data)
+    """x_t = α z + β ε and u_t(x|z) = α̇ z + β̇ ε (Movie Gen, equations 1 and 2, for CondOT).
+
+    Regressing a model of (x_t, time, text) onto the velocity, with texts dropped by `dropped_texts`, is the
+    guided objective of the lecture notes (1.9); their Algorithm 1 prints α̇ and β̇ the other way round.
+    """
+    at = coefficients(path, time, data)
     return FlowSample(
-        x_t=t * data + (1 - (1 - sigma_min) * t) * noise, velocity=data - (1 - sigma_min) * noise
+        x_t=at.alpha * data + at.beta * noise, velocity=at.alpha_dot * data + at.beta_dot * noise
     )
 
 
@@ -84,33 +108,32 @@ def velocity_from_data(
     return (data - (1 - sigma_min) * x_t) / beta
 
 
+def conditional_score(
+    noise: Float[Tensor, "b ..."], time: Float[Tensor, " b"], path: GaussianPath = cond_ot
+) -> Float[Tensor, "b ..."]:
+    """∇ log p_t(x_t|z) = −ε / β, onto which a score model is regressed (lecture notes, 1.13)."""
+    return -noise / coefficients(path, time, noise).beta
+
+
 def score_from_velocity(
     velocity: Float[Tensor, "b ..."],
     x_t: Float[Tensor, "b ..."],
     time: Float[Tensor, " b"],
-    sigma_min: float = SIGMA_MIN,
+    path: GaussianPath = cond_ot,
 ) -> Float[Tensor, "b ..."]:
-    """∇ log p_t(x) from the velocity; the conversion of Gaussian paths, for CondOT.
+    """∇ log p_t(x) from the velocity (lecture notes, Proposition 1); singular only where β = 0.
 
-    With α = t and β = 1 − (1 − σ_min) t: u = (β²α̇/α − ββ̇) score + (α̇/α) x, that is
-    score = (α u − α̇ x) / (β (α̇ β − α β̇)). Singular only where β = 0.
+    u = (β²α̇/α − ββ̇) score + (α̇/α) x, solved for the score. It is affine in u with weights that do not depend
+    on the text, so the score of a guided velocity is the guided score (1.15).
     """
-    alpha = _expand(time, x_t)
-    beta = 1 - (1 - sigma_min) * alpha
-    return (alpha * velocity - x_t) / (beta * (beta + alpha * (1 - sigma_min)))
+    return from_velocity(velocity, x_t, time, path).score
 
 
 def velocity_from_score(
     score: Float[Tensor, "b ..."],
     x_t: Float[Tensor, "b ..."],
     time: Float[Tensor, " b"],
-    sigma_min: float = SIGMA_MIN,
+    path: GaussianPath = cond_ot,
 ) -> Float[Tensor, "b ..."]:
-    """Inverse of `score_from_velocity`; singular at t = 0, where α = 0."""
-    alpha = _expand(time, x_t)
-    beta = 1 - (1 - sigma_min) * alpha
-    return (beta * (beta + alpha * (1 - sigma_min)) * score + x_t) / alpha
-
-
-def _expand(time: Tensor, like: Tensor) -> Tensor:
-    return time.to(like).view(-1, *(1,) * (like.ndim - 1))
+    """Inverse of `score_from_velocity` (lecture notes, 1.3 and 1.4); singular where α = 0."""
+    return from_score(score, x_t, time, path).velocity

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="another seed, another clip (default 0)")
     add("--steps", type=int, help="intervals of the time grid")
+    add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
+    add("--diffusion", type=float, help="noise of --solver sde; 0 is euler without noise")
     add("--guidance", type=float, help="weight of the prompt; 1 is the plain model and the fastest")
     add("--negative", metavar="PROMPT", help="what to steer away from")
     add("--frames", type=int, help="number of frames; 1 is an image")
@@ -87,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_rate, help="frames per second, such as 16 or 24000/1001")
     add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
+    add(
+        "--text-cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the text states of prompts there: the next time the text encoders are not even loaded; "
+        "delete the folder to free its space",
+    )
     add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
     add(
         "--threads",
@@ -119,7 +128,11 @@ def _sample(args: argparse.Namespace) -> int:
     release = Release.load(args.weights)
     width, height = args.size or (None, None)
     bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
-    sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
+    sampling = release.sampling(
+        num_steps=args.steps, guidance_scale=args.guidance, solver=args.solver, diffusion=args.diffusion
+    )
+    if args.diffusion is not None and sampling.solver != "sde":
+        raise UsageError(f"diffusion: {sampling.solver} adds no noise; use --solver sde with it")
     with _one_line_warnings():
         sampler = Sampler(release, bucket, sampling, args)
         if args.prompts is None:
@@ -203,7 +216,7 @@ class Sampler:
 
         torch.set_num_threads(self.args.threads)
         if self._models is None:
-            self._models = self.release.dit(), self.release.tae(), self.release.encoder()
+            self._models = self.release.dit(), self.release.tae(), self.release.encoder(self.args.text_cache)
         dit, tae, encoder = self._models
         b = self.bucket
         shape = tae.config.latent_shape(b.frames, b.height, b.width)
@@ -251,6 +264,7 @@ class Sampler:
             "guidance": self.sampling.guidance_scale,
             "schedule": self.sampling.schedule,
             "solver": self.sampling.solver,
+            "diffusion": self.sampling.diffusion if self.sampling.solver == "sde" else None,
             "clip": self.bucket,
             "release": self.release.name,
             "weights": self.release.weights_hash,

@@ -1,4 +1,4 @@
-"""From prompts to frames: text states, noise, the flow ODE, the autoencoder's decoder.
+"""From prompts to frames: text states, noise, the flow, the autoencoder's decoder.
 
 Each prompt runs on its own. Batched kernels round differently at each batch size, so only this gives the
 same prompt and seed the same bytes whatever else is asked for.
@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from conditioning.embedding import TextEmbedding
+from dit_video.paths import cond_ot, cosine
 from sample import schedule as grids
 from sample import solver as solvers
 from sample.guidance import VelocityModel, guided_velocity
@@ -22,8 +23,9 @@ from tae.pixels import to_bytes
 from tae.tiling import TemporalTiling, decode_tiled
 
 ScheduleName = Literal["linear", "linear-quadratic"]
-SolverName = Literal["euler", "midpoint", "heun"]
-_EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}
+SolverName = Literal["euler", "midpoint", "heun", "sde"]
+PathName = Literal["cond_ot", "cosine"]
+_EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "sde": 1}
 
 
 class GenerateError(ValueError):
@@ -41,10 +43,10 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the ODE is solved.
+    """How the ODE, or with `solver` "sde" the SDE, is solved.
 
     `guidance_scale` 1 is the plain model, 0 the unconditional one; `num_steps` intervals of the `schedule`
-    are crossed by `solver`.
+    are crossed by `solver`. The SDE's noise is `diffusion` √β, on the `path` that the model was trained on.
 
     Raises:
         GenerateError, ScheduleError: a value outside its range.
@@ -54,10 +56,14 @@ class Sampling:
     num_steps: int = 50
     schedule: ScheduleName = "linear-quadratic"
     solver: SolverName = "euler"
+    diffusion: float = 1.0
+    path: PathName = "cond_ot"
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale <= 100:
             raise GenerateError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
+        if not 0 <= self.diffusion <= 10:
+            raise GenerateError(f"diffusion: {self.diffusion} is not in 0..10; try 0.5 to 1")
         self.times()
 
     def times(self) -> Float[Tensor, " points"]:
@@ -87,6 +93,8 @@ def generate(
     negative: str | None = None,
     schedule: ScheduleName = "linear-quadratic",
     solver: SolverName = "euler",
+    diffusion: float = 1.0,
+    path: PathName = "cond_ot",
     progress: Callable[[], None] | None = None,
 ) -> UInt8[Tensor, "b frames height width 3"]:
     """Clips of `prompts`, RGB 0..255 on the CPU, one seed each.
@@ -100,7 +108,10 @@ def generate(
     """
     if len(prompts) != len(seeds) or not prompts:
         raise GenerateError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
-    sampling = Sampling(guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver)
+    sampling = Sampling(
+        guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver,
+        diffusion=diffusion, path=path,
+    )  # fmt: skip
     shape = tae.config.latent_shape(frames, height, width)
     null_text = null_states(encoder, negative, fps)
     clips = []
@@ -143,13 +154,28 @@ def sample_latent(
             progress()
         return result
 
-    noise = draw_noise(shape, seed).to(like.device)
+    draw = noise_stream(shape, seed)
+    noise, times = draw().to(like.device), sampling.times()
+    if sampling.solver == "sde":
+        return solvers.euler_maruyama(
+            velocity, noise, times, path={"cond_ot": cond_ot, "cosine": cosine}[sampling.path],
+            diffusion=sampling.diffusion, noise_fn=lambda: draw().to(like.device),
+        )  # fmt: skip
     solve = {"euler": solvers.euler, "midpoint": solvers.midpoint, "heun": solvers.heun}[sampling.solver]
-    return solve(velocity, noise, sampling.times())
+    return solve(velocity, noise, times)
 
 
 def draw_noise(shape: LatentShape, seed: int) -> Float[Tensor, "1 c t h w"]:
-    """Standard normal noise from this sample's own generator.
+    """Standard normal noise from this sample's own generator: where its flow starts.
+
+    Raises:
+        GenerateError: a seed that is not in 0 .. 2^63 - 1.
+    """
+    return noise_stream(shape, seed)()
+
+
+def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1 c t h w"]]:
+    """Draws from this sample's own generator: first the start of its flow, then the noise of an SDE's steps.
 
     Raises:
         GenerateError: a seed that is not in 0 .. 2^63 - 1.
@@ -157,7 +183,8 @@ def draw_noise(shape: LatentShape, seed: int) -> Float[Tensor, "1 c t h w"]:
     if not 0 <= seed < 2**63:
         raise GenerateError(f"seed: {seed} is not in 0 .. 2^63 - 1")
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, shape.channels, shape.frames, shape.height, shape.width), generator=generator)
+    size = (1, shape.channels, shape.frames, shape.height, shape.width)
+    return lambda: torch.randn(size, generator=generator)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 kinoflow.yaml   name, version, what it can make, default settings
 tae/ dit/       model folders: config.json and safetensors
-text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints
+text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name
 judge/          (optional) the judge that evaluates the release
 """
 
@@ -18,10 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conditioning.checkpoints import LIMITS, TextConfig, find, fingerprint
+from conditioning.text_encoder import EncoderError
 from configs import ConfigError, dump, load
-from configs.pretrained import CONFIG_NAME, PretrainedError, resolve_folder, weight_files
+from configs.pretrained import CONFIG_NAME, PretrainedError, load_config, resolve_folder, weight_files
 from data.buckets import Bucket, BucketError, parse
-from sample.generate import Sampling
+from sample.generate import Sampling, SolverName
 
 if TYPE_CHECKING:
     from conditioning.encoders import PromptEncoder
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 CARD_NAME = "kinoflow.yaml"
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
 _MODELS = ("tae", "dit")
-_ENCODERS = ("text/ul2", "text/byt5", "text/metaclip")
 
 
 class ReleaseError(ValueError):
@@ -43,6 +44,8 @@ class ReleaseError(ValueError):
 class ReleaseConfig:
     """kinoflow.yaml: what a release is called, the clips it can make ("16x64x64@16") and its defaults.
 
+    `text` names text encoders that lie elsewhere: folders or hub ids such as google/ul2.
+
     Raises:
         ReleaseError: no bucket, one that cannot be read, or a default bucket that is not among them.
     """
@@ -52,6 +55,7 @@ class ReleaseConfig:
     buckets: tuple[str, ...] = ("16x64x64@16",)
     default_bucket: str = "16x64x64@16"
     sampling: Sampling = field(default_factory=Sampling)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
         try:
@@ -80,14 +84,11 @@ class Release:
         """
         with _release_errors():
             folder = resolve_folder(DEFAULT_RELEASE if source is None else source)
-        card = folder / CARD_NAME
-        if not card.is_file():
-            raise ReleaseError(f"{card}: missing; give a release folder (kinoflow train export writes one)")
-        try:
-            config = load(ReleaseConfig, [str(card)])
-        except ConfigError as error:
-            raise ReleaseError(str(error)) from None
-        release = cls(folder, config)
+        if not (folder / CARD_NAME).is_file():
+            raise ReleaseError(
+                f"{folder / CARD_NAME}: missing; give a release folder (kinoflow train export writes one)"
+            )
+        release = cls(folder, _read_card(folder))
         for path in release._needed():
             if not path.is_file():
                 raise ReleaseError(f"{path}: missing; fetch or export the release again")
@@ -130,13 +131,22 @@ class Release:
         offers = [f"--frames {b.frames} --size {b.width}x{b.height} --fps {b.fps}" for b in self.buckets]
         return "; ".join(offers)
 
-    def sampling(self, *, num_steps: int | None = None, guidance_scale: float | None = None) -> Sampling:
+    def sampling(
+        self,
+        *,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        solver: SolverName | None = None,
+        diffusion: float | None = None,
+    ) -> Sampling:
         """The default settings, with those that are given in their place.
 
         Raises:
             GenerateError: a value outside its range.
         """
-        given = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+        given = {
+            "num_steps": num_steps, "guidance_scale": guidance_scale, "solver": solver, "diffusion": diffusion
+        }  # fmt: skip
         chosen = {key: value for key, value in given.items() if value is not None}
         return replace(self.config.sampling, **chosen)
 
@@ -154,14 +164,23 @@ class Release:
         with _release_errors():
             return VideoDiT.from_pretrained(self.folder / "dit")
 
-    def encoder(self) -> PromptEncoder:
-        """Read the text encoders. Raises ReleaseError for a damaged file."""
-        from conditioning.encoders import EncoderError, PromptEncoder
+    def encoder(self, text_cache: Path | None = None) -> PromptEncoder:
+        """Read the text encoders; with a cache of text states only when it lacks some.
 
-        try:
-            return PromptEncoder.from_pretrained(self.folder / "text")
-        except EncoderError as error:
-            raise ReleaseError(str(error)) from None
+        Raises:
+            ReleaseError: a damaged file, a hub that can't be reached, or encoders that don't suit the dit.
+        """
+        from conditioning.prompt_encoder import PromptEncoder
+
+        with _release_errors():
+            encoder = PromptEncoder.of_release(self.folder, self.config.text, cache=text_cache)
+            given, wanted = encoder.widths, self._text_widths()
+        if given != wanted:
+            raise ReleaseError(
+                f"{self.folder / CARD_NAME}: text: the encoders' states are {given} wide, dit/ was trained "
+                f"on {wanted}; name the encoders that it was trained with"
+            )
+        return encoder
 
     def judge(self) -> Judge:
         """Read the judge. Raises ReleaseError when there is none or its files are damaged."""
@@ -174,17 +193,45 @@ class Release:
     def weights_hash(self) -> str:
         """SHA-256 (its first 16 digits) over the weight files of tae, dit and text, in a fixed order."""
         digest = hashlib.sha256()
-        for part in (*_MODELS, *_ENCODERS):
+        elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
+        for part in (*_MODELS, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
             for path in sorted((self.folder / part).glob("*.safetensors")):
                 digest.update(f"{part}/{path.name}".encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
+        for source in find(self.config.text.sources(self.folder)):
+            if source.name in elsewhere:
+                with _release_errors():
+                    digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
         return digest.hexdigest()[:16]
 
+    def _text_widths(self) -> tuple[int, ...]:
+        from dit_video.model import DiTConfig
+
+        with _release_errors():
+            return load_config(self.folder / "dit", DiTConfig).text_widths
+
     def _needed(self) -> list[Path]:
-        needed = [self.folder / part / CONFIG_NAME for part in (*_MODELS, *_ENCODERS)]
+        own = [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
+        needed = [self.folder / part / CONFIG_NAME for part in (*_MODELS, *own)]
         with _release_errors():
             return needed + [path for part in _MODELS for path in weight_files(self.folder / part)]
+
+
+def text_config(folder: Path) -> TextConfig:
+    """The text encoders of a release that need not be whole yet: those of its kinoflow.yaml, if there is one.
+
+    Raises:
+        ReleaseError: a kinoflow.yaml that can't be read.
+    """
+    return _read_card(folder).text if (folder / CARD_NAME).is_file() else TextConfig()
+
+
+def _read_card(folder: Path) -> ReleaseConfig:
+    try:
+        return load(ReleaseConfig, [str(folder / CARD_NAME)])
+    except (ConfigError, EncoderError) as error:
+        raise ReleaseError(str(error)) from None
 
 
 def write(folder: str | Path, *, config: ReleaseConfig, parts: dict[str, Path]) -> Release:
@@ -223,5 +270,5 @@ def _replace_folder(source: Path, target: Path) -> None:
 def _release_errors() -> Iterator[None]:
     try:
         yield
-    except PretrainedError as error:
+    except (PretrainedError, EncoderError) as error:
         raise ReleaseError(str(error)) from None

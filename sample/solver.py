@@ -1,4 +1,4 @@
-"""Solvers of the flow ODE dx/dt = u(x, t): pure functions of a velocity, a start and a time grid."""
+"""Solvers of the flow ODE dx/dt = u(x, t) and of its SDE: pure functions of a velocity, a start, a grid."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -6,6 +6,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dit_video.flow import score_from_velocity
+from dit_video.paths import GaussianPath
 
 VelocityFn = Callable[[Tensor, Tensor], Tensor]
 """(x, time) -> velocity of the shape of x; `time` is a scalar tensor of x's dtype and device."""
@@ -40,6 +43,31 @@ def heun(
         first = velocity_fn(x, x.new_tensor(start))
         second = velocity_fn(x + step * first, x.new_tensor(stop))
         x = x + 0.5 * step * (first + second)
+    return x
+
+
+def euler_maruyama(
+    velocity_fn: VelocityFn,
+    x: Float[Tensor, "b ..."],
+    times: Float[Tensor, " points"],
+    *,
+    path: GaussianPath,
+    diffusion: float,
+    noise_fn: Callable[[], Tensor],
+) -> Float[Tensor, "b ..."]:
+    """The SDE dX = [u + σ²/2 ∇ log p_t] dt + σ dW (lecture notes, section 1.1.2), with σ = `diffusion` √β.
+
+    It has the marginals of the ODE for every σ, and its noise forgets earlier errors. First order, one
+    evaluation a step: the score follows from the velocity on the `path` it was trained on, guided or not.
+    `noise_fn` gives standard normal noise shaped like x, fresh at each step. `diffusion` 0 is `euler`.
+    """
+    for start, stop in _intervals(times):
+        step, time = stop - start, x.new_tensor(start)
+        # σ at the end of the interval: at t = 1, where β = 0, none is added that no later step would remove.
+        variance = diffusion**2 * float(path(torch.tensor(stop, dtype=torch.float64)).beta)
+        velocity = velocity_fn(x, time)
+        score = score_from_velocity(velocity, x, time.expand(x.shape[0]), path)
+        x = x + step * (velocity + 0.5 * variance * score) + (variance * step) ** 0.5 * noise_fn()
     return x
 
 

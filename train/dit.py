@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from conditioning.embedding import TextEmbedding
-from conditioning.encoders import PromptEncoder
+from conditioning.prompt_encoder import PromptEncoder
 from configs import ConfigError
 from data.buckets import Bucket, parse
 from data.latents import LatentDataset
@@ -23,8 +23,9 @@ from data.sheet import contact_sheet
 from data.video import write
 from data.world import caption, sample_scene
 from dit_video import VideoDiT
-from dit_video.flow import perturb, time_quantile
+from dit_video.flow import dropped_texts, perturb, time_quantile
 from sample.generate import generate
+from sample.release import text_config
 from tae import TAE
 from train.config import RunConfig
 from train.task import Parts
@@ -112,8 +113,8 @@ class DiTTask:
         """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone."""
         encoders, flow = len(self.latents.index.widths), self.config.flow
         caption = rng.integers(self.latents.index.captions_per_clip, size=(total, 1))
-        dropped = (rng.random((total, 1)) < flow.drop_all) | (rng.random((total, encoders)) < flow.drop_each)
-        return np.where(dropped, -1, caption)
+        levels = torch.from_numpy(rng.random((total, 1))), torch.from_numpy(rng.random((total, encoders)))
+        return np.where(dropped_texts(*levels, flow).numpy(), -1, caption)
 
     def _noise(self, shape: Sequence[int], step: int, position: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.config.seed, step, position)) % 2**63)
@@ -121,7 +122,7 @@ class DiTTask:
 
     def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:  # noqa: ARG002
         """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it."""
-        sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.sigma_min)
+        sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
         return F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity), {}
 
     def discriminator_loss(self, discriminator: nn.Module, batch: DiTBatch, step: int) -> None:
@@ -155,7 +156,7 @@ class DiTTask:
         device = next(self.model.parameters()).device
         release = Path(self.config.release)
         tae = TAE.from_pretrained(release / "tae").to(device)
-        return tae, PromptEncoder.from_pretrained(release / "text").to(device)
+        return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
     def tokens(self, batch: DiTBatch) -> int:
         """Video tokens of the batch."""

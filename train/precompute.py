@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,15 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from conditioning.encoders import PromptEncoder
+from conditioning import checkpoints
+from conditioning.checkpoints import TextConfig
+from conditioning.prompt_encoder import PromptEncoder
 from configs import ConfigError, load
 from data import latents, manifest
 from data.batch import prefetch
 from data.buckets import Bucket, parse
 from data.clips import Clips
+from sample.release import text_config
 from tae.model import TAE
 from train.clips import describe, draw, to_tensor
 
@@ -31,17 +34,21 @@ _WORLD_CLIPS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """What to encode: source is `world` or a clip list (Parquet or JSONL); release supplies tae/ and text/.
+    """What to encode: source is `world` or a clip list (Parquet or JSONL); release supplies tae/ and text/
+    (or, in its kinoflow.yaml, the names of text encoders).
 
     clips is the total over the buckets, shared out by their weights; without it a list gives all that fill
     a bucket. Only world clips have more than one caption. batch_size clips go through the autoencoder at
     once, when their bucket does not say how many. With bf16 the autoencoder computes in bfloat16; compile
-    fuses it.
+    fuses it. text_cache is a folder that keeps the text states of every caption, for when the same captions
+    come again: another tae or size, a lost folder. It grows as big as the text states of `out` and may be
+    deleted at any time.
     """
 
     out: str = ""
     source: str = "world"
     release: str = "sample/mini"
+    text_cache: str | None = None
     buckets: tuple[str, ...] = ("16x64x64@16",)
     clips: int | None = None
     captions_per_clip: int = 1
@@ -96,14 +103,15 @@ def main(sources: Sequence[str]) -> int:
 
 
 def load_encoders(config: PrecomputeConfig) -> Encoders:
-    """The autoencoder and the text encoders of the release folder."""
+    """The autoencoder and the text encoders of the release folder, which needs no dit/ yet."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    tae = TAE.from_pretrained(Path(config.release) / "tae").to(device).eval()
-    text = PromptEncoder.from_pretrained(Path(config.release) / "text").to(device).eval()
+    release = Path(config.release)
+    tae = TAE.from_pretrained(release / "tae").to(device).eval()
     if config.compile:
         tae.encoder.compile(dynamic=False)
-    return Encoders(tae=tae, text=text, device=device, precision=config.precision)
+    text = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
+    return Encoders(tae=tae, text=text.to(device).eval(), device=device, precision=config.precision)
 
 
 def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
@@ -164,7 +172,15 @@ def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
 
 def _made_from(config: PrecomputeConfig) -> Mapping[str, str]:
     parts = {part: _fingerprint(Path(config.release) / part) for part in ("tae", "text")}
-    return {"source": config.source, "seed": str(config.seed), **parts}
+    made = {"source": config.source, "seed": str(config.seed), **parts}
+    text = text_config(Path(config.release))
+    if replace(text, offload=()) != TextConfig():
+        named = [
+            f"{s}={checkpoints.fingerprint(s.folder())}"
+            for s in checkpoints.find(text.sources(Path(config.release)))
+        ]
+        made["text"] = " ".join([*named, text.dtype])
+    return made
 
 
 def _fingerprint(folder: Path) -> str:

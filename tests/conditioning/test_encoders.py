@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import string
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,15 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
-    ByT5Tokenizer,
-    CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
-    T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
     T5Tokenizer,
@@ -33,47 +28,11 @@ from conditioning.encoders import (
     stretch_positions,
 )
 from conditioning.prompt import PromptError
+from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
 
 FPS = Fraction(16)
 SHIPPED = Path(__file__).parents[2] / "sample" / "mini" / "text"
 PROMPTS = ["a red star", "", 'a blue ring spins quickly on a gray background, a sign says "KITE" and "MOON"']
-
-
-def _t5(vocabulary):
-    return T5Config(vocab_size=vocabulary, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=3,
-                    decoder_start_token_id=0)  # fmt: skip
-
-
-def _write_ul2(folder):
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    pieces += [(f"▁{word}", -5.0) for word in ("a", "red", "star", "blue", "ring", "spins")]
-    pieces += [(letter, -9.0) for letter in string.printable[:94]]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=4)
-    tokenizer.save_pretrained(folder)
-    whole = T5ForConditionalGeneration(_t5(len(tokenizer) + 8))  # decoder and all, as google/ul2
-    whole.save_pretrained(folder)
-
-
-def _write_byt5(folder):
-    ByT5Tokenizer().save_pretrained(folder)
-    T5EncoderModel(_t5(384)).save_pretrained(folder)
-
-
-def _write_metaclip(folder):
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
-    tokenizer.save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {
-        "bos_token_id": len(tokens) - 2,
-        "eos_token_id": len(tokens) - 1,
-        "pad_token_id": len(tokens) - 1,
-    }
-    text = {**small, **special, "vocab_size": len(tokens)}
-    vision = {**small, "image_size": 8, "patch_size": 4}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)  # both towers
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +40,9 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("text")
     torch.manual_seed(0)
     with quiet():
-        _write_ul2(root / "ul2")
-        _write_byt5(root / "byt5")
-        _write_metaclip(root / "metaclip")
+        write_ul2(root / "ul2")
+        write_byt5(root / "byt5")
+        write_metaclip(root / "metaclip")
     return root
 
 

@@ -3,6 +3,8 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conditioning.prompt import (
     PromptError,
@@ -65,6 +67,18 @@ def test_a_rate_that_is_none_is_refused_by_name(fps):
         ('a 27" screen that shows "HI"', ["HI"]),
         ('a sign "日本 🌟"', ["日本 🌟"]),
         ('two lines "UP\nDOWN"', ["UP\nDOWN"]),
+        ("”KITE” and ‚MOON‘ and »STAR« and 「凧」", ["KITE", "MOON", "STAR", "凧"]),
+        ("“ONE” ‘TWO’ \"THREE\" 'FOUR'", ["ONE", "TWO", "THREE", "FOUR"]),
+        ("a word “KITE then “MOON”", ["MOON"]),
+        ('a word “KITE and "MOON"', ["KITE and"]),
+        ("a lone ” and a lone “", []),
+        ('no opening: KITE.”, then "MOON"', ["MOON"]),
+        ("no opening: KITE» and «MOON»", ["MOON"]),
+        ("« « A »", ["A"]),
+        ("‘ONE and ‘TWO’", ["TWO"]),
+        ("“KITE“", []),
+        ('"""', []),
+        ('"KITE""MOON"', ["KITE", "MOON"]),
     ],
 )
 def test_quoted_text(prompt, quoted):
@@ -74,6 +88,24 @@ def test_quoted_text(prompt, quoted):
 def test_long_prompts_full_of_open_marks_are_quick():
     assert quoted_text("'a " * 4000) == []
     assert quoted_text('"' * 10001) == []
+    for mark in "‘‚»„「":
+        assert quoted_text(f"{mark}a " * 4000) == []
+
+
+PAIRS = ('""', "“”", "””", "„“", "„”", "«»", "»«", "‘’", "‚‘", "「」", "''")
+PLAIN = st.text(st.characters(categories=("L", "N", "Zs", "Po"), exclude_characters="\"'"), max_size=30)
+WORD = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=12)
+
+
+@given(prompt=st.text(max_size=80))
+def test_any_text_is_read_and_what_is_quoted_stands_in_it(prompt):
+    assert all(quote and quote in prompt for quote in quoted_text(prompt))
+
+
+@given(before=PLAIN, after=PLAIN, words=st.lists(WORD, min_size=1, max_size=3), pair=st.sampled_from(PAIRS))
+def test_every_kind_of_pair_quotes_among_plain_text(before, after, words, pair):
+    quotes = " and ".join(f"{pair[0]}{word}{pair[1]}" for word in words)
+    assert quoted_text(f"{before} {quotes} {after}") == words
 
 
 def test_each_encoder_gets_its_text():

@@ -90,5 +90,5 @@ def tiny_release_folder(tmp_path_factory):
 
 @pytest.fixture
 def tiny_release(tiny_release_folder, monkeypatch):
-    monkeypatch.setattr(Release, "encoder", lambda self: HashEncoder())
+    monkeypatch.setattr(Release, "encoder", lambda self, text_cache=None: HashEncoder())
     return Release.load(tiny_release_folder)

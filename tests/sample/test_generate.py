@@ -40,6 +40,20 @@ def test_sampling_solves_the_gaussian_flow_and_guidance_moves_its_mean(scale, so
     torch.testing.assert_close(result, expected, rtol=0, atol=0.06)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_sde_has_the_law_of_the_guided_gaussian_flow(scale):
+    shape = LatentShape(channels=4, frames=4, height=16, width=16)
+    sampling = Sampling(guidance_scale=scale, num_steps=200, solver="sde", diffusion=1.5)
+    result = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
+    assert float(result.mean()) == pytest.approx((1 - scale) * -1.0 + scale * 2.0, abs=0.03)
+    assert float(result.std()) == pytest.approx(0.5, abs=0.02)
+    ode = draw_noise(shape, 7)
+    related = torch.corrcoef(torch.stack([result.flatten(), ode.flatten()]))[0, 1]
+    assert float(related) < 0.9  # each step's noise is its own, not the start's again
+    again = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
+    assert torch.equal(result, again)
+
+
 def test_a_prompt_and_seed_give_the_same_bytes_alone_in_a_list_and_in_another_order(tiny_release):
     parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
     together = generate(*parts, PROMPTS, seeds=[5, 6, 7], **SIZE)

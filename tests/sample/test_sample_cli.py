@@ -73,6 +73,23 @@ def test_the_same_seed_gives_the_same_bytes_and_nothing_is_overwritten_silently(
     assert Path("x.mp4").read_bytes() != before
 
 
+def test_the_sde_is_chosen_by_name_and_repeats_itself(run):
+    """Its noise is in the metadata, from the seed, and 0 of it is Euler."""
+    for name, more in {
+        "a": ["--diffusion", "0.5"],
+        "b": ["--diffusion", "0.5"],
+        "c": ["--diffusion", "0"],
+    }.items():
+        assert run(PROMPT, "--solver", "sde", *more, "--out", f"{name}.mp4")[0] == 0
+    assert run(PROMPT, "--out", "euler.mp4")[0] == 0
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    metadata = probe("a.mp4").metadata
+    assert (metadata["solver"], metadata["diffusion"]) == ("sde", "0.5")
+    assert "diffusion" not in probe("euler.mp4").metadata
+    clips = {name: read(f"{name}.mp4") for name in ("a", "c", "euler")}
+    assert np.array_equal(clips["c"], clips["euler"]) and not np.array_equal(clips["a"], clips["euler"])
+
+
 def test_other_buckets_and_images(run):
     assert run(PROMPT, "--size", "48x32", "--out", "long.mp4")[0] == 0
     assert read("long.mp4").shape == (40, 32, 48, 3)
@@ -128,6 +145,8 @@ def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatc
     ("argv", "said"),
     [
         ([""], "prompt: empty"),
+        ([PROMPT, "--diffusion", "0.5"], "diffusion: euler adds no noise"),
+        ([PROMPT, "--solver", "sde", "--diffusion", "-1"], "diffusion: -1.0 is not in 0..10"),
         (["  \n"], "prompt: empty"),
         ([], "give a PROMPT"),
         ([PROMPT, "--prompts", "list.txt"], "one of the two"),

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from conditioning.encoders import PromptEncoder
+import conditioning.prompt_encoder
+from conditioning.encoders import PromptEncoder, quiet
 from configs import ConfigError, load
 from data.buckets import parse
-from data.latents import LatentDataset
+from data.latents import LatentDataset, LatentError
 from tae.model import TAE, TAEConfig
+from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
 from train import precompute as module
 from train.clips import describe, draw, to_tensor
 from train.precompute import Encoders, PrecomputeConfig, precompute
@@ -92,7 +94,7 @@ def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, ca
 
 
 def test_command(encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_encoders", lambda release: encoders)
+    monkeypatch.setattr(module, "load_encoders", lambda config: encoders)
     assert module.main(["clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
     with pytest.raises(ConfigError, match="out: name the folder"):
         module.main(["clips=2"])
@@ -111,3 +113,33 @@ def test_real_clips_from_a_list(encoders, tmp_path):
     precompute(load(PrecomputeConfig, settings), encoders)
     data = LatentDataset(tmp_path / "out")
     assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1
+
+
+def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, monkeypatch):
+    """Precomputing again, for another autoencoder say, loads no text encoder and gives the same states."""
+    release, settings = tmp_path / "release", ["clips=4", "buckets=[1x16x16@16]", "batch_size=2"]
+    encoders.tae.save_pretrained(release / "tae")
+    with quiet():
+        write_ul2(release / "text" / "ul2")
+        write_byt5(tmp_path / "elsewhere")
+        write_metaclip(release / "text" / "metaclip")
+    card = f"name: half\ntext: {{byt5: {tmp_path / 'elsewhere'}, dtype: bfloat16}}\n"
+    (release / "kinoflow.yaml").write_text(card)
+    settings += [f"release={release}", f"text_cache={tmp_path / 'kept'}"]
+    assert module.main([*settings, f"out={tmp_path / 'a'}"]) == 0
+
+    def fail(*_):
+        raise AssertionError("an encoder was loaded")
+
+    monkeypatch.setattr(conditioning.prompt_encoder, "_load", fail)
+    assert module.main([*settings, f"out={tmp_path / 'b'}"]) == 0
+    first, second = (LatentDataset(tmp_path / name) for name in "ab")
+    assert first.index == second.index and first.index.widths == (24, 24, 16)
+    choice = np.zeros(4, np.int64)
+    batches = [data.get("1x16x16@16", np.arange(4), choice) for data in (first, second)]
+    for one, other in zip(batches[0].texts, batches[1].texts, strict=True):
+        assert torch.equal(one.hidden, other.hidden) and one.hidden.abs().sum() > 0
+    (release / "kinoflow.yaml").write_text(card.replace("bfloat16", "float32"))
+    with pytest.raises(LatentError, match="made_from was"):  # other states than those of the folder
+        monkeypatch.undo()
+        module.main([*settings, f"out={tmp_path / 'b'}"])

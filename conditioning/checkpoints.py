@@ -1,0 +1,147 @@
+"""Where the text encoders' checkpoints lie: folders, or ids of the Hugging Face hub.
+
+Known ids, their widths and the parts that are read:
+
+    google/ul2                         4096   the encoder half of 20B: 16 GiB in bfloat16
+    google/byt5-small, -base, -large   1472, 1536, 1536
+    google/byt5-xl, -xxl               2560, 4672
+    facebook/metaclip-h14-fullcc2.5b   1024   the text tower, 77 positions stretched to 256
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from conditioning.text_encoder import EncoderError
+
+# In the order in which the states are handed on. Limits in tokens, end token included (Movie Gen leaves the
+# first and the last open; others use these).
+LIMITS = {"ul2": 512, "byt5": 100, "metaclip": 256}
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_READ = ("*.json", "*.txt", "*.model")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Which text encoders a release has, and how they are held: `text` in kinoflow.yaml.
+
+    `ul2`, `byt5`, `metaclip`: a folder or hub id each; empty for the release's own text/<name>. `dtype` is
+    that of weights and states. The weights of the encoders named in `offload` (ul2, byt5) stay in main memory
+    and visit the GPU block by block: for what is too big to stay there.
+    """
+
+    ul2: str = ""
+    byt5: str = ""
+    metaclip: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.offload:
+            if name not in ("ul2", "byt5"):
+                raise EncoderError(
+                    f"text.offload: {name!r} is not ul2 or byt5, the encoders made of T5 blocks"
+                )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    def sources(self, release: Path) -> dict[str, str]:
+        """A folder or hub id for each encoder; relative folders are looked for in the release first."""
+        given = {name: getattr(self, name) for name in LIMITS}
+        return {
+            name: str(release / (source or f"text/{name}"))
+            if not source or (release / source).is_dir()
+            else source
+            for name, source in given.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One encoder's checkpoint: a local folder, or a repository of the hub and a folder in it."""
+
+    name: str
+    location: str
+    subfolder: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.location}/{self.subfolder}" if self.subfolder else self.location
+
+    def folder(self) -> Path:
+        """The local folder; what lies on the hub is fetched into its cache first, other libraries' files not.
+
+        Raises:
+            EncoderError: no such folder, or the hub can't be reached and has not been before.
+        """
+        if Path(self.location).is_dir():
+            return Path(self.location) / self.subfolder
+        if not _HUB_ID.fullmatch(self.location):
+            raise EncoderError(
+                f"{self}: no such folder; a release has its {self.name} encoder there, give its text/ folder"
+            )
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        folder = Path()
+        for weights in _WEIGHTS:  # old repositories hold pickled weights only; new ones often hold both
+            folder = self._fetch([prefix + pattern for pattern in (*_READ, weights)]) / self.subfolder
+            if any(folder.glob(weights)):
+                break
+        return folder
+
+    def _fetch(self, patterns: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(self.location, allow_patterns=patterns))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EncoderError(
+                f"{self}: the {self.name} encoder is neither a folder here nor readable from the hub; check "
+                f"the id and the network, or download it elsewhere and give its folder ({reason})"
+            ) from None
+
+
+def find(source: str | Path | Mapping[str, str | Path]) -> list[Source]:
+    """The checkpoints of a mapping of names, or of a folder or hub id with ul2/, byt5/ and metaclip/."""
+    if isinstance(source, Mapping):
+        if set(source) != set(LIMITS):
+            raise EncoderError(
+                f"text encoders: the names must be {', '.join(LIMITS)}, not {', '.join(source) or 'none'}"
+            )
+        return [Source(name=name, location=str(source[name])) for name in LIMITS]
+    if Path(source).is_dir():
+        return [Source(name=name, location=str(Path(source) / name)) for name in LIMITS]
+    return [Source(name=name, location=str(source), subfolder=name) for name in LIMITS]
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights, tokenizer and configuration; a hub snapshot's is its commit.
+
+    Reading 20 GiB takes some 15 s; a snapshot never changes, so nothing of it needs to be read.
+    """
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and _COMMIT.fullmatch(parent.name):
+            named = f"{parent.parent.parent.name}@{parent.name}/{folder.relative_to(parent)}"
+            return hashlib.sha256(named.encode()).hexdigest()
+    files = sorted(path for pattern in (*_READ, *_WEIGHTS) for path in folder.glob(pattern))
+    return _hash_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=16)
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

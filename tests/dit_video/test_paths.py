@@ -1,0 +1,142 @@
+"""Gaussian paths and the conversions between their fields, in float64 on a mixture with known fields."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit_video.flow import conditional_score, perturb, score_from_velocity, velocity_from_score
+from dit_video.paths import (
+    Coefficients,
+    cond_ot,
+    cosine,
+    from_data,
+    from_noise,
+    from_score,
+    from_velocity,
+)
+from tests.dit_video.mixture import F64, Mixture
+
+
+def ddpm(time: Tensor) -> Coefficients:
+    """Song et al. 2020, equation 33, as a path: some data is left at t = 0, nothing is constant."""
+    s = 1 - time
+    rate, exponent = 0.1 + 19.9 * s, 0.25 * 19.9 * s**2 + 0.05 * s
+    alpha, beta = torch.exp(-exponent), torch.sqrt(-torch.expm1(-2 * exponent))
+    alpha_dot = 0.5 * alpha * rate
+    return Coefficients(alpha=alpha, beta=beta, alpha_dot=alpha_dot, beta_dot=-alpha * alpha_dot / beta)
+
+
+PATHS = {"cond_ot": cond_ot, "sigma_min 0.1": partial(cond_ot, sigma_min=0.1), "cosine": cosine, "ddpm": ddpm}
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+def points(count: int = 400) -> tuple[Tensor, Tensor]:
+    """Fresh points and times away from both ends."""
+    return 2 * torch.randn(count, dtype=F64), torch.rand(count, dtype=F64) * 0.9 + 0.05
+
+
+def slope(function, t: Tensor, step: float = 1e-5) -> Tensor:
+    return (function(t + step) - function(t - step)) / (2 * step)
+
+
+@every_path
+def test_derivatives_are_those_of_the_coefficients(path):
+    _, t = points()
+    at = path(t)
+    torch.testing.assert_close(at.alpha_dot, slope(lambda t: path(t).alpha, t), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(at.beta_dot, slope(lambda t: path(t).beta, t), atol=1e-8, rtol=1e-6)
+    assert (at.alpha_dot > 0).all() and (at.beta_dot < 0).all()
+
+
+@pytest.mark.parametrize("path", [cond_ot, partial(cond_ot, sigma_min=0.1), cosine])
+def test_paths_go_from_noise_to_data(path):
+    ends = path(torch.tensor([0.0, 1.0], dtype=F64))
+    rest = getattr(path, "keywords", {"sigma_min": 1e-5})["sigma_min"]
+    torch.testing.assert_close(ends.alpha, torch.tensor([0.0, 1.0], dtype=F64))
+    torch.testing.assert_close(ends.beta, torch.tensor([1.0, rest if path is not cosine else 0.0], dtype=F64))
+
+
+def test_cosine_preserves_the_variance_of_normal_data():
+    _, t = points()
+    at = cosine(t)
+    torch.testing.assert_close(at.alpha**2 + at.beta**2, torch.ones_like(t))
+
+
+@every_path
+def test_the_mixture_obeys_the_continuity_equation(path):
+    """∂p/∂t + ∂(p u)/∂x = 0: the closed forms below are tested before they test anything."""
+    mixture, (x, t) = Mixture(), points()
+    x.requires_grad_()
+    t.requires_grad_()
+    density = mixture.log_density(x, t, path).exp()
+    (change,) = torch.autograd.grad(density.sum(), t, retain_graph=True)
+    (outflow,) = torch.autograd.grad((density * mixture.velocity(x, t, path)).sum(), x)
+    torch.testing.assert_close(change, -outflow, atol=1e-10, rtol=1e-8)
+
+
+@every_path
+def test_each_field_gives_all_the_others(path):
+    mixture, (x, t) = Mixture(), points()
+    data, noise = mixture.data_and_noise(x, t, path)
+    velocity = mixture.velocity(x, t, path)
+    (score,) = torch.autograd.grad(mixture.log_density(x.requires_grad_(), t, path).sum(), x)
+    x = x.detach()
+    for found in (
+        from_velocity(velocity, x, t, path),
+        from_data(data, x, t, path),
+        from_noise(noise, x, t, path),
+        from_score(score, x, t, path),
+    ):
+        for got, expected in zip(
+            (found.velocity, found.data, found.noise, found.score),
+            (velocity, data, noise, score),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-7)
+
+
+@every_path
+def test_conversions_are_proposition_1_as_printed(path):
+    """u = (β²α̇/α − ββ̇) score + (α̇/α) x, and equations 1.3 and 1.4."""
+    mixture, (x, t) = Mixture(), points()
+    at, score = path(t), torch.randn(len(t), dtype=F64)
+    printed = (at.beta**2 * at.alpha_dot / at.alpha - at.beta * at.beta_dot) * score
+    printed = printed + at.alpha_dot / at.alpha * x
+    torch.testing.assert_close(velocity_from_score(score, x, t, path), printed, atol=1e-9, rtol=1e-8)
+    velocity = mixture.velocity(x, t, path)
+    back = velocity_from_score(score_from_velocity(velocity, x, t, path), x, t, path)
+    torch.testing.assert_close(back, velocity, atol=1e-9, rtol=1e-8)
+
+
+@every_path
+def test_conditional_velocity_and_score_are_converted_too(path):
+    data, noise = torch.randn(6, 2, 3, dtype=F64), torch.randn(6, 2, 3, dtype=F64)
+    t = torch.rand(6, dtype=F64) * 0.9 + 0.05
+    sample = perturb(data, noise, t, path)
+    found = from_velocity(sample.velocity, sample.x_t, t, path)
+    torch.testing.assert_close(found.data, data)
+    torch.testing.assert_close(found.noise, noise)
+    torch.testing.assert_close(found.score, conditional_score(noise, t, path))
+
+
+@every_path
+def test_the_velocity_is_the_time_derivative_of_the_path(path):
+    data, noise = torch.randn(4, 3, dtype=F64), torch.randn(4, 3, dtype=F64)
+    t = torch.rand(4, dtype=F64) * 0.9 + 0.05
+    derivative = slope(lambda t: perturb(data, noise, t, path).x_t, t)
+    torch.testing.assert_close(perturb(data, noise, t, path).velocity, derivative, atol=1e-8, rtol=1e-6)
+
+
+def test_from_velocity_is_finite_at_both_ends():
+    """Where sampling starts and stops: at t = 0 the data's mean is known, at t = 1 the data themselves."""
+    x, velocity = torch.randn(2, 5, dtype=F64), torch.randn(2, 5, dtype=F64)
+    ends = torch.tensor([0.0, 1.0], dtype=F64)
+    found = from_velocity(velocity, x, ends, cosine)
+    assert found.data.isfinite().all() and found.noise.isfinite().all()
+    torch.testing.assert_close(found.noise[0], x[0])
+    torch.testing.assert_close(found.score[0], -x[0])
+    torch.testing.assert_close(found.data[1], x[1])
+    torch.testing.assert_close(found.data[0], velocity[0] * 2 / math.pi)

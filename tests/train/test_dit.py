@@ -1,0 +1,62 @@
+"""What one step of the backbone regresses onto, and which texts it drops."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conditioning.embedding import TextEmbedding
+from dit_video.flow import FlowConfig, perturb
+from dit_video.paths import cond_ot, cosine
+from train.dit import DiTBatch, DiTTask
+
+
+def task(flow, captions=2):
+    """A task without a model or data: what is tested asks for neither."""
+    made = DiTTask.__new__(DiTTask)
+    made.config = SimpleNamespace(flow=flow)
+    made.__dict__["latents"] = SimpleNamespace(
+        index=SimpleNamespace(widths=(4, 5, 6), captions_per_clip=captions)
+    )
+    return made
+
+
+def test_texts_are_dropped_all_at_once_and_each_alone():
+    flow = FlowConfig(drop_all=0.1, drop_each=0.2)
+    choices = task(flow)._text_choices(np.random.default_rng(0), 50_000)
+    assert choices.shape == (50_000, 3)
+    dropped = choices == -1
+    assert dropped.mean(0).tolist() == pytest.approx([0.28] * 3, abs=0.008)
+    assert dropped.all(1).mean() == pytest.approx(0.1 + 0.9 * 0.2**3, abs=0.005)
+    kept = np.sort(choices, axis=1)[~dropped.any(1)]
+    assert (kept[:, 0] == kept[:, 2]).all()  # one caption of a clip for all encoders
+    assert set(kept[:, 0].tolist()) == {0, 1}
+
+
+def test_the_draw_is_that_of_earlier_runs():
+    """A resumed run sees the texts that it would have seen: rows first, then encoders, from one stream."""
+    rng, flow = np.random.default_rng(5), FlowConfig()
+    caption = rng.integers(2, size=(64, 1))
+    dropped = (rng.random((64, 1)) < flow.drop_all) | (rng.random((64, 3)) < flow.drop_each)
+    choices = task(flow)._text_choices(np.random.default_rng(5), 64)
+    assert np.array_equal(choices, np.where(dropped, -1, caption))
+    assert (choices == -1).any() and (choices >= 0).any()
+
+
+@pytest.mark.parametrize(("name", "path"), [("cond_ot", cond_ot), ("cosine", cosine)])
+def test_the_loss_is_the_distance_to_the_velocity_of_the_configured_path(name, path):
+    text = TextEmbedding(hidden=torch.zeros(3, 2, 4), mask=torch.ones(3, 2, dtype=torch.bool))
+    batch = DiTBatch(
+        latent=torch.randn(3, 2, 1, 4, 4), noise=torch.randn(3, 2, 1, 4, 4), time=torch.rand(3), texts=(text,)
+    )
+    seen = []
+
+    def model(x_t, time, texts):
+        seen.append((x_t, time, texts))
+        return torch.ones_like(x_t)
+
+    loss, _ = task(FlowConfig(path=name)).loss(model, batch, 0)
+    expected = perturb(batch.latent, batch.noise, batch.time, path)
+    torch.testing.assert_close(loss, (1 - expected.velocity).square().mean())
+    assert torch.equal(seen[0][0], expected.x_t) and seen[0][1] is batch.time and seen[0][2] == (text,)
