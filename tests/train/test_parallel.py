@@ -10,6 +10,7 @@ from dit_video import VideoDiT
 from dit_video.parallel import ParallelConfig, ParallelError, parallelize
 from tests.dit_video.test_model import CONFIG, build, latent, text
 from tests.train.parallel_jobs import KERNELS, ONE_BLOCK, config, loss, result
+from tests.train.test_zero import COMMON, lines, plain
 from train.config import RunConfig
 from train.optimizer import adamw
 
@@ -164,6 +165,17 @@ def test_processes_that_do_not_divide_are_refused(start_job, tmp_path):
     job = start_job("sharded", str(tmp_path), [*SOURCES, "parallel.sequence=2"])
     assert job.wait() == [1]
     assert "parallel.sequence: 2 does not divide the 1 processes" in job.text()
+
+
+def test_neighbours_see_the_same_clips_and_count_them_once(start_job, tmp_path):
+    """The loop with two processes on one replica is the plain loop on the whole batch."""
+    own = ["model=dit", "parallel.sequence=2", "deepspeed.zero_stage=2", f"run={tmp_path}"]
+    job = start_job("toy", [*COMMON, *own], False, size=2)
+    assert job.wait(200) == [0, 0], job.text()
+    logged = lines(tmp_path)
+    assert [line["loss"] for line in logged] == pytest.approx(plain()["losses"], rel=1e-5)
+    rate = 8 / (logged[-1]["seconds"] - logged[-2]["seconds"])  # a batch of 8 a line
+    assert logged[-1]["samples_per_second"] == pytest.approx(rate, rel=0.2)
 
 
 def test_text_stays_whole_on_each_process():
