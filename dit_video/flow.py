@@ -93,18 +93,18 @@ def perturb(
 
 
 def velocity_from_data(
-    data: Float[Tensor, "b ..."],
-    x_t: Float[Tensor, "b ..."],
-    time: Float[Tensor, " b"],
+    data: Float[Tensor, "..."],
+    x_t: Float[Tensor, "..."],
+    time: Float[Tensor, "..."],
     sigma_min: float = SIGMA_MIN,
     least: float = 0.05,
-) -> Float[Tensor, "b ..."]:
-    """u = (X_1 − (1 − σ_min) x) / β with β = 1 − (1 − σ_min) t, kept at `least` or more near the data.
+) -> Float[Tensor, "..."]:
+    """CondOT's u = (z − (1 − σ_min) x) / β with β = 1 − (1 − σ_min) t, kept at `least` or more near the data.
 
-    Near t = 1 a small error of the data would become a large one of the velocity (Li and He 2025,
-    arXiv:2511.13720, section 4, whose bound this is).
+    `time` broadcasts against `x_t`. Near t = 1 a small error of the data would become a large one of the
+    velocity (Li and He 2025, arXiv:2511.13720, section 4, whose bound this is).
     """
-    beta = (1 - (1 - sigma_min) * _expand(time, x_t)).clamp(min=least)
+    beta = (1 - (1 - sigma_min) * time.to(x_t)).clamp(min=least)
     return (data - (1 - sigma_min) * x_t) / beta
 
 

@@ -1,11 +1,12 @@
 """The configuration of a training run: dataclass defaults < YAML files < key=value."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from configs import ConfigError
 from dit_video.flow import FlowConfig
 from dit_video.model import DiTConfig
+from dit_video.parallel import ParallelConfig
 from tae.discriminator import DiscriminatorConfig
 from tae.losses import LossConfig
 from tae.model import TAEConfig
@@ -119,7 +120,6 @@ class RunConfig:
     release: str = "sample/mini"
     init_from: str | None = None
     threads: int | None = None
-    compile: bool = False
     tae: TAEConfig = field(default_factory=TAEConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
@@ -129,6 +129,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     ema_decay: float = 0.9999
     log_every: int = 10
     checkpoint_every: int = 500
@@ -143,6 +144,11 @@ class RunConfig:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
+        spread = replace(self.parallel, compile=False) != ParallelConfig()
+        if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
+            raise ConfigError(
+                f"parallel: only model: dit is spread like this, and this run trains {self.model}"
+            )
         if self.data.batch_size % self.deepspeed.accumulation:
             raise ConfigError(f"data.batch_size: {self.data.batch_size} is no multiple of "
                               f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip

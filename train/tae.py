@@ -50,7 +50,7 @@ class TAETask:
             self.model.init_weights()
         else:
             self.model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
-        if config.compile:
+        if config.parallel.compile:
             self.model.compile(dynamic=False)  # a graph for each bucket
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:

@@ -1,0 +1,94 @@
+"""Training MFU of configs/dit_1b.yaml on a CUDA device: `python tests/bench/dit_training.py`, JSON.
+
+bf16, each block compiled, AdamW, two clips of 8,192 tokens; with sdpa and with xformers. The FLOPs are three
+times those of a forward: what is computed again counts for nothing.
+"""
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from conditioning.embedding import TextEmbedding
+from configs import load
+from dit_video import DiTConfig, VideoDiT
+from dit_video.attention import AttentionError, KernelName
+from dit_video.parallel import ParallelConfig, parallelize
+from train.config import RunConfig
+from train.metrics import peak_flops
+
+
+def training(kernel: KernelName, repeats: int = 10) -> dict[str, Any]:
+    """Tokens/s and MFU of optimizer steps of dit_1b on clips of 8,192 tokens, on the CUDA device."""
+    config = replace(load(RunConfig, ["configs/dit_1b.yaml"]).dit, attention=kernel)
+    shape, lengths = (2, config.latent_channels, 32, 32, 32), (96, 16, 16)
+    flops = 3 * forward_flops(replace(config, attention="math"), shape, lengths)
+    model = VideoDiT(config).to("cuda", torch.bfloat16)
+    model.init_weights()
+    parallelize(model, ParallelConfig(compile=True), None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    latent, time_, texts = batch(config, shape, lengths, torch.device("cuda"))
+
+    def step() -> None:
+        model(latent, time_, texts).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+
+    times = []
+    for _ in range(repeats + 1):  # the first compiles
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    peak, tokens = peak_flops(torch.device("cuda")), shape[0] * 8192
+    return {"device": torch.cuda.get_device_name(), "seconds": seconds, "tokens_per_second": tokens / seconds,
+            "flops": flops, "mfu": flops / seconds / peak if peak else None,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated()}  # fmt: skip
+
+
+def batch(
+    config: DiTConfig, shape: tuple[int, ...], lengths: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor, list[TextEmbedding]]:
+    like = {"device": device, "dtype": torch.bfloat16}
+    texts = [
+        TextEmbedding(
+            hidden=torch.randn(shape[0], length, width, **like),
+            mask=torch.ones(shape[0], length, dtype=torch.bool, device=device),
+        )
+        for length, width in zip(lengths, config.text_widths, strict=True)
+    ]
+    return torch.randn(shape, **like), torch.rand(shape[0], **like), texts
+
+
+def forward_flops(config: DiTConfig, shape: tuple[int, ...], lengths: tuple[int, ...]) -> int:
+    """Counted on the meta device, where it costs nothing."""
+    with torch.device("meta"):
+        model = VideoDiT(config).to(torch.bfloat16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*batch(config, shape, lengths, torch.device("meta")))
+    return counter.get_total_flops()
+
+
+def on_cuda() -> dict[str, Any]:
+    """The training figures of each kernel; what one lacks, in its place."""
+    found: dict[str, Any] = {}
+    for kernel in ("sdpa", "xformers"):
+        try:
+            found[kernel] = training(kernel)
+        except AttentionError as error:
+            found[kernel] = {"unavailable": str(error)}
+    return found
+
+
+if __name__ == "__main__":
+    if not torch.cuda.is_available():
+        print("nothing to measure: torch sees no CUDA device")
+        sys.exit()
+    print(json.dumps(on_cuda()))
