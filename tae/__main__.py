@@ -19,7 +19,8 @@ from rich.table import Table
 from configs.pretrained import PretrainedError
 from data import video
 from data.video import VideoError, VideoInfo
-from tae.codec import Codec, LatentFileError, LatentInfo, read_info
+from tae.codec import Codec
+from tae.latent_file import LatentFileError, LatentInfo, read_info
 from tae.metrics import QualityMeter
 from tae.model import TAE
 
