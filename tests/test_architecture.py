@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "deepspeed": {"train/engine.py", "train/checkpoint.py", "dit_video/parallel.py"},
     "transformers": {"conditioning/encoders.py", "train/text.py"},
     "tokenizers": {"conditioning/encoders.py", "train/text.py"},
-    "av": {"data/video.py"},
+    "av": {"data/video.py", "data/video_writer.py", "data/audio.py"},
     "decord": {"data/video.py"},
     "xformers": {"dit_video/attention.py"},
 }
