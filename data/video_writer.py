@@ -22,6 +22,8 @@ from jaxtyping import UInt8
 
 from data import picture
 from data.atomic import VideoError, os_error_line, replacing
+from data.audio import Sound
+from data.timeline import Presentation
 
 PathLike = str | os.PathLike[str]
 
@@ -62,6 +64,8 @@ class VideoWriter:
         width, height: pixels.
         crf: 0 (lossless but for the conversion to yuv420p) .. 51 (worst).
         metadata: any keys; `title` and `comment` are the ones that players show.
+        presentation: exact times of all the frames to come, for a variable rate; `fps` is then the average.
+        sound: goes into the file beside the picture.
 
     Raises:
         VideoError: an argument outside its range, wrong frames, or a file that cannot be written.
@@ -76,7 +80,10 @@ class VideoWriter:
         height: int,
         crf: int | float = 18,
         metadata: Mapping[str, str] | None = None,
+        presentation: Presentation | None = None,
+        sound: Sound | None = None,
     ) -> None:
+        self._presentation, self._sound = presentation, sound
         self._path, self._fps, self._size, self._crf = Path(path), Fraction(fps), (height, width), crf
         self._metadata = dict(metadata or {})
         self._reformatter, self._frames = VideoReformatter(), 0
@@ -108,7 +115,9 @@ class VideoWriter:
         to_even = ((0, 0), (0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0))
         with _writing(self._path):
             for shown in np.pad(frames, to_even, mode="edge"):
-                self._container.mux(self._stream.encode(self._encodable(shown)))
+                encodable = self._encodable(shown)
+                self._mux_sound((encodable.pts or 0) * self._time_base)
+                self._container.mux(self._stream.encode(encodable))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,6 +130,7 @@ class VideoWriter:
             if error is None:
                 if self._frames == 0:
                     raise VideoError(f"{self._path}: no frames to write; give at least one")
+                self._mux_sound(None)
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
         finally:
@@ -139,10 +149,20 @@ class VideoWriter:
         )
         encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = encoder.codec_context
-        context.time_base, context.thread_count = 1 / self._fps, _X264_THREADS
+        context.time_base, context.thread_count = self._time_base, _X264_THREADS
         context.colorspace = context.color_primaries = context.color_trc = picture.BT709
         context.color_range = picture.LIMITED
+        if self._sound is not None:
+            self._sound.begin(container)
         return container, encoder
+
+    def _mux_sound(self, until: Fraction | None) -> None:
+        for packet in self._sound.until(until) if self._sound is not None else ():
+            self._container.mux(packet)
+
+    @property
+    def _time_base(self) -> Fraction:
+        return 1 / self._fps if self._presentation is None else self._presentation.time_base
 
     def _encodable(self, shown: UInt8[np.ndarray, "height width 3"]) -> av.VideoFrame:
         frame = self._reformatter.reformat(
@@ -155,7 +175,12 @@ class VideoWriter:
             threads=1,
         )
         frame.color_primaries = frame.color_trc = picture.BT709
-        frame.pts, frame.time_base, frame.duration = self._frames, 1 / self._fps, 1
+        frame.pts, frame.time_base, frame.duration = self._frames, self._time_base, 1
+        if self._presentation is not None:
+            if self._frames + 1 == len(self._presentation.ticks):
+                raise VideoError(f"{self._path}: more frames than its presentation has times for")
+            begin, end = self._presentation.ticks[self._frames : self._frames + 2].tolist()
+            frame.pts, frame.duration = begin, end - begin
         self._frames += 1
         return frame
 

@@ -2,13 +2,16 @@
 
 Frames are padded to multiples of the spatial factor by repeating the last row and column, and cropped again.
 `reconstruct` rounds its latents to float16 as well, so it gives the frames of `encode` followed by `decode`.
-Sound is not kept.
+The exact times of a variable frame rate and, on request, the sound go into the latent file as well.
 """
 
 import math
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from configs.pretrained import fingerprint
 from data import video
+from data.audio import SoundInfo, extract
+from data.footage import Footage, footage, stamp
 from tae.latent_file import LatentFileError, LatentInfo, create, read_info, read_latents
 from tae.model import TAE
 from tae.pixels import from_bytes, to_bytes
@@ -76,29 +81,38 @@ class Codec:
         """Bytes of the float16 latents of a clip, before compression."""
         return 2 * math.prod(self._latent_shape(frames, height, width))
 
-    def encode(self, source: str | Path, path: str | Path, progress: Progress | None = None) -> LatentInfo:
+    def encode(
+        self,
+        source: str | Path | Footage,
+        path: str | Path,
+        progress: Progress | None = None,
+        *,
+        audio: bool = False,
+    ) -> LatentInfo:
         """Write the latent file of a clip; `progress` is told the number of frames done.
+
+        With `audio`, the sound is stored beside the latents as it is.
 
         Raises:
             VideoError: the clip cannot be read.
             LatentFileError: the file cannot be written.
         """
-        clip, path = video.probe(source), Path(path)
-        info = LatentInfo(
-            frames=clip.frames,
-            height=clip.height,
-            width=clip.width,
-            fps=clip.fps,
-            color=asdict(clip.color),
-            source=clip.path.name,
-            tae=self.name,
-            tae_sha256=self.sha256,
-            channels=self._channels,
-            tile=self._tiling.tile,
-        )
-        latents = self._latents(video.stream(source, chunk=self.tile_frames))
-        shape = self._latent_shape(info.frames, info.height, info.width)
-        with create(path, info, shape) as array:
+        clip, path = source if isinstance(source, Footage) else footage(source), Path(path)
+        latents = self._latents(clip.stream(self.tile_frames))
+        with ExitStack() as stack:
+            nut = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sound.nut"
+            heard = clip.info.path if audio and clip.info.audio else None
+            sound = None if heard is None else extract(heard, nut, video.origin(heard))
+            info = self._describe(clip, sound)
+            array = stack.enter_context(
+                create(
+                    path,
+                    info,
+                    self._latent_shape(info.frames, info.height, info.width),
+                    presentation=clip.presentation,
+                    sound=None if sound is None else nut,
+                )
+            )
             for index, latent in enumerate(latents):
                 start = index * info.tile
                 array[start : start + len(latent)] = latent
@@ -121,31 +135,52 @@ class Codec:
                 f"{path}: made by the autoencoder {info.tae} ({info.tae_sha256[:12]}), not {self.name} "
                 f"({self.sha256[:12]}); give that one with --weights"
             )
-        end = info.frames if end is None else end
-        if not 0 <= start < end <= info.frames:
-            raise LatentFileError(
-                f"{path}: has frames 0:{info.frames}, not {start}:{end}; choose a range inside"
-            )
+        end = info.end_of(path, start, end)
         tiles = self._tiling.decoder_tiles(info.frames, start, end)
-        yield from self._frames(read_latents(path, tiles[0].start, tiles[-1].stop), info, start, end)
+        shape = self._latent_shape(info.frames, info.height, info.width)
+        latents = read_latents(path, tiles[0].start, tiles[-1].stop, shape)
+        yield from self._frames(latents, info, start, end)
 
-    def reconstruct(self, source: str | Path) -> Iterator[FramePair]:
+    def reconstruct(self, source: str | Path | Footage) -> Iterator[FramePair]:
         """A clip beside what encoding and decoding make of it, without a file in between.
 
         Raises:
             VideoError: the clip cannot be read.
         """
-        clip = video.probe(source)
+        clip = source if isinstance(source, Footage) else footage(source)
         waiting: deque[np.ndarray] = deque()
 
         def kept() -> Iterator[np.ndarray]:
-            for frames in video.stream(source, chunk=self.tile_frames):
+            for frames in clip.stream(self.tile_frames):
                 waiting.extend(frames)
                 yield frames
 
-        for decoded in self._frames(self._latents(kept()), clip, 0, clip.frames):
+        for decoded in self._frames(self._latents(kept()), clip.info, 0, clip.info.frames):
             original = np.stack([waiting.popleft() for _ in decoded])
             yield FramePair(source=original, decoded=decoded)
+
+    def _describe(self, clip: Footage, sound: SoundInfo | None) -> LatentInfo:
+        size, modified = stamp(clip.info.path)
+        times = clip.presentation
+        return LatentInfo(
+            frames=clip.info.frames,
+            height=clip.info.height,
+            width=clip.info.width,
+            fps=clip.info.fps,
+            color=asdict(clip.info.color),
+            source=clip.info.path.name,
+            tae=self.name,
+            tae_sha256=self.sha256,
+            channels=self._channels,
+            tile=self._tiling.tile,
+            variable_frame_rate=times is not None,
+            time_base=None if times is None else times.time_base,
+            resampled=clip.resampled,
+            sound=None if sound is None else sound.codec,
+            sound_origin=Fraction(0) if sound is None else sound.origin,
+            source_bytes=size,
+            source_modified_ns=modified,
+        )
 
     def _latents(self, clips: Iterable[np.ndarray]) -> Iterator[Float16[np.ndarray, "t c h w"]]:
         videos = (self._to_model(frames) for frames in clips)
