@@ -59,11 +59,11 @@ def extract(source: Path, target: Path, origin: Fraction) -> SoundInfo | None:
                 _move(packet, shift)
                 packet.stream = copy
                 nut.mux(packet)
-        return SoundInfo(codec=_codec(track), origin=origin + (shift or 0))
+        return None if shift is None else SoundInfo(codec=_codec(track), origin=origin + shift)
 
 
 class Sound:
-    """Sound on its way into an mp4: `begin` adds its stream, `until` gives packets as the picture goes on.
+    """Sound on its way into an mp4: `begin` adds its stream, `write` follows as the picture goes on.
 
     It is copied where mp4 holds its codec, and encoded again as AAC otherwise. Copied sound begins exactly at
     its start (the mp4 says how much of the first packet to skip) and ends with the packet around its end.
@@ -74,6 +74,7 @@ class Sound:
     ) -> None:
         self._path, self._container, self._track = path, container, track
         self._zero, self._length = zero, length
+        self._output: Any = None
         self._packets: Iterator[Packet] = iter(())
         self._held: Packet | None = None
 
@@ -83,19 +84,21 @@ class Sound:
         return f"{codec}, copied" if codec in _IN_MP4 else f"{codec}, encoded again as aac"
 
     def begin(self, output: OutputContainer) -> None:
-        """Add a stream to the mp4.
+        """Add a stream to an mp4 that has its picture stream, and write the mp4's header.
 
         Raises:
             VideoError: the sound has a form that an mp4 cannot hold.
         """
+        self._output = output
         with _telling(self._path):
             if _codec(self._track) in _IN_MP4:
                 self._packets = self._copied(output.add_stream_from_template(self._track))
             else:
                 self._packets = self._encoded(output)
+            output.start_encoding()
 
-    def until(self, time: Fraction | None) -> Iterator[Packet]:
-        """Packets, in order, that begin before a time of the mp4; with None, all that are left.
+    def write(self, until: Fraction | None) -> None:
+        """Write what begins before a time of the mp4 and is not written yet; with None, all that is left.
 
         Raises:
             VideoError: the sound does not decode.
@@ -103,10 +106,19 @@ class Sound:
         with _telling(self._path):
             while (packet := self._held or next(self._packets, None)) is not None:
                 self._held = packet
-                if time is not None and packet.pts is not None and packet.pts * packet.time_base >= time:
+                if until is not None and packet.pts is not None and packet.pts * packet.time_base >= until:
                     return
                 self._held = None
-                yield packet
+                self._output.mux(packet)
+
+    def close(self) -> None:
+        """Write the mp4's trailer, where what is wrong with copied sound may come out.
+
+        Raises:
+            VideoError: the sound has a form that an mp4 cannot hold.
+        """
+        with _telling(self._path):
+            self._output.close()
 
     def _copied(self, stream: Any) -> Iterator[Packet]:
         """Packets that sound in the range, after the one before, from which codecs with overlap start up."""
@@ -196,7 +208,10 @@ def _opened(path: Path, named: Path | None = None) -> Iterator[tuple[InputContai
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(f"{named or path}: {_DAMAGED}") from error
     with container:
-        yield container, next(iter(container.streams.audio), None)
+        track = next(iter(container.streams.audio), None)
+        if track is not None and track.codec_context is None:
+            raise VideoError(f"{named or path}: {_DAMAGED}")
+        yield container, track
 
 
 @contextmanager

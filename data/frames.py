@@ -53,15 +53,15 @@ def stream(folder: Path, chunk: int) -> Iterator[UInt8[np.ndarray, "frames heigh
         VideoError: a picture that does not decode, or of another size than the first, when it is reached.
     """
     files = pictures(folder)
-    size = video.read(files[0], 0, 1)[0].shape if files else ()
+    first = video.probe(files[0])
     for start in range(0, len(files), chunk):
         shown = []
         for file in files[start : start + chunk]:
             picture = video.read(file, 0, 1)[0]
-            if picture.shape != size:
+            if picture.shape[:2] != (first.height, first.width):
                 raise VideoError(
                     f"{file}: has {picture.shape[1]}x{picture.shape[0]} pixels, {files[0].name} has "
-                    f"{size[1]}x{size[0]}; a clip has frames of one size"
+                    f"{first.width}x{first.height}; a clip has frames of one size"
                 )
             shown.append(picture)
         yield np.stack(shown)

@@ -116,7 +116,8 @@ class VideoWriter:
         with _writing(self._path):
             for shown in np.pad(frames, to_even, mode="edge"):
                 encodable = self._encodable(shown)
-                self._mux_sound((encodable.pts or 0) * self._time_base)
+                if self._sound is not None:
+                    self._sound.write((encodable.pts or 0) * self._time_base)
                 self._container.mux(self._stream.encode(encodable))
 
     def __exit__(
@@ -130,9 +131,10 @@ class VideoWriter:
             if error is None:
                 if self._frames == 0:
                     raise VideoError(f"{self._path}: no frames to write; give at least one")
-                self._mux_sound(None)
+                if self._sound is not None:
+                    self._sound.write(None)
                 self._container.mux(self._stream.encode(None))
-                self._container.close()
+                (self._sound or self._container).close()
         finally:
             with suppress(Exception):
                 self._container.close()
@@ -155,10 +157,6 @@ class VideoWriter:
         if self._sound is not None:
             self._sound.begin(container)
         return container, encoder
-
-    def _mux_sound(self, until: Fraction | None) -> None:
-        for packet in self._sound.until(until) if self._sound is not None else ():
-            self._container.mux(packet)
 
     @property
     def _time_base(self) -> Fraction:

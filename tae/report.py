@@ -135,7 +135,7 @@ def _headlines(figures: dict[str, Any], quality: Quality) -> list[tuple[str, str
             "Flicker",
             _number(quality.flicker, 3),
             "levels",
-            "change between frames that the clip has not",
+            "change between frames that is not in the clip",
         ),
         ("Seam", _number(quality.seam, 3), "", "flicker at tile borders over flicker inside, 1 is unseen"),
         ("Smaller by", f"{figures['ratio']:.0f}×", "", "RGB bytes over bytes of the latents"),
