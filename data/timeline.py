@@ -150,7 +150,7 @@ def _rate(pts: Int64[np.ndarray, " frames"], video: Stream, nominal: Fraction) -
         if rate and np.abs(elapsed - np.arange(len(pts)) * float(1 / (rate * video.time_base))).max() <= 1:
             return rate, False
     average = (len(pts) - 1) / (int(pts[-1] - pts[0]) * video.time_base)
-    return average.limit_denominator(1001), True
+    return average.limit_denominator(1001) or average, True
 
 
 def _declared_end(container: Container, video: Stream) -> Fraction:

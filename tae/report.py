@@ -200,7 +200,7 @@ def _chart(curve: _Curve, seconds: Sequence[float], borders: Sequence[int]) -> s
     ]
     parts += [
         f'<text x="{x(time)}" y="{_HEIGHT - 4}" text-anchor="middle">{time:g} s</text>'
-        for time in _ticks(0, end, most=10)
+        for time in _ticks(0.0, end, most=10)
         if time <= end
     ]
     if len(borders) <= _MOST_BORDERS:
@@ -232,7 +232,8 @@ def _ticks(low: float, high: float, most: int = 4) -> list[float]:
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * times for times in (1, 2, 2.5, 5, 10) if span / (power * times) <= most)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
     return [round(step * index, 12) for index in range(first, last + 1)]
 
 

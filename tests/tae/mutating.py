@@ -10,6 +10,7 @@ import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -119,6 +120,17 @@ def arguments(path: Path, out: Path, index: int) -> tuple[list[str], Path]:
     return ["encode", str(path), str(out / "out.kino"), "--audio"], out / "out.kino"
 
 
+@cache
+def decoded(latents: Path) -> bytes:
+    """What an unspoiled latent file gives: checksums must not let anything else pass."""
+    clean = latents.with_name("clean.mp4")
+    with redirect_stdout(io.StringIO()):
+        assert command.main(["decode", str(latents), str(clean), "--json"]) == 0
+    content = clean.read_bytes()
+    clean.unlink()
+    return content
+
+
 def attack(sources: list[Path], work: Path, index: int) -> dict[str, object]:
     """Spoil one file and read it; says what happened and what is wrong with that, if anything."""
     random = np.random.default_rng([20241117, index])
@@ -140,6 +152,8 @@ def attack(sources: list[Path], work: Path, index: int) -> dict[str, object]:
         found = read_info(output).frames if output.suffix == ".kino" else len(video.read(output))
         if found != promised:
             problems.append(f"{output.name} holds {found} frames, not {promised}")
+        if path.suffix == ".kino" and output.read_bytes() != decoded(source):
+            problems.append("decodes to something else")
         if any(file.name not in {"out.mp4", "out.kino", "page.html"} for file in left):
             problems.append(f"left behind: {left}")
     else:
