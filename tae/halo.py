@@ -234,13 +234,15 @@ def spatial_halo_decoder(decode: Decode, tiling: SpatialHalo) -> Decode:
     return tiled
 
 
-def _in_space_encoder(encode: Encode, space: Space | None) -> Encode:
+def encoder_in_space(encode: Encode, space: Space | None) -> Encode:
+    """`encode` on spatial tiles of either kind, or as it is."""
     if isinstance(space, SpatialHalo):
         return spatial_halo_encoder(encode, space)
     return encode if space is None else spatial_encoder(encode, space)
 
 
-def _in_space_decoder(decode: Decode, space: Space | None) -> Decode:
+def decoder_in_space(decode: Decode, space: Space | None) -> Decode:
+    """`decode` on spatial tiles of either kind, or as it is."""
     if isinstance(space, SpatialHalo):
         return spatial_halo_decoder(decode, space)
     return decode if space is None else spatial_decoder(decode, space)
@@ -250,7 +252,7 @@ def _encoded(window: Window, encode: Encode, tiling: HaloTiling, tile: HaloTile,
     first, last = tile.outer.start * tiling.factor, min(tile.outer.stop * tiling.factor, have)
     clip = window.take(Tile(start=first, stop=last))
     # The halo in time goes before tiles in space are joined, so that only what is kept lies in memory.
-    return _in_space_encoder(lambda part: encode(part)[:, :, tile.kept], tiling.space)(clip)
+    return encoder_in_space(lambda part: encode(part)[:, :, tile.kept], tiling.space)(clip)
 
 
 def _decoded(
@@ -259,7 +261,7 @@ def _decoded(
     first = tile.outer.start * tiling.factor
     count = min(tile.outer.stop * tiling.factor, frames) - first
     kept = slice(span.start - first, span.stop - first)
-    cut = _in_space_decoder(lambda part, length: decode(part, length)[:, :, kept], tiling.space)
+    cut = decoder_in_space(lambda part, length: decode(part, length)[:, :, kept], tiling.space)
     return cut(source.take(tile.outer), count)
 
 

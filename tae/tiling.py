@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Encode = Callable[[Tensor], Tensor]
@@ -116,7 +116,7 @@ def fade(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
 
 
 def encode_stream(
-    videos: Iterable[Float[Tensor, "b 3 _ height width"]], encode: Encode, tiling: TemporalTiling
+    videos: Iterable[Shaped[Tensor, "b 3 _ height width"]], encode: Encode, tiling: TemporalTiling
 ) -> Iterator[Float[Tensor, "b c _ h w"]]:
     """Latents of one tile after another from chunks of any number of frames; the last may be short."""
     for tile in _regrouped(videos, tiling.frames):
@@ -175,7 +175,7 @@ def decode_tiled(
 def spatial_encoder(encode: Encode, tiling: SpatialTiling) -> Encode:
     """An encoder that works on overlapping spatial tiles and blends their latents."""
 
-    def tiled(video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
+    def tiled(video: Shaped[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
         rows, columns = tiling.factors
         height, width = video.shape[3] // rows, video.shape[4] // columns
 
