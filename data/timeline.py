@@ -1,5 +1,6 @@
-"""When each frame of a stream is shown, without decoding it."""
+"""When each frame of a stream is shown, without decoding it; and what another rate makes of that."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,17 +9,56 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-Container = Any  # opened PyAV objects; only data/video.py imports PyAV
+Container = Any  # opened PyAV objects; PyAV is imported in its rooms only
 Stream = Any
 
 _VP8_SHOWN_BIT = 0x10  # RFC 6386, 9.1: show_frame in the first byte of a frame
 
 
 @dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """Frame i is shown from `ticks[i]` to `ticks[i + 1]`, in units of `time_base` seconds; `ticks[0]` is 0.
+
+    The end of the last frame is as exact as the container tells it; all others are exact.
+
+    Raises:
+        ValueError: no frame, or ticks that do not rise.
+    """
+
+    ticks: Int64[np.ndarray, " boundaries"]
+    time_base: Fraction
+
+    def __post_init__(self) -> None:
+        rising = len(self.ticks) > 1 and self.ticks[0] == 0 and (np.diff(self.ticks) > 0).all()
+        if not rising or self.time_base <= 0:
+            raise ValueError("presentation: time stamps must begin at 0 and rise")
+
+    @classmethod
+    def constant(cls, frames: int, fps: Fraction) -> "Presentation":
+        """Frames of one length."""
+        return cls(ticks=np.arange(frames + 1, dtype=np.int64), time_base=1 / fps)
+
+    def cut(self, start: int, end: int) -> "Presentation":
+        """Frames start..end-1, from time 0."""
+        return Presentation(ticks=self.ticks[start : end + 1] - self.ticks[start], time_base=self.time_base)
+
+    def time_of(self, index: int) -> Fraction:
+        """Seconds from the start of the clip to where frame `index` begins."""
+        return int(self.ticks[index]) * self.time_base
+
+    def repeats(self, fps: Fraction) -> Int64[np.ndarray, " frames"]:
+        """How often each frame is shown at a constant rate (0: dropped); each begins at the nearest slot."""
+        slots = [math.floor(self.time_of(index) * fps + Fraction(1, 2)) for index in range(len(self.ticks))]
+        slots[-1] = max(slots[-1], 1)  # a clip keeps one frame at any rate
+        return np.diff(np.array(slots, np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timeline:
     """Frames of a stream in the order shown; `pts` is None where the container has no usable time stamps.
 
-    `truncated` says that the container promises more than the file holds.
+    `last` is how long the last frame is shown, in ticks, 0 where nothing says it. `truncated` says that the
+    container promises more than the file holds.
     """
 
     frames: int
@@ -26,6 +66,14 @@ class Timeline:
     fps: Fraction
     variable: bool
     truncated: bool
+    last: int = 0
+
+    def presentation(self, time_base: Fraction) -> Presentation | None:
+        """The exact times of a variable frame rate; None where the rate is constant or no times are known."""
+        if self.pts is None or not self.variable:
+            return None
+        end = int(self.pts[-1]) + (self.last or max(1, round(1 / (self.fps * time_base))))
+        return Presentation(ticks=np.append(self.pts, end) - self.pts[0], time_base=time_base)
 
     def index_of(self, pts: int | None, following: int) -> int:
         """Frame index shown nearest to `pts`; `following` where there are no time stamps."""
@@ -57,7 +105,7 @@ def timeline_of(container: Container, video: Stream, file_size: int, first: int 
 
 
 def _from_packets(container: Container, video: Stream, first: int | None) -> Timeline:
-    hidden, shown, last_duration = 0, [], 0
+    hidden, shown, durations, last_duration = 0, [], {}, 0
     vp8 = video.codec_context.name == "vp8"
     for packet in container.demux(video):
         if packet.size == 0:
@@ -67,7 +115,7 @@ def _from_packets(container: Container, video: Stream, first: int | None) -> Tim
             hidden += 1
             continue
         shown.append(packet.pts)
-        last_duration = packet.duration or 0
+        last_duration = durations[packet.pts] = packet.duration or 0
     fps = _nominal_rate(video)
     pts = _usable(shown)
     promised = video.frames - hidden
@@ -78,7 +126,8 @@ def _from_packets(container: Container, video: Stream, first: int | None) -> Tim
     missing = _declared_end(container, video) - (int(pts[-1]) + last_duration) * video.time_base
     longest = max(int(np.diff(pts).max(initial=0)) * video.time_base, 1 / fps)
     truncated = promised > len(pts) or missing > 2 * longest
-    return Timeline(frames=len(pts), pts=pts, fps=fps, variable=variable, truncated=truncated)
+    last = durations[int(pts[-1])]
+    return Timeline(frames=len(pts), pts=pts, fps=fps, variable=variable, truncated=truncated, last=last)
 
 
 def _usable(stamps: Sequence[int | None]) -> Int64[np.ndarray, " frames"] | None:
@@ -101,7 +150,7 @@ def _rate(pts: Int64[np.ndarray, " frames"], video: Stream, nominal: Fraction) -
         if rate and np.abs(elapsed - np.arange(len(pts)) * float(1 / (rate * video.time_base))).max() <= 1:
             return rate, False
     average = (len(pts) - 1) / (int(pts[-1] - pts[0]) * video.time_base)
-    return average.limit_denominator(1001), True
+    return average.limit_denominator(1001) or average, True
 
 
 def _declared_end(container: Container, video: Stream) -> Fraction:

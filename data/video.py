@@ -1,47 +1,39 @@
-"""Read and write clips; the only place that knows FFmpeg (through PyAV).
+"""Read clips, whole, in ranges or as a stream, through FFmpeg (PyAV); `data.video_writer` writes them.
 
 Arrays are RGB uint8, (frames, height, width, 3), 0..255, as a player shows them: the stream's matrix and
 range are undone, rotation is applied, alpha is composited over black. Pixels are not rescaled for a
 non-square sample aspect ratio, interlaced pictures stay woven, and PQ or HLG is not tone-mapped.
 
-Written clips are H.264, yuv420p, BT.709 limited. That format stores even sizes only, so an odd width or
-height is padded by repeating the last column or row, and the true size is kept in the container's metadata
-(`kinoflow_size`), which reading uses to crop; other players show the repeated line.
+Sizes that the writer had to make even are cropped back, as it notes in the container's metadata.
 """
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import av.error
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from data import picture
-from data.atomic import VideoError, os_error_line, replacing
+from data.atomic import VideoError, os_error_line
 from data.sheet import contact_sheet  # noqa: F401 (callers find it here)
-from data.timeline import Timeline, timeline_of
+from data.timeline import Presentation, Timeline, timeline_of
 from data.video_info import ColorTags, VideoInfo
+from data.video_writer import EXACT, SIZE_KEY, VideoWriter, write  # noqa: F401 (callers find them here)
 
 PathLike = str | os.PathLike[str]
 
-# Without these flags swscale takes shortcuts that are up to 3 levels off and differ between processors.
-_FLAGS = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-_EXACT = Interpolation.BILINEAR | _FLAGS
 _TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that would "play" a text file
-_SIZE_KEY = "kinoflow_size"
-# For the same bytes every time: a fixed number of threads, and no macroblock tree, whose vector code differs.
-_X264_THREADS, _X264_OPTIONS = 4, {"mbtree": "0"}
 _DAMAGED = "truncated or damaged; copy or export it again"
 
 
@@ -50,6 +42,7 @@ class _Examined:
     info: VideoInfo
     timeline: Timeline
     display: picture.Display
+    time_base: Fraction
 
 
 def probe(path: PathLike) -> VideoInfo:
@@ -60,6 +53,27 @@ def probe(path: PathLike) -> VideoInfo:
     """
     info = _examine(Path(path)).info
     return replace(info, metadata=dict(info.metadata))
+
+
+def presentation(path: PathLike) -> Presentation | None:
+    """When each frame of a clip with a variable frame rate is shown; None where the rate is constant.
+
+    Raises:
+        VideoError: as `probe`.
+    """
+    examined = _examine(Path(path))
+    return examined.timeline.presentation(examined.time_base)
+
+
+def origin(path: PathLike) -> Fraction:
+    """The time stamp of the first frame shown, in seconds: where the clock of picture and sound stands.
+
+    Raises:
+        VideoError: as `probe`.
+    """
+    examined = _examine(Path(path))
+    pts = examined.timeline.pts
+    return Fraction(0) if pts is None else int(pts[0]) * examined.time_base
 
 
 def read(
@@ -110,145 +124,8 @@ def stream(
         yield array[:filled]
 
 
-def write(
-    path: PathLike,
-    frames: UInt8[np.ndarray, "frames height width 3"],
-    *,
-    fps: Fraction | int,
-    crf: int | float = 18,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a whole clip; see VideoWriter."""
-    frames = np.asarray(frames)
-    if frames.ndim != 4:
-        raise VideoError(f"{path}: frames have shape {frames.shape}; give (frames, height, width, 3)")
-    height, width = frames.shape[1:3]
-    with VideoWriter(path, fps=fps, width=width, height=height, crf=crf, metadata=metadata) as writer:
-        writer.write(frames)
-
-
-class VideoWriter:
-    """Write a clip a few frames at a time: `with VideoWriter(...) as writer: writer.write(frames)`.
-
-    The file appears, whole, when the block ends without an exception. The same frames and arguments give
-    the same bytes.
-
-    Args:
-        path: ends in .mp4, .m4v or .mov; its folder is made where missing.
-        fps: frames per second, kept exactly.
-        width, height: pixels.
-        crf: 0 (lossless but for the conversion to yuv420p) .. 51 (worst).
-        metadata: any keys; `title` and `comment` are the ones that players show.
-
-    Raises:
-        VideoError: an argument outside its range, wrong frames, or a file that cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: PathLike,
-        *,
-        fps: Fraction | int,
-        width: int,
-        height: int,
-        crf: int | float = 18,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._path, self._fps, self._size, self._crf = Path(path), Fraction(fps), (height, width), crf
-        self._metadata = dict(metadata or {})
-        self._reformatter, self._frames = VideoReformatter(), 0
-        if self._path.suffix.lower() not in {".mp4", ".m4v", ".mov"}:
-            raise VideoError(f"{path}: clips are written as mp4; end the name in .mp4")
-        if not 0 < self._fps <= 1000:
-            raise VideoError(f"fps: {fps}; use a rate above 0 and up to 1000")
-        if not 0 <= crf <= 51:
-            raise VideoError(f"crf: {crf}; use 0 (best) to 51 (worst)")
-        if not (1 <= height <= 16384 and 1 <= width <= 16384):
-            raise VideoError(f"size: {width}x{height}; H.264 takes 1 to 16384 pixels a side")
-        if any("\0" in key + value for key, value in self._metadata.items()):
-            raise VideoError("metadata: contains a NUL character; remove it")
-
-    def __enter__(self) -> "VideoWriter":
-        with _writing(self._path), ExitStack() as stack:
-            name = stack.enter_context(replacing(self._path))
-            self._container, self._stream = self._open(name)
-            stack.push(self._finish)
-            self._stack = stack.pop_all()
-        return self
-
-    def write(self, frames: UInt8[np.ndarray, "frames height width 3"]) -> None:
-        """Append frames, RGB."""
-        frames = np.asarray(frames)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self._size, 3):
-            wanted = f"uint8 (frames, {self._size[0]}, {self._size[1]}, 3)"
-            raise VideoError(f"{self._path}: frames are {frames.dtype} {frames.shape}; give {wanted}")
-        to_even = ((0, 0), (0, self._size[0] % 2), (0, self._size[1] % 2), (0, 0))
-        with _writing(self._path):
-            for shown in np.pad(frames, to_even, mode="edge"):
-                self._container.mux(self._stream.encode(self._encodable(shown)))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with _writing(self._path):
-            self._stack.__exit__(kind, error, trace)
-
-    def _finish(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        try:
-            if error is None:
-                if self._frames == 0:
-                    raise VideoError(f"{self._path}: no frames to write; give at least one")
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
-        finally:
-            with suppress(Exception):
-                self._container.close()
-
-    def _open(self, name: Path) -> tuple[OutputContainer, VideoStream]:
-        height, width = self._size
-        flags = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
-        container = av.open(f"file:{name}", "w", format="mp4", options=flags)
-        container.metadata.update(self._metadata)
-        if height % 2 or width % 2:
-            container.metadata[_SIZE_KEY] = f"{width}x{height}"
-        encoder = container.add_stream(
-            "libx264", rate=self._fps, options=_X264_OPTIONS | {"crf": str(self._crf)}
-        )
-        encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-        context = encoder.codec_context
-        context.time_base, context.thread_count = 1 / self._fps, _X264_THREADS
-        context.colorspace = context.color_primaries = context.color_trc = picture.BT709
-        context.color_range = picture.LIMITED
-        return container, encoder
-
-    def _encodable(self, shown: UInt8[np.ndarray, "height width 3"]) -> av.VideoFrame:
-        frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format="rgb24"),
-            format="yuv420p",
-            src_color_range=picture.FULL,
-            dst_colorspace=picture.BT709,
-            dst_color_range=picture.LIMITED,
-            interpolation=_EXACT,
-            threads=1,
-        )
-        frame.color_primaries = frame.color_trc = picture.BT709
-        frame.pts, frame.time_base, frame.duration = self._frames, 1 / self._fps, 1
-        self._frames += 1
-        return frame
-
-
 class _DamageError(Exception):
     """The stream stops making sense here."""
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise VideoError(os_error_line(path, error)) from error
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be encoded ({error}); check the size and rate") from error
 
 
 @contextmanager
@@ -289,10 +166,11 @@ def _examine_version(path: Path, _modified: int, size: int) -> _Examined:
         if first is None:
             raise VideoError(f"{path}: no frame decodes; the file is {_DAMAGED}")
         display = picture.display_of(first, video.codec_context.name)
-        display = display.cropped(container.metadata.get(_SIZE_KEY))
+        display = display.cropped(container.metadata.get(SIZE_KEY))
         with _opened(path) as (unread, packets):
             timeline = timeline_of(unread, packets, size, first.pts)
         height, width = display.size
+        time_base = video.time_base or 1 / timeline.fps
         aspect = video.sample_aspect_ratio or Fraction(1)
         info = VideoInfo(
             path=path,
@@ -311,7 +189,7 @@ def _examine_version(path: Path, _modified: int, size: int) -> _Examined:
             audio=bool(container.streams.audio),
             metadata=dict(container.metadata),
         )
-    return _Examined(info=info, timeline=timeline, display=display)
+    return _Examined(info=info, timeline=timeline, display=display, time_base=time_base)
 
 
 def _pictures(
@@ -330,7 +208,7 @@ def _pictures(
                     src_colorspace=display.matrix,
                     src_color_range=display.range,
                     dst_color_range=picture.FULL,
-                    interpolation=_EXACT,
+                    interpolation=EXACT,
                     threads=1,
                 )
                 yield display.finish(converted.to_ndarray())

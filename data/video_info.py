@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-DecodedFrame = Any  # a PyAV VideoFrame; only data/video.py imports PyAV
+DecodedFrame = Any  # a PyAV VideoFrame; PyAV is imported in its rooms only
 
 # Code points of ITU-T H.273; 2 means "not said".
 _MATRICES = {

@@ -3,37 +3,39 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from configs.pretrained import PretrainedError
-from data import video
-from data.video import VideoError, VideoInfo
-from tae.codec import Codec, LatentFileError, LatentInfo, read_info
-from tae.metrics import QualityMeter
+from data.video import VideoError
+from tae import folders, jobs
+from tae.codec import Codec
+from tae.jobs import Comparison, Figures
+from tae.latent_file import LatentFileError
 from tae.model import TAE
+from tae.perceptual import PerceptualDistance, PerceptualError, installed
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[1] / "sample" / "mini" / "tae"
 
-Figures = dict[str, Any]
+
+class CommandError(ValueError):
+    """Arguments that do not go together; one line that names them."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 for a fault of the input, 130 after Ctrl-C."""
+    """Run one command; 0 when it worked, 1 when a file of a folder failed, 2 for a fault of the input, 130
+    after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
         figures = arguments.run(arguments)
-    except (VideoError, LatentFileError, PretrainedError) as error:
+    except (VideoError, LatentFileError, PretrainedError, PerceptualError, CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -43,15 +45,55 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(figures))
     else:
         _show(figures)
-    return 0
+    return 1 if figures.get("failed") else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kinoflow tae", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="encode | decode | reconstruct | info")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", help="print one JSON object with every figure")
-    model = argparse.ArgumentParser(add_help=False, parents=[shared])
+    model, source, clip = _model_options(), _source_options(), _clip_options()
+
+    encode = commands.add_parser(
+        "encode", parents=[model, source], help="a clip to a latent file, or a folder of clips to a folder"
+    )
+    encode.add_argument("input", type=Path, help=_INPUT)
+    encode.add_argument(
+        "output", type=Path, help="latent file, .kino (one file) or .zarr (a folder); or a folder for many"
+    )
+    encode.set_defaults(run=_encode)
+    decode = commands.add_parser("decode", parents=[model, clip], help="latent files to mp4, with sound")
+    decode.add_argument("input", type=Path, help="latent file, or a folder of them")
+    decode.add_argument("output", type=Path, help="mp4 to write; or a folder for many")
+    decode.add_argument("--start", type=int, default=0, help="first frame (default: 0)")
+    decode.add_argument("--end", type=int, help="the frame after the last one (default: all)")
+    decode.set_defaults(run=_decode)
+    both = commands.add_parser(
+        "reconstruct", parents=[model, clip, source], help="there and back, with figures of what was lost"
+    )
+    both.add_argument("input", type=Path, help=_INPUT)
+    both.add_argument("output", type=Path, help="mp4 to write; or a folder for many")
+    both.add_argument("--side-by-side", action="store_true", help="the original on the left")
+    both.add_argument(
+        "--report", type=Path, metavar="PAGE.html", help="write a page with curves and the worst frames"
+    )
+    both.add_argument(
+        "--perceptual",
+        type=_count,
+        metavar="N",
+        help="measure the perceptual distance, which is slow, at every Nth frame; 0: nowhere "
+        f"(default: at about {jobs.PERCEPTUAL_FRAMES} frames of a clip, where stlpips-pytorch is installed)",
+    )
+    both.set_defaults(run=_reconstruct)
+    info = commands.add_parser("info", help="what a latent file or a clip holds")
+    info.add_argument("input", type=Path, help="latent file, clip, or folder of pictures")
+    info.add_argument("--json", action="store_true", help=_JSON)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _model_options() -> argparse.ArgumentParser:
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--json", action="store_true", help=_JSON)
     model.add_argument(
         "--weights",
         default=str(DEFAULT_WEIGHTS),
@@ -65,30 +107,47 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PIXELS",
         help="frames larger than this are cut into overlapping tiles of this side (default: 1024)",
     )
+    return model
+
+
+def _source_options() -> argparse.ArgumentParser:
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="RATE",
+        help="bring a clip to this constant rate, 30000/1001 for example, by repeating and dropping frames; "
+        "the rate of a folder of pictures (default: the clip's own times; 24 for pictures)",
+    )
+    source.add_argument("--audio", action="store_true", help="keep the sound (its first track)")
+    return source
+
+
+def _clip_options() -> argparse.ArgumentParser:
     clip = argparse.ArgumentParser(add_help=False)
     clip.add_argument("--crf", type=float, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)")
+    return clip
 
-    encode = commands.add_parser("encode", parents=[model], help="a clip to a latent file")
-    encode.add_argument("input", help="any clip or picture that FFmpeg reads")
-    encode.add_argument("output", help="latent file: .kino (one file) or .zarr (a folder)")
-    encode.set_defaults(run=_encode)
-    decode = commands.add_parser("decode", parents=[model, clip], help="a latent file to an mp4")
-    decode.add_argument("input", help="latent file")
-    decode.add_argument("output", help="mp4 to write")
-    decode.add_argument("--start", type=int, default=0, help="first frame (default: 0)")
-    decode.add_argument("--end", type=int, help="the frame after the last one (default: all)")
-    decode.set_defaults(run=_decode)
-    both = commands.add_parser(
-        "reconstruct", parents=[model, clip], help="there and back, with PSNR and SSIM"
-    )
-    both.add_argument("input", help="any clip or picture that FFmpeg reads")
-    both.add_argument("output", help="mp4 to write")
-    both.add_argument("--side-by-side", action="store_true", help="the original on the left")
-    both.set_defaults(run=_reconstruct)
-    info = commands.add_parser("info", parents=[shared], help="what a latent file holds")
-    info.add_argument("input", help="latent file")
-    info.set_defaults(run=_info)
-    return parser
+
+_JSON = "print one JSON object with every figure"
+_INPUT = "any clip or picture that FFmpeg reads, a folder of pictures (one clip), or a folder of clips"
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text}: use 0 or more")
+    return count
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text}: give a rate such as 25 or 30000/1001") from None
+    if not 0 < rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text}: use a rate above 0 and up to 1000")
+    return rate
 
 
 def _pixels(text: str) -> int:
@@ -114,117 +173,130 @@ def _codec(arguments: argparse.Namespace) -> Codec:
 
 
 def _encode(arguments: argparse.Namespace) -> Figures:
-    codec, clip = _codec(arguments), video.probe(arguments.input)
-    began = time.perf_counter()
-    with _progress("encode", clip.frames, arguments) as advance:
-        codec.encode(arguments.input, arguments.output, progress=advance)
-    return _figures(arguments, clip, clip.frames, began, codec)
+    codec = _codec(arguments)
+    how = {"fps": arguments.fps, "audio": arguments.audio}
+
+    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
+        return jobs.encode(codec, job.source, job.output, progress=progress, **how)
+
+    if not _many(arguments, {".kino", ".zarr"}):
+        return _single(arguments, one)
+    plan = folders.plan(arguments.input, arguments.output, latents=False, suffix=".kino")
+    return _all(arguments, plan, one, lambda job: jobs.up_to_date(codec, job.source, job.output, **how))
 
 
 def _decode(arguments: argparse.Namespace) -> Figures:
-    codec, info = _codec(arguments), read_info(arguments.input)
-    total = (info.frames if arguments.end is None else arguments.end) - arguments.start
-    pieces = codec.decode(arguments.input, start=arguments.start, end=arguments.end)
-    began, done = time.perf_counter(), 0
-    with (
-        _writer(arguments, info, info.source, codec) as writer,
-        _progress("decode", total, arguments) as advance,
-    ):
-        for piece in pieces:
-            writer.write(piece)
-            done += len(piece)
-            advance(done)
-    return _figures(arguments, info, done, began, codec) | {"start": arguments.start}
+    codec = _codec(arguments)
+
+    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
+        part = {"start": arguments.start, "end": arguments.end, "crf": arguments.crf}
+        return jobs.decode(codec, job.source, job.output, progress=progress, **part)
+
+    if not _many(arguments, _MP4):
+        return _single(arguments, one)
+    plan = folders.plan(arguments.input, arguments.output, latents=True, suffix=".mp4")
+    return _all(arguments, plan, one)
 
 
 def _reconstruct(arguments: argparse.Namespace) -> Figures:
-    codec, clip = _codec(arguments), video.probe(arguments.input)
-    meter, panels = QualityMeter(codec.tile_frames), 2 if arguments.side_by_side else 1
-    began, done = time.perf_counter(), 0
-    with (
-        _writer(arguments, clip, clip.path.name, codec, panels) as writer,
-        _progress("reconstruct", clip.frames, arguments) as advance,
-    ):
-        for pair in codec.reconstruct(arguments.input):
-            shown = (pair.source, pair.decoded) if arguments.side_by_side else (pair.decoded,)
-            writer.write(np.concatenate(shown, axis=2))
-            meter.update(pair.decoded, pair.source)
-            done += len(pair.source)
-            advance(done)
-    return _figures(arguments, clip, done, began, codec) | asdict(meter.result())
+    many = _many(arguments, _MP4)
+    if many and arguments.report is not None:
+        raise CommandError("--report: shows one clip; leave it out for a folder")
+    codec = _codec(arguments)
+    distance, why = _perceptual(arguments)
+    comparison = Comparison(
+        distance=distance,
+        without=why,
+        every=arguments.perceptual or None,
+        report=arguments.report,
+        side_by_side=arguments.side_by_side,
+    )
+
+    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
+        how = {"fps": arguments.fps, "audio": arguments.audio, "crf": arguments.crf}
+        return jobs.reconstruct(codec, job.source, job.output, comparison, progress=progress, **how)
+
+    if not many:
+        return _single(arguments, one)
+    plan = folders.plan(arguments.input, arguments.output, latents=False, suffix=".mp4")
+    return _all(arguments, plan, one)
 
 
 def _info(arguments: argparse.Namespace) -> Figures:
-    info, path = read_info(arguments.input), Path(arguments.input)
-    size = {"bytes": _bytes(path), "ratio": _raw_bytes(info, info.frames) / _bytes(path)}
-    return {"input": arguments.input, **asdict(info), "fps": str(info.fps), **size}
+    return jobs.describe(arguments.input)
 
 
-def _writer(
-    arguments: argparse.Namespace, clip: VideoInfo | LatentInfo, title: str, codec: Codec, panels: int = 1
-) -> video.VideoWriter:
-    return video.VideoWriter(
-        arguments.output,
-        fps=clip.fps,
-        width=clip.width * panels,
-        height=clip.height,
-        crf=arguments.crf,
-        metadata={"title": title, "comment": "through the kinoflow tae", "kinoflow_tae_sha256": codec.sha256},
-    )
+def _perceptual(arguments: argparse.Namespace) -> tuple[PerceptualDistance | None, str | None]:
+    if arguments.perceptual == 0:
+        return None, "not measured: --perceptual 0"
+    if not installed():
+        return None, "not measured: pip install --no-deps stlpips-pytorch brings its weights"
+    return PerceptualDistance.from_file("stlpips").to(arguments.device), None
 
 
-def _figures(
-    arguments: argparse.Namespace, clip: VideoInfo | LatentInfo, frames: int, began: float, codec: Codec
+_MP4 = {".mp4", ".m4v", ".mov"}
+
+
+def _many(arguments: argparse.Namespace, files: set[str]) -> bool:
+    """A folder goes to a folder; only an output with the ending of one file makes it one clip."""
+    source = arguments.input
+    return source.is_dir() and source.suffix != ".zarr" and arguments.output.suffix.lower() not in files
+
+
+One = Callable[[folders.Job, jobs.Progress], Figures]
+
+
+def _single(arguments: argparse.Namespace, one: One) -> Figures:
+    job = folders.Job(source=arguments.input, output=arguments.output)
+    with _bar(arguments) as bar:
+        task = bar.add_task(arguments.input.name, total=None)
+        return one(job, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _all(
+    arguments: argparse.Namespace,
+    plan: folders.Plan,
+    one: One,
+    done: Callable[[folders.Job], bool] = lambda _: False,
 ) -> Figures:
-    """What every command reports; `ratio` is raw RGB bytes over the bytes of the latents in float16."""
-    seconds = time.perf_counter() - began
-    output = Path(arguments.output)
-    raw, latent = _raw_bytes(clip, frames), codec.latent_bytes(frames, clip.height, clip.width)
-    return {
-        "input": arguments.input,
-        "output": arguments.output,
-        "frames": frames,
-        "width": clip.width,
-        "height": clip.height,
-        "fps": str(clip.fps),
-        "seconds": seconds,
-        "frames_per_second": frames / seconds,
-        "bytes": _bytes(output),
-        "latent_bytes": latent,
-        "ratio": raw / latent,
-        "tae": codec.name,
-        "tae_sha256": codec.sha256,
-    }
+    with _bar(arguments) as bar:
+        clips = bar.add_task("clips", total=len(plan.jobs))
+        frames = bar.add_task("", total=None)
 
+        def begin(number: int, job: folders.Job) -> None:
+            bar.update(clips, completed=number)
+            bar.reset(frames, description=job.source.name, total=None)
 
-def _raw_bytes(clip: VideoInfo | LatentInfo, frames: int) -> int:
-    return frames * clip.height * clip.width * 3
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+        return folders.run(
+            plan,
+            lambda job: one(job, lambda at, total: bar.update(frames, completed=at, total=total)),
+            done=done,
+            progress=begin,
+        )
 
 
 @contextmanager
-def _progress(task: str, total: int, arguments: argparse.Namespace) -> Iterator[Callable[[int], None]]:
+def _bar(arguments: argparse.Namespace) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     hidden = arguments.json or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        identity = bar.add_task(task, total=total)
-        yield lambda done: bar.update(identity, completed=done)
+        yield bar
 
 
 def _show(figures: Figures) -> None:
+    """A table for a person, then what failed, then where the output is."""
     table = Table(show_header=False, box=None)
     for key, value in figures.items():
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list) or value is None:
             continue
         table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
-    if "output" in figures:
-        print(figures["output"])
+    for problem in figures.get("failed", ()):
+        print(f"failed: {problem['error']}")
+    for key in ("report", "output"):
+        if key in figures:
+            print(figures[key])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""How close a reconstruction is to its source: PSNR, SSIM, and whether tile borders show.
+"""How close a reconstruction is to its source: PSNR, SSIM, perceptual distance, flicker, and tile borders.
 
 Pictures are "frames 3 height width" in [0, 1]; one value for each frame. The accumulator takes clips as they
 are read and written (uint8, channels last) and needs no more memory than the chunk it is given.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 MAX_PSNR = 100.0  # dB; stands for "equal", so that means stay finite
 
@@ -64,46 +67,61 @@ def _window_matrix(side: int, like: Tensor) -> Float[Tensor, "side side"]:
 class Quality:
     """Means over a clip and the values of each frame.
 
-    `seam` is the change of the error from frame to frame where a tile begins, over the change inside tiles:
-    1 where borders do not show, more where they flicker; None for a clip of one tile or without any error.
+    `flicker` is what moves in the reconstruction and not in the source, or the other way round: the mean
+    absolute difference between the changes from frame to frame, in levels of 255; its first value belongs to
+    the second frame; None for one frame. `seam` is that change where a tile begins over the change inside
+    tiles: 1 where borders do not show, more where they flicker; None for a clip of one tile or without any
+    error. `perceptual` is measured at the frames `perceptual_frames` only, and None where it is not.
     """
 
     frames: int
     psnr: float
     ssim: float
+    perceptual: float | None
+    flicker: float | None
     seam: float | None
     psnr_by_frame: tuple[float, ...]
     ssim_by_frame: tuple[float, ...]
+    flicker_by_frame: tuple[float, ...]
+    perceptual_by_frame: tuple[float, ...]
+    perceptual_frames: tuple[int, ...]
 
 
 class QualityMeter:
-    """Measure a clip chunk by chunk; `seam` looks at the borders of tiles of `tile_frames` frames."""
+    """Measure a clip chunk by chunk; `seam` looks at the borders of tiles of `tile_frames` frames.
 
-    def __init__(self, tile_frames: int) -> None:
-        self._tile_frames = tile_frames
+    Args:
+        tile_frames: frames in one encoder tile.
+        perceptual: a distance of "1 3 1 height width" in [-1, 1]; None leaves it out.
+        every: measure the perceptual distance at every so many frames, from the first on.
+    """
+
+    def __init__(self, tile_frames: int, *, perceptual: Distance | None = None, every: int = 1) -> None:
+        self._tile_frames, self._perceptual, self._every = tile_frames, perceptual, every
         self._psnr: list[float] = []
         self._ssim: list[float] = []
-        self._change = {True: [0.0, 0], False: [0.0, 0]}
+        self._distance: dict[int, float] = {}
+        self._flicker: list[float] = []
         self._last_error: Tensor | None = None
 
     def update(
         self,
         reconstruction: UInt8[np.ndarray, "frames height width 3"],
         source: UInt8[np.ndarray, "frames height width 3"],
-    ) -> None:
-        """Add frames that follow those of the call before."""
+    ) -> list[float]:
+        """Add frames that follow those of the call before, and give the PSNR of each."""
         for restored, original in zip(reconstruction, source, strict=True):
             x, y = _picture(restored), _picture(original)
-            self._follow(x - y)
+            error = x - y
+            if self._last_error is not None:
+                self._flicker.append(255 * float((error - self._last_error).abs().mean()))
+            self._last_error = error
+            if self._perceptual is not None and len(self._psnr) % self._every == 0:
+                both = (2 * picture.unsqueeze(2) - 1 for picture in (x, y))
+                self._distance[len(self._psnr)] = float(self._perceptual(*both))
             self._psnr += psnr(x, y).tolist()
             self._ssim += ssim(x, y).tolist()
-
-    def _follow(self, error: Tensor) -> None:
-        if self._last_error is not None:
-            change = self._change[len(self._psnr) % self._tile_frames == 0]
-            change[0] += float((error - self._last_error).abs().mean())
-            change[1] += 1
-        self._last_error = error
+        return self._psnr[-len(source) :]
 
     def result(self) -> Quality:
         """Figures of all frames so far.
@@ -113,16 +131,26 @@ class QualityMeter:
         """
         if not self._psnr:
             raise ValueError("quality: no frame was measured")
-        (border, borders), (inside, insides) = self._change[True], self._change[False]
-        seam = (border / borders) / (inside / insides) if borders and inside else None
+        tile = self._tile_frames
+        border = _mean(self._flicker[tile - 1 :: tile])
+        inside = _mean([value for i, value in enumerate(self._flicker, 1) if i % tile])
         return Quality(
             frames=len(self._psnr),
             psnr=math.fsum(self._psnr) / len(self._psnr),
             ssim=math.fsum(self._ssim) / len(self._ssim),
-            seam=seam,
+            perceptual=_mean(list(self._distance.values())),
+            flicker=_mean(self._flicker),
+            seam=border / inside if border is not None and inside else None,
             psnr_by_frame=tuple(self._psnr),
             ssim_by_frame=tuple(self._ssim),
+            flicker_by_frame=tuple(self._flicker),
+            perceptual_by_frame=tuple(self._distance.values()),
+            perceptual_frames=tuple(self._distance),
         )
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def _picture(frame: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "1 3 height width"]:

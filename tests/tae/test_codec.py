@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from data import video
 from tae import TAE, Posterior, TAEConfig
 from tae.__main__ import main
-from tae.codec import Codec, LatentFileError, read_info
+from tae.codec import Codec
+from tae.latent_file import LatentFileError, read_info
 
 SMALL = TAEConfig(
     patch_size=(2, 4, 4),
