@@ -119,7 +119,7 @@ def encode_stream(
     videos: Iterable[Shaped[Tensor, "b 3 _ height width"]], encode: Encode, tiling: TemporalTiling
 ) -> Iterator[Float[Tensor, "b c _ h w"]]:
     """Latents of one tile after another from chunks of any number of frames; the last may be short."""
-    for tile in _regrouped(videos, tiling.frames):
+    for tile in regrouped(videos, tiling.frames):
         yield encode(tile)
 
 
@@ -229,7 +229,7 @@ def _joined(pieces: Iterable[Tensor], overlap: int, dim: int) -> Tensor:
     return torch.cat(parts, dim=dim)
 
 
-def _regrouped(chunks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def regrouped(chunks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """The same positions in groups of `size`; the last group may be short."""
     held: list[Tensor] = []
     for chunk in chunks:
