@@ -306,3 +306,25 @@ def test_ctrl_c_is_one_line_and_exit_130(tmp_path, capsys, weights, clip, monkey
     assert main(["reconstruct", str(clip), str(tmp_path / "c.mp4"), "--weights", str(weights)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tiling_and_memory_on_the_command_line(tmp_path, weights, clip, capsys):
+    model = ["--weights", str(weights), "--json"]
+    for tiling in ("halo", "blend"):
+        words = ["encode", str(clip), str(tmp_path / f"{tiling}.kino"), "--tiling", tiling]
+        assert main([*words, "--memory", "500MB", *model]) == 0
+    assert main([*words, "--memory", "1MB", *model]) == 2
+    assert "is too little for frames of 56x40; give" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--memory", "much", *model])
+    assert "'much' is not a size; write it as 8GiB" in capsys.readouterr().err
+
+
+def test_the_mode_reaches_the_tiles(weights, clip):
+    """With random weights the two modes differ."""
+    frames = {}
+    for tiling in ("halo", "blend"):
+        codec = Codec(TAE.from_pretrained(weights), name="random", tiling=tiling)
+        frames[tiling] = np.concatenate([pair.decoded for pair in codec.reconstruct(clip)])
+    assert frames["halo"].shape == frames["blend"].shape == (45, 37, 50, 3)
+    assert not np.array_equal(frames["halo"], frames["blend"])
