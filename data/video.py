@@ -154,7 +154,9 @@ def _examine(path: Path) -> _Examined:
             raise VideoError(f"{path}: is a folder; name a video file")
     except OSError as error:
         raise VideoError(os_error_line(path, error)) from error
-    if stat.st_size == 0 and path.is_file():
+    if not path.is_file():
+        raise VideoError(f"{path}: is a pipe or a device; save the clip to a file first")
+    if stat.st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes); copy or export it again")
     return _examine_version(path, stat.st_mtime_ns, stat.st_size)
 

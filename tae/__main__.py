@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no file is left half written", file=sys.stderr)
         return 130
     if arguments.json:
         print(json.dumps(figures))
@@ -283,7 +284,7 @@ One = Callable[[folders.Job, jobs.Progress], Figures]
 def _single(arguments: argparse.Namespace, one: One) -> Figures:
     job = folders.Job(source=arguments.input, output=arguments.output)
     with _bar(arguments) as bar:
-        task = bar.add_task(arguments.input.name, total=None)
+        task = bar.add_task(escape(arguments.input.name), total=None)
         return one(job, lambda done, total: bar.update(task, completed=done, total=total))
 
 
@@ -299,7 +300,7 @@ def _all(
 
         def begin(number: int, job: folders.Job) -> None:
             bar.update(clips, completed=number)
-            bar.reset(frames, description=job.source.name, total=None)
+            bar.reset(frames, description=escape(job.source.name), total=None)
 
         return folders.run(
             plan,
@@ -324,7 +325,8 @@ def _show(figures: Figures) -> None:
     for key, value in figures.items():
         if isinstance(value, tuple | list) or value is None:
             continue
-        table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+        table.add_row(key.replace("_", " "), shown)
     Console().print(table)
     for problem in figures.get("failed", ()):
         print(f"failed: {problem['error']}")

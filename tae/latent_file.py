@@ -246,6 +246,8 @@ def _damaged(path: Path) -> str:
 def _opened(path: Path) -> Iterator[tuple[LatentInfo, zarr.Group]]:
     try:
         path.stat()
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise LatentFileError(_damaged(path))
         store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
         try:
             group = zarr.open_group(store, mode="r")

@@ -72,6 +72,26 @@ def test_no_such_folder() -> None:
         load_pretrained("/nowhere/at/all", Shape)
 
 
+def test_a_hub_id_is_fetched_once_no_such_folder_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is asked for the id and gives a folder; without it, the line names both places."""
+    save_pretrained(tmp_path / "cache", config=Shape(width=5), state=STATE)
+    asked: list[str] = []
+
+    def download(name: str) -> str:
+        asked.append(name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("configs.pretrained.snapshot_download", download)
+    config, _ = load_pretrained("owner/name", Shape)
+    assert (config, asked) == (Shape(width=5), ["owner/name"])
+    monkeypatch.undo()
+    with pytest.raises(PretrainedError, match="neither a folder here nor readable from the hub") as info:
+        load_pretrained("owner/no-such-model", Shape)  # the suite is offline
+    assert "\n" not in str(info.value)
+
+
 def test_weights_of_another_shape_are_refused() -> None:
     with pytest.raises(PretrainedError, match="weight"):
         load_state(torch.nn.Linear(3, 4), {"weight": torch.zeros(4, 2), "bias": torch.zeros(4)}, "here")

@@ -224,3 +224,17 @@ def test_without_the_perceptual_weights_that_is_said(tmp_path, run, variable, mo
     figures = run("reconstruct", variable, tmp_path / "a.mp4", "--perceptual", 1)
     assert figures["perceptual"] is None
     assert "stlpips-pytorch" in figures["perceptual_note"]
+
+
+@pytest.mark.parametrize("name", ["pipe.mp4", "pipe.kino"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys, name):
+    os.mkfifo(tmp_path / name)
+    assert main(["info", str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path, capsys, weights):
+    video.write(tmp_path / "[bold]x.mp4", gradient(2), fps=25)
+    words = ["encode", str(tmp_path / "[bold]x.mp4"), str(tmp_path / "x.kino"), "--weights", str(weights)]
+    assert main(words) == 0
+    assert "[bold]" in capsys.readouterr().out.replace("\n", "")
