@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -20,8 +21,11 @@ from tae import folders, jobs
 from tae.codec import Codec
 from tae.jobs import Comparison, Figures
 from tae.latent_file import LatentFileError
+from tae.memory import MemoryBudgetError, parse_bytes
 from tae.model import TAE
 from tae.perceptual import PerceptualDistance, PerceptualError, installed
+from tae.plan import Mode
+from tae.tiled import DEFAULT_MEMORY
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[1] / "sample" / "mini" / "tae"
 
@@ -30,13 +34,16 @@ class CommandError(ValueError):
     """Arguments that do not go together; one line that names them."""
 
 
+_FAULTS = (VideoError, LatentFileError, MemoryBudgetError, PretrainedError, PerceptualError, CommandError)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 when a file of a folder failed, 2 for a fault of the input, 130
     after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
         figures = arguments.run(arguments)
-    except (VideoError, LatentFileError, PretrainedError, PerceptualError, CommandError) as error:
+    except _FAULTS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -104,9 +111,23 @@ def _model_options() -> argparse.ArgumentParser:
     model.add_argument(
         "--spatial-tile",
         type=_pixels,
-        default=1024,
         metavar="PIXELS",
-        help="frames larger than this are cut into overlapping tiles of this side (default: 1024)",
+        help="cut frames into overlapping tiles of at most this side (default: what --memory allows)",
+    )
+    model.add_argument(
+        "--tiling",
+        choices=get_args(Mode),
+        default="halo",
+        help="tiles that overlap by the context they need (halo, the default), or that fade into each other "
+        "as in the paper (blend)",
+    )
+    model.add_argument(
+        "--memory",
+        type=_memory,
+        default=DEFAULT_MEMORY,
+        metavar="SIZE",
+        help="memory for the model and its tiles, 8GiB for example; the process takes up to 1 GiB more "
+        "(default: 4GiB)",
     )
     return model
 
@@ -158,6 +179,13 @@ def _pixels(text: str) -> int:
     return side
 
 
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except MemoryBudgetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
@@ -170,7 +198,13 @@ def _device(text: str) -> torch.device:
 def _codec(arguments: argparse.Namespace) -> Codec:
     tae = TAE.from_pretrained(arguments.weights).to(arguments.device)
     name = "kinoflow mini" if Path(arguments.weights) == DEFAULT_WEIGHTS else str(arguments.weights)
-    return Codec(tae, name=name, spatial_tile=arguments.spatial_tile)
+    return Codec(
+        tae,
+        name=name,
+        tiling=arguments.tiling,
+        memory=arguments.memory,
+        spatial_tile=arguments.spatial_tile,
+    )
 
 
 def _encode(arguments: argparse.Namespace) -> Figures:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float16, UInt8
 from torch import Tensor
 
 from configs.pretrained import fingerprint
@@ -25,17 +25,12 @@ from data.audio import SoundInfo, extract
 from data.footage import Footage, footage, stamp
 from tae.latent_file import LatentFileError, LatentInfo, create, read_info, read_latents
 from tae.model import TAE
-from tae.pixels import from_bytes, to_bytes
-from tae.tiling import (
-    Decode,
-    Encode,
-    SpatialTiling,
-    TemporalTiling,
-    decode_stream,
-    encode_stream,
-    spatial_decoder,
-    spatial_encoder,
-)
+from tae.pixels import to_bytes
+from tae.plan import Mode
+from tae.tiled import DEFAULT_MEMORY, TiledTAE
+from tae.tiling import regrouped
+
+CHUNK = 4  # latent frames in a chunk of a latent file
 
 Progress = Callable[[int], None]
 
@@ -54,28 +49,34 @@ class Codec:
     Args:
         tae: model in evaluation mode, on the device to work on.
         name: where its weights came from, for people.
-        spatial_tile: pixels a side above which frames are cut into overlapping tiles; None never cuts.
+        tiling: how tiles meet, see tae.tiled.
+        memory: bytes for weights and tiles; the interpreter and FFmpeg take some more.
+        spatial_tile: at most so many pixels a side for tiles in space; None leaves it to `memory`.
     """
 
-    def __init__(self, tae: TAE, *, name: str, spatial_tile: int | None = None) -> None:
+    def __init__(
+        self,
+        tae: TAE,
+        *,
+        name: str,
+        tiling: Mode = "halo",
+        memory: int = DEFAULT_MEMORY,
+        spatial_tile: int | None = None,
+    ) -> None:
         self.name, self.sha256 = name, fingerprint(tae.state_dict())
         self._factors = tae.config.factors
         self._channels = tae.config.latent_channels
         self._device = next(tae.parameters()).device
-        self._tiling = TemporalTiling(factor=self._factors[0])
-        quiet = torch.inference_mode()
-        self._encode: Encode = quiet(lambda clip: tae.encode(clip).mean)
-        self._decode: Decode = quiet(tae.decode)
-        if spatial_tile is not None:
-            cells = max(1, spatial_tile // max(self._factors[1:]))
-            spatial = SpatialTiling(factors=self._factors[1:], tile=cells, overlap=cells // 4)
-            self._encode = spatial_encoder(self._encode, spatial)
-            self._decode = spatial_decoder(self._decode, spatial)
+        self._tiled = TiledTAE(tae, mode=tiling, memory=memory, spatial_tile=spatial_tile)
+        self._chunk_frames = CHUNK * self._factors[0]
 
-    @property
-    def tile_frames(self) -> int:
-        """Frames in one encoder tile."""
-        return self._tiling.frames
+    def tile_frames(self, height: int, width: int) -> int:
+        """Frames in one decoder tile of frames of this size.
+
+        Raises:
+            MemoryBudgetError: frames too large for the budget.
+        """
+        return self._tiled.tile_frames(self._latent_shape(1, height, width)[2:])
 
     def latent_bytes(self, frames: int, height: int, width: int) -> int:
         """Bytes of the float16 latents of a clip, before compression."""
@@ -98,7 +99,7 @@ class Codec:
             LatentFileError: the file cannot be written.
         """
         clip, path = source if isinstance(source, Footage) else footage(source), Path(path)
-        latents = self._latents(clip.stream(self.tile_frames))
+        latents = self._latents(clip.stream(self._chunk_frames))
         with ExitStack() as stack:
             nut = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sound.nut"
             heard = clip.info.path if audio and clip.info.audio else None
@@ -117,7 +118,7 @@ class Codec:
                 start = index * info.tile
                 array[start : start + len(latent)] = latent
                 if progress is not None:
-                    progress(min((index + 1) * self.tile_frames, info.frames))
+                    progress(min((index + 1) * self._chunk_frames, info.frames))
         return info
 
     def decode(
@@ -136,9 +137,9 @@ class Codec:
                 f"({self.sha256[:12]}); give that one with --weights"
             )
         end = info.end_of(path, start, end)
-        tiles = self._tiling.decoder_tiles(info.frames, start, end)
         shape = self._latent_shape(info.frames, info.height, info.width)
-        latents = read_latents(path, tiles[0].start, tiles[-1].stop, shape)
+        needed = self._tiled.latents_for(info.frames, start, end, cells=shape[2:])
+        latents = read_latents(path, needed.start, needed.stop, shape)
         yield from self._frames(latents, info, start, end)
 
     def reconstruct(self, source: str | Path | Footage) -> Iterator[FramePair]:
@@ -151,7 +152,7 @@ class Codec:
         waiting: deque[np.ndarray] = deque()
 
         def kept() -> Iterator[np.ndarray]:
-            for frames in clip.stream(self.tile_frames):
+            for frames in clip.stream(self._chunk_frames):
                 waiting.extend(frames)
                 yield frames
 
@@ -172,7 +173,7 @@ class Codec:
             tae=self.name,
             tae_sha256=self.sha256,
             channels=self._channels,
-            tile=self._tiling.tile,
+            tile=CHUNK,
             variable_frame_rate=times is not None,
             time_base=None if times is None else times.time_base,
             resampled=clip.resampled,
@@ -184,7 +185,7 @@ class Codec:
 
     def _latents(self, clips: Iterable[np.ndarray]) -> Iterator[Float16[np.ndarray, "t c h w"]]:
         videos = (self._to_model(frames) for frames in clips)
-        for latent in encode_stream(videos, self._encode, self._tiling):
+        for latent in regrouped(self._tiled.encode_stream(videos), CHUNK):
             stored = latent[0].transpose(0, 1).to(torch.float16)
             if not stored.isfinite().all():
                 raise LatentFileError(f"{self.name}: gives latents beyond float16; train it further")
@@ -196,17 +197,19 @@ class Codec:
         stored = (
             torch.from_numpy(latent).to(self._device).float().transpose(0, 1)[None] for latent in latents
         )
-        pieces = decode_stream(stored, self._decode, self._tiling, frames=clip.frames, start=start, end=end)
-        for piece in pieces:
-            yield to_bytes(piece[0, :, :, : clip.height, : clip.width]).cpu().numpy()
+        for piece in self._tiled.decode_stream(stored, frames=clip.frames, start=start, end=end):
+            for part in piece[0, :, :, : clip.height, : clip.width].split(self._factors[0], dim=1):
+                yield to_bytes(part).cpu().numpy()
+            del piece, part  # not held while the next tile is decoded
 
-    def _to_model(self, frames: UInt8[np.ndarray, "f height width 3"]) -> Float[Tensor, "1 3 f rows columns"]:
-        clip = from_bytes(torch.from_numpy(frames).to(self._device)[None])
+    def _to_model(self, frames: UInt8[np.ndarray, "f height width 3"]) -> UInt8[Tensor, "1 3 f rows columns"]:
+        """Still bytes: they become values a tile at a time."""
         rows, columns = (
-            -side % factor for side, factor in zip(clip.shape[3:], self._factors[1:], strict=True)
+            -side % factor for side, factor in zip(frames.shape[1:3], self._factors[1:], strict=True)
         )
-        return torch.nn.functional.pad(clip, (0, columns, 0, rows, 0, 0), mode="replicate")
+        padded = np.pad(frames, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+        return torch.from_numpy(padded).to(self._device).movedim(-1, 0)[None]
 
     def _latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        _, rows, columns = self._factors
-        return self._tiling.latent_frames(frames), self._channels, -(-height // rows), -(-width // columns)
+        time, rows, columns = self._factors
+        return -(-frames // time), self._channels, -(-height // rows), -(-width // columns)

@@ -10,6 +10,7 @@ from typing import Any
 from data.atomic import VideoError, os_error_line
 from data.frames import PICTURES
 from tae.latent_file import LatentFileError
+from tae.memory import MemoryBudgetError
 
 CLIPS = frozenset({
     ".264", ".265", ".3gp", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov",
@@ -82,7 +83,7 @@ def run(
                 skipped.append(str(job.source))
             else:
                 results.append(one(job))
-        except (VideoError, LatentFileError) as error:
+        except (VideoError, LatentFileError, MemoryBudgetError) as error:
             failed.append({"input": str(job.source), "error": str(error)})
     return {
         "input": str(todo.folder),

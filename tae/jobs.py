@@ -110,8 +110,9 @@ def reconstruct(
     clip, began, done = footage(source, fps), time.perf_counter(), 0
     distance, why = _distance(comparison, clip.info)
     every = comparison.every or max(1, round(clip.info.frames / PERCEPTUAL_FRAMES))
-    meter = QualityMeter(codec.tile_frames, perceptual=distance, every=every)
-    worst = WorstFrames(codec.tile_frames)
+    tile_frames = codec.tile_frames(clip.info.height, clip.info.width)
+    meter = QualityMeter(tile_frames, perceptual=distance, every=every)
+    worst = WorstFrames(tile_frames)
     panels = 2 if comparison.side_by_side else 1
     with _own_sound(clip, audio) as heard:
         options = {"presentation": clip.presentation, "sound": heard, "panels": panels}
@@ -135,7 +136,7 @@ def reconstruct(
             quality,
             seconds=seconds,
             worst=worst.frames(),
-            tile_frames=codec.tile_frames,
+            tile_frames=tile_frames,
         )
         figures["report"] = str(comparison.report)
     return figures

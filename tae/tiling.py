@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Encode = Callable[[Tensor], Tensor]
@@ -27,6 +27,15 @@ class Tile:
 
     start: int
     stop: int
+
+    @property
+    def slice(self) -> slice:
+        """To index a tensor with."""
+        return slice(self.start, self.stop)
+
+    def scaled(self, scale: int) -> "Tile":
+        """The same positions counted in smaller units, `scale` in each."""
+        return Tile(start=self.start * scale, stop=self.stop * scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +67,14 @@ class TemporalTiling:
     def decoder_tiles(self, frames: int, start: int = 0, end: int | None = None) -> list[Tile]:
         """Tiles, in latent frames, of a clip of `frames` frames that its frames start..end-1 need."""
         end = frames if end is None else end
-        if not 0 <= start < end <= frames:
-            raise ValueError(f"frames {start}:{end}: outside a clip with frames 0:{frames}")
+        check_range(frames, start, end)
         tiles = split(self.latent_frames(frames), self.tile, self.overlap)
         return [tile for tile in tiles if tile.start * self.factor < end and tile.stop * self.factor > start]
+
+    def latents_for(self, frames: int, start: int = 0, end: int | None = None) -> Tile:
+        """The latent frames that decoding frames start..end-1 of a clip of `frames` frames reads."""
+        tiles = self.decoder_tiles(frames, start, end)
+        return Tile(start=tiles[0].start, stop=tiles[-1].stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +91,12 @@ class SpatialTiling:
 
     def __post_init__(self) -> None:
         _check("spatial_tiling", self.tile, self.overlap)
+
+
+def check_range(frames: int, start: int, end: int) -> None:
+    """Raise ValueError unless start..end-1 are frames of a clip of `frames` frames."""
+    if not 0 <= start < end <= frames:
+        raise ValueError(f"frames {start}:{end}: outside a clip with frames 0:{frames}")
 
 
 def split(length: int, tile: int, overlap: int) -> list[Tile]:
@@ -97,10 +116,10 @@ def fade(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
 
 
 def encode_stream(
-    videos: Iterable[Float[Tensor, "b 3 _ height width"]], encode: Encode, tiling: TemporalTiling
+    videos: Iterable[Shaped[Tensor, "b 3 _ height width"]], encode: Encode, tiling: TemporalTiling
 ) -> Iterator[Float[Tensor, "b c _ h w"]]:
     """Latents of one tile after another from chunks of any number of frames; the last may be short."""
-    for tile in _regrouped(videos, tiling.frames):
+    for tile in regrouped(videos, tiling.frames):
         yield encode(tile)
 
 
@@ -123,7 +142,7 @@ def decode_stream(
     """
     end = frames if end is None else end
     tiles = tiling.decoder_tiles(frames, start, end)
-    source = _Window(latents, tiles[0].start)
+    source = Window(latents, tiles[0].start)
     tail: Tensor | None = None
     for index, tile in enumerate(tiles):
         begin = tile.start * tiling.factor
@@ -156,15 +175,12 @@ def decode_tiled(
 def spatial_encoder(encode: Encode, tiling: SpatialTiling) -> Encode:
     """An encoder that works on overlapping spatial tiles and blends their latents."""
 
-    def tiled(video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
+    def tiled(video: Shaped[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
         rows, columns = tiling.factors
         height, width = video.shape[3] // rows, video.shape[4] // columns
 
         def one(top: Tile, left: Tile) -> Tensor:
-            tile = video[
-                :, :, :, top.start * rows : top.stop * rows, left.start * columns : left.stop * columns
-            ]
-            return encode(tile)
+            return encode(video[..., top.scaled(rows).slice, left.scaled(columns).slice])
 
         return _mosaic(one, (height, width), tiling, (1, 1))
 
@@ -176,7 +192,7 @@ def spatial_decoder(decode: Decode, tiling: SpatialTiling) -> Decode:
 
     def tiled(latent: Float[Tensor, "b c t h w"], frames: int) -> Float[Tensor, "b 3 frames height width"]:
         def one(top: Tile, left: Tile) -> Tensor:
-            return decode(latent[:, :, :, top.start : top.stop, left.start : left.stop], frames)
+            return decode(latent[..., top.slice, left.slice], frames)
 
         return _mosaic(one, (latent.shape[3], latent.shape[4]), tiling, tiling.factors)
 
@@ -213,7 +229,7 @@ def _joined(pieces: Iterable[Tensor], overlap: int, dim: int) -> Tensor:
     return torch.cat(parts, dim=dim)
 
 
-def _regrouped(chunks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def regrouped(chunks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """The same positions in groups of `size`; the last group may be short."""
     held: list[Tensor] = []
     for chunk in chunks:
@@ -233,20 +249,27 @@ def _length(chunks: Sequence[Tensor]) -> int:
     return sum(chunk.shape[_TIME] for chunk in chunks)
 
 
-class _Window:
-    """A moving view of latent chunks: `take` must not go backwards."""
+class Window:
+    """A moving view, along time, of chunks of any length that begin at position `start`."""
 
     def __init__(self, chunks: Iterable[Tensor], start: int) -> None:
         self._chunks, self._start = iter(chunks), start
         self._held: list[Tensor] = []
 
-    def take(self, tile: Tile) -> Tensor:
-        while self._start + _length(self._held) < tile.stop:
+    def reach(self, stop: int) -> int:
+        """Ask for chunks until position `stop` is there; the position where what is there ends."""
+        while (end := self._start + _length(self._held)) < stop:
             chunk = next(self._chunks, None)
             if chunk is None:
-                have = self._start + _length(self._held)
-                raise ValueError(f"latents: end at latent frame {have}, before {tile.stop}; give all of them")
+                break
             self._held.append(chunk)
-        whole = torch.cat(self._held, dim=_TIME)[:, :, tile.start - self._start :]
-        self._start, self._held = tile.start, [whole]
-        return whole[:, :, : tile.stop - tile.start]
+        return end
+
+    def take(self, tile: Tile) -> Tensor:
+        """Positions of `tile`; those before it are given up, so a later tile must not start earlier."""
+        if (end := self.reach(tile.stop)) < tile.stop:
+            raise ValueError(f"latents: end at latent frame {end}, before {tile.stop}; give all of them")
+        assert tile.start >= self._start
+        whole = torch.cat(self._held, dim=_TIME) if len(self._held) > 1 else self._held[0]
+        self._start, self._held = tile.start, [whole[:, :, tile.start - self._start :]]
+        return self._held[0][:, :, : tile.stop - tile.start]

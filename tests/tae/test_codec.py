@@ -115,8 +115,9 @@ def test_range_equals_slice(tmp_path, codec, clip, start, end):
     assert np.array_equal(decoded(codec, tmp_path / "clip.kino", start, end), whole[start:end])
 
 
-def test_range_reads_only_its_tiles(tmp_path, codec, clip):
-    """With the first tile's chunk gone, frames that do not need it still decode."""
+def test_range_reads_only_its_tiles(tmp_path, weights, clip):
+    """With the last chunk gone, frames whose tiles do not need it still decode."""
+    codec = Codec(TAE.from_pretrained(weights), name="random", tiling="blend")
     codec.encode(clip, tmp_path / "clip.zarr")
     whole = decoded(codec, tmp_path / "clip.zarr", 40, 45)
     chunks = sorted(path for path in (tmp_path / "clip.zarr" / "latent" / "c").rglob("*") if path.is_file())
@@ -138,7 +139,7 @@ def test_file_says_what_it_holds(tmp_path, codec, clip):
     assert info.tae_sha256 == codec.sha256
     with zipfile.ZipFile(tmp_path / "clip.kino") as archive:
         chunks = [name for name in archive.namelist() if "/c/" in name]
-    assert len(chunks) == 2  # one for each encoder tile
+    assert len(chunks) == 2  # of 4 latent frames each
 
 
 def test_a_picture_is_a_clip_of_one_frame(tmp_path, codec):
@@ -305,3 +306,25 @@ def test_ctrl_c_is_one_line_and_exit_130(tmp_path, capsys, weights, clip, monkey
     assert main(["reconstruct", str(clip), str(tmp_path / "c.mp4"), "--weights", str(weights)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tiling_and_memory_on_the_command_line(tmp_path, weights, clip, capsys):
+    model = ["--weights", str(weights), "--json"]
+    for tiling in ("halo", "blend"):
+        words = ["encode", str(clip), str(tmp_path / f"{tiling}.kino"), "--tiling", tiling]
+        assert main([*words, "--memory", "500MB", *model]) == 0
+    assert main([*words, "--memory", "1MB", *model]) == 2
+    assert "is too little for frames of 56x40; give" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--memory", "much", *model])
+    assert "'much' is not a size; write it as 8GiB" in capsys.readouterr().err
+
+
+def test_the_mode_reaches_the_tiles(weights, clip):
+    """With random weights the two modes differ."""
+    frames = {}
+    for tiling in ("halo", "blend"):
+        codec = Codec(TAE.from_pretrained(weights), name="random", tiling=tiling)
+        frames[tiling] = np.concatenate([pair.decoded for pair in codec.reconstruct(clip)])
+    assert frames["halo"].shape == frames["blend"].shape == (45, 37, 50, 3)
+    assert not np.array_equal(frames["halo"], frames["blend"])

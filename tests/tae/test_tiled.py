@@ -1,0 +1,152 @@
+"""The tiled autoencoder: both modes against the untiled model, budgets, and memory that runs out."""
+
+import itertools
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tae import TAE
+from tae.memory import MemoryBudgetError
+from tae.tiled import TiledTAE
+from tests.tae.toys import MINI, random_tae
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def mini() -> TAE:
+    return random_tae(MINI)
+
+
+def clip(frames: int, height: int = 16, width: int = 24) -> Tensor:
+    return torch.randint(0, 256, (1, 3, frames, height, width), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("frames", range(1, 41))
+@pytest.mark.parametrize("mode", ["halo", "blend"])
+def test_every_length_comes_back(mini, mode, frames):
+    tiled = TiledTAE(mini, mode=mode)
+    video = clip(frames)
+    latent = tiled.encode(video)
+    assert latent.shape == (1, 4, -(-frames // 8), 2, 3)
+    assert tiled.decode(latent, frames).shape == video.shape
+
+
+def test_bytes_and_values_encode_the_same(mini):
+    """Bytes become values tile by tile, in float32, and then take the model's type."""
+    video, tiled = clip(30), TiledTAE(mini)
+    latent = tiled.encode(video)
+    assert latent.dtype == torch.float64
+    assert torch.equal(latent, tiled.encode(video.float() / 127.5 - 1))
+    assert torch.allclose(latent, mini.encode(video.double() / 127.5 - 1).mean, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=15)
+@given(data=st.data(), frames=st.integers(1, 150))
+@pytest.mark.parametrize("mode", ["halo", "blend"])
+def test_ranges_and_chunks_change_nothing(mini, mode, data, frames):
+    tiled = TiledTAE(mini, mode=mode)
+    start = data.draw(st.integers(0, frames - 1))
+    end = data.draw(st.integers(start + 1, frames))
+    size = data.draw(st.integers(1, 40))
+    video = clip(frames, 8, 8).double() / 127.5 - 1
+    latent = tiled.encode(video)
+    assert torch.equal(torch.cat(list(tiled.encode_stream(video.split(size, dim=2))), dim=2), latent)
+    part = latent[:, :, tiled.latents_for(frames, start, end, cells=(1, 1)).slice]
+    pieces = tiled.decode_stream(part.split(size, dim=2), frames=frames, start=start, end=end)
+    whole = tiled.decode(latent, frames)
+    assert torch.equal(torch.cat(list(pieces), dim=2), whole[:, :, start:end])
+
+
+class Scarce(TAE):
+    """Raises when a tile holds more than `most` numbers; counts what it was given."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__(MINI)
+        self.most, self.failures = most, 0
+
+    def _check(self, tile: Tensor) -> None:
+        if tile.numel() > self.most:
+            self.failures += 1
+            raise torch.OutOfMemoryError("none left")
+
+    def encode(self, video):
+        self._check(video)
+        return super().encode(video)
+
+    def decode(self, latent, frames):
+        self._check(latent)
+        return super().decode(latent, frames)
+
+
+@pytest.mark.parametrize(
+    ("mode", "frames_fit", "latents_fit"),
+    [("halo", 45 * 64 * 96, 6 * 8 * 12), ("blend", 20 * 64 * 96, 2.5 * 8 * 12)],
+)
+def test_smaller_tiles_when_memory_runs_out(mini, mode, frames_fit, latents_fit, caplog):
+    """Less than the count promises: fewer at a time, the same clip, and remembered for the next one."""
+    video = clip(75, 64, 96).double() / 127.5 - 1
+    reference = TiledTAE(mini, mode=mode)
+    latent = reference.encode(video)
+    decoded = reference.decode(latent, 75)
+    scarce = Scarce(most=3 * frames_fit).double()
+    scarce.load_state_dict(mini.state_dict())
+    tiled = TiledTAE(scarce, mode=mode)
+    with caplog.at_level(logging.WARNING, logger="tae.tiled"):
+        encoded = tiled.encode(video)
+        assert scarce.failures > 0
+        assert "memory ran out" in caplog.text
+        failures = scarce.failures
+        tiled.encode(video)
+        assert scarce.failures == failures
+        scarce.most = 4 * latents_fit
+        again = tiled.decode(latent, 75)
+    assert scarce.failures > failures
+    assert encoded.shape == latent.shape
+    assert again.shape == decoded.shape
+    # What is lost by tiles in space is what the mode loses; nothing is out of place.
+    assert float((encoded - latent).std()) < 0.2 * float(latent.std())
+    assert float((again - decoded).std()) < 0.2 * float(decoded.std())
+
+
+def test_no_tile_is_small_enough(mini):
+    scarce = Scarce(most=10).double()
+    scarce.load_state_dict(mini.state_dict())
+    with pytest.raises(MemoryBudgetError, match="memory: ran out with the smallest tiles"):
+        TiledTAE(scarce).encode(clip(9).double())
+
+
+def test_other_failures_are_not_retried(mini, monkeypatch):
+    calls = itertools.count()
+
+    def broken(_latent: Tensor, _frames: int) -> Tensor:
+        next(calls)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(mini, "decode", broken)
+    for mode in ("halo", "blend"):
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            TiledTAE(mini, mode=mode).decode(torch.zeros(1, 4, 1, 1, 1, dtype=torch.float64), 8)
+    assert next(calls) == 2
+
+
+def test_a_small_budget_gives_small_tiles(mini):
+    roomy, tight = TiledTAE(mini), TiledTAE(mini, memory=60 * MIB)
+    assert tight.tile_frames((16, 16)) < roomy.tile_frames((16, 16)) == 64
+    with pytest.raises(MemoryBudgetError, match="is too little for frames of 128x128"):
+        TiledTAE(mini, memory=MIB).tile_frames((16, 16))
+
+
+def test_nothing_in(mini):
+    assert list(TiledTAE(mini).encode_stream([])) == []
+    with pytest.raises(ValueError, match="latents: there are none"):
+        next(TiledTAE(mini).decode_stream([], frames=8))
+
+
+def test_sides_that_do_not_divide(mini):
+    with pytest.raises(ValueError, match="height: 12 is not a positive multiple of 8"):
+        TiledTAE(mini).encode(clip(8, 12, 16))
