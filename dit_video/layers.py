@@ -4,19 +4,34 @@ Letters: b batch, l sequence, n heads, d model width.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dit_video.attention import Kernel
+from dit_video.attention import Kernel, Segments, Shard, Who
+
+EPSILON = 1e-6
+
+
+class Layout(NamedTuple):
+    """How the clips and their text lie in the sequences, and so who sees whom.
+
+    clips: runs of a packed sequence of clips, None where each row is one clip; or a shard of either.
+    text: the mask "b k" of padded text, or the runs of packed text.
+    clip: the clip of each token "l" in a packed sequence.
+    """
+
+    clips: Segments | Shard | None
+    text: Who
+    clip: Int[Tensor, " l"] | None
 
 
 class Modulation(NamedTuple):
-    """Shift, scale and gate of the two modulated branches of a block, each "b 1 d"."""
+    """Shift, scale and gate of the two modulated branches of a block, each "b 1 d", or "1 l d" if packed."""
 
     attention_shift: Tensor
     attention_scale: Tensor
@@ -33,16 +48,39 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
+class _Normalize(torch.autograd.Function):
+    """y = x / √(mean(x²) + ε) over the last axis, and its gradient (g − y · mean(g y)) / √(mean(x²) + ε).
+
+    Torch's own is eight passes over x on a CPU, each with a copy in fp32; this is two, and three back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # accumulates in fp32
+        norm = norm.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = norm.square().div_(x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        y, inverse = ctx.saved_tensors
+        (grad,) = grads
+        mean = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
+        return torch.addcmul(grad, y, mean, value=-1).mul_(inverse)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x), with a learned gain unless an adaptive scale follows."""
 
     def __init__(self, width: int, gain: bool = True) -> None:
         super().__init__()
-        self.width = width
         self.weight = nn.Parameter(torch.empty(width)) if gain else None
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return F.rms_norm(x, (self.width,), self.weight, eps=1e-6)
+        normalized = _Normalize.apply(x)
+        return normalized if self.weight is None else normalized * self.weight
 
 
 class SwiGLU(nn.Module):
@@ -67,6 +105,11 @@ class HeadNorm(nn.Module):
         self.key = RMSNorm(head_width) if enabled else nn.Identity()
 
 
+def _split_heads(x: Float[Tensor, "b l d"], heads: int) -> Float[Tensor, "b n l h"]:
+    """A view: the heads stay inside each token, where the kernels read them and write their gradients."""
+    return rearrange(x, "b l (n h) -> b n l h", n=heads)
+
+
 class SelfAttention(nn.Module):
     """Full bidirectional attention over all tokens of the clip."""
 
@@ -78,9 +121,9 @@ class SelfAttention(nn.Module):
         self.norm = HeadNorm(width // heads, qk_norm)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        q, k, v = rearrange(self.qkv(x), "b l (three n d) -> three b n l d", three=3, n=self.heads)
-        attended = self.kernel(self.norm.query(q), self.norm.key(k), v, None)
+    def forward(self, x: Float[Tensor, "b l d"], who: Who = None) -> Float[Tensor, "b l d"]:
+        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        attended = self.kernel(self.norm.query(q), self.norm.key(k), v, who)
         return self.out(rearrange(attended, "b n l d -> b l (n d)"))
 
 
@@ -97,14 +140,18 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def keys_values(self, text: Float[Tensor, "b l d"]) -> KeysValues:
-        k, v = rearrange(self.key_value(text), "b l (two n d) -> two b n l d", two=2, n=self.heads)
+        k, v = (_split_heads(part, self.heads) for part in self.key_value(text).chunk(2, dim=-1))
         return KeysValues(self.norm.key(k), v)
 
-    def forward(
-        self, x: Float[Tensor, "b l d"], keys_values: KeysValues, mask: Bool[Tensor, "b k"]
-    ) -> Tensor:
-        q = self.norm.query(rearrange(self.query(x), "b l (n d) -> b n l d", n=self.heads))
-        return self.out(rearrange(self.kernel(q, *keys_values, mask), "b n l d -> b l (n d)"))
+    def forward(self, x: Float[Tensor, "b l d"], keys_values: KeysValues, who: Who) -> Float[Tensor, "b l d"]:
+        """Padded text: `who` is its mask "b k". Packed: runs of all rows of x, joined, and of their text."""
+        q = self.norm.query(_split_heads(self.query(x), self.heads))
+        if isinstance(who, Segments):
+            joined = rearrange(q, "b n l h -> 1 n (b l) h")
+            attended = rearrange(self.kernel(joined, *keys_values, who), "1 n (b l) h -> b l (n h)", b=len(x))
+        else:
+            attended = rearrange(self.kernel(q, *keys_values, who), "b n l h -> b l (n h)")
+        return self.out(attended)
 
 
 class Block(nn.Module):
@@ -121,16 +168,23 @@ class Block(nn.Module):
         self.modulation_bias = nn.Parameter(torch.empty(6, width))
 
     def forward(
-        self, x: Tensor, positions: Tensor, modulation: Tensor, keys_values: KeysValues, mask: Tensor
+        self, x: Tensor, positions: Tensor, modulation: Tensor, keys_values: KeysValues, layout: Layout
     ) -> Float[Tensor, "b l d"]:
         """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias."""
-        m = Modulation(*(modulation + self.modulation_bias).unsqueeze(2).unbind(dim=1))
+        m = Modulation(*spread(modulation + self.modulation_bias, layout.clip).unbind(dim=2))
         x = x + positions
-        h = self.attention_norm(x) * (1 + m.attention_scale) + m.attention_shift
-        x = x + m.attention_gate * self.attention(h)
-        x = x + self.cross_attention(self.cross_norm(x), keys_values, mask)
-        h = self.ffn_norm(x) * (1 + m.ffn_scale) + m.ffn_shift
-        return x + m.ffn_gate * self.ffn(h)
+        h = torch.addcmul(m.attention_shift, self.attention_norm(x), 1 + m.attention_scale)
+        x = torch.addcmul(x, m.attention_gate, self.attention(h, layout.clips))
+        x = x + self.cross_attention(self.cross_norm(x), keys_values, layout.text)
+        h = torch.addcmul(m.ffn_shift, self.ffn_norm(x), 1 + m.ffn_scale)
+        return torch.addcmul(x, m.ffn_gate, self.ffn(h))
+
+
+def spread(
+    modulation: Float[Tensor, "b k d"], clip: Int[Tensor, " l"] | None
+) -> Float[Tensor, "rows tokens k d"]:
+    """Each clip's modulation beside its tokens: "b 1 k d", or "1 l k d" in a packed sequence."""
+    return modulation[:, None] if clip is None else modulation[clip][None]
 
 
 class TimeEmbedding(nn.Module):

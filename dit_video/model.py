@@ -3,6 +3,7 @@
 Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 
 from conditioning.embedding import TextEmbedding
 from configs.pretrained import load_pretrained, load_state, save_pretrained
-from dit_video.attention import KERNELS, KernelName
-from dit_video.layers import Block, FactorizedPositions, KeysValues, RMSNorm, TimeEmbedding
+from dit_video.attention import KernelName, Segments, Who, choose, packs
+from dit_video.layers import (
+    Block,
+    FactorizedPositions,
+    KeysValues,
+    Layout,
+    RMSNorm,
+    TimeEmbedding,
+    spread,
+)
+
+# Matrices that start at zero beside the blocks' own.
+CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +58,18 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextContext:
-    """Keys and values of the text in every layer: computed once a prompt, used at each sampling step."""
+    """Keys and values of the text in every layer: computed once a prompt, used at each sampling step.
+
+    Padded, they are "b n l h" beside a mask; packed (`lengths` of the real text), "1 n Σl h" without one.
+    """
 
     keys_values: tuple[KeysValues, ...]
     mask: Bool[Tensor, "b l"]
+    lengths: tuple[int, ...] | None = None
+
+    def seen(self, queries: Sequence[int]) -> Who:
+        """Who sees the text when clip i asks with `queries[i]` tokens."""
+        return self.mask if self.lengths is None else Segments(tuple(queries), self.lengths)
 
 
 class VideoDiT(nn.Module):
@@ -60,7 +80,7 @@ class VideoDiT(nn.Module):
         self.config = config
         d = config.width
         patch = config.latent_channels * config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-        kernel = KERNELS[config.attention]
+        kernel = choose(config.attention)
         # A convolution whose stride is its kernel is a linear map of each patch.
         self.embed = nn.Linear(patch, d)
         self.positions = FactorizedPositions(d, config.max_tokens)
@@ -76,32 +96,41 @@ class VideoDiT(nn.Module):
 
     def init_weights(self) -> None:
         """Every starting value. Residual branches and the head start at zero, and so does the velocity."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm) and module.weight is not None:
-                nn.init.ones_(module.weight)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        for block in self._blocks:
-            nn.init.zeros_(block.modulation_bias)
-            nn.init.zeros_(block.cross_attention.out.weight)
-        for table in self.positions.parameters():
-            nn.init.normal_(table, std=0.02)
-        for linear in (self.modulation, self.head_modulation, self.head):
-            nn.init.zeros_(linear.weight)
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter)
 
-    def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
-        """Project each encoder's states to the width, join them along the sequence, take keys and values."""
+    @torch.no_grad()
+    def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
+        """Write the starting value of the parameter of this name, whole.
+
+        It follows from torch's seed and the name alone, whatever else was drawn: a model made in pieces on
+        many processes starts as one made in one place.
+        """
+        digest = hashlib.sha256(f"{torch.initial_seed()} {name}".encode()).digest()
+        generator = torch.Generator(value.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        if name in CLOSED or name.endswith((".bias", "modulation_bias", "cross_attention.out.weight")):
+            nn.init.zeros_(value)
+        elif name.startswith("positions."):
+            nn.init.normal_(value, std=0.02, generator=generator)
+        elif value.ndim == 1:  # the gain of a norm
+            nn.init.ones_(value)
+        else:
+            nn.init.trunc_normal_(value, std=value.shape[1] ** -0.5, generator=generator)
+
+    def encode_text(self, text: Sequence[TextEmbedding], *, packed: bool | None = None) -> TextContext:
+        """Project each encoder's states to the width, join them along the sequence, take keys and values.
+
+        `packed` drops the padding; unless it is given, the kernel has its way.
+        """
         if len(text) != len(self.text):
             raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
         states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
         mask = torch.cat([e.mask for e in text], dim=1)
-        return TextContext(
-            keys_values=tuple(block.cross_attention.keys_values(states) for block in self._blocks), mask=mask
-        )
+        lengths = None
+        if packs(self.config.attention) if packed is None else packed:
+            states, lengths = states[mask][None], tuple(mask.sum(dim=1).tolist())
+        keys_values = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
+        return TextContext(keys_values=keys_values, mask=mask, lengths=lengths)
 
     def forward(
         self,
@@ -116,14 +145,47 @@ class VideoDiT(nn.Module):
         """
         context = text if isinstance(text, TextContext) else self.encode_text(text)
         t, h, w = self.grid(*latent.shape[2:])
+        layout = Layout(clips=None, text=context.seen([t * h * w] * len(latent)), clip=None)
+        tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
+        return self._unpatchify(tokens, t, h, w)
+
+    def forward_packed(
+        self,
+        latents: Sequence[Float[Tensor, "c _ _ _"]],
+        time: Float[Tensor, " b"],
+        text: Sequence[TextEmbedding],
+    ) -> list[Float[Tensor, "c _ _ _"]]:
+        """`forward` of clips of several shapes at once, end to end in one sequence without padding."""
+        grids = [self.grid(*latent.shape[1:]) for latent in latents]
+        lengths = tuple(t * h * w for t, h, w in grids)
+        context = self.encode_text(text, packed=True)
+        clip = torch.arange(len(latents)).repeat_interleave(torch.tensor(lengths)).to(time.device)
+        layout = Layout(clips=Segments(lengths, lengths), text=context.seen(lengths), clip=clip)
+        patches = torch.cat([self._patchify(latent[None]) for latent in latents], dim=1)
+        positions = torch.cat([self.positions(*grid) for grid in grids], dim=1)
+        tokens = self._velocity(patches, positions, time, context, layout)
+        return [
+            self._unpatchify(own, *grid)[0]
+            for own, grid in zip(tokens.split(lengths, dim=1), grids, strict=True)
+        ]
+
+    def _velocity(
+        self, patches: Tensor, positions: Tensor, time: Tensor, context: TextContext, layout: Layout
+    ) -> Float[Tensor, "b l p"]:
         condition = nn.functional.silu(self.time(time))
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
-        positions = self.positions(t, h, w)
-        x = self.embed(self._patchify(latent))
+        x = self.trunk(self.embed(patches), positions, modulation=modulation, context=context, layout=layout)
+        head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)
+        shift, scale = spread(head, layout.clip).unbind(dim=2)
+        return self.head(torch.addcmul(shift, self.head_norm(x), 1 + scale))
+
+    def trunk(
+        self, x: Tensor, positions: Tensor, *, modulation: Tensor, context: TextContext, layout: Layout
+    ) -> Float[Tensor, "b l d"]:
+        """All blocks; the seam at which `dit_video.parallel` spreads the sequence over processes."""
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
-            x = block(x, positions, modulation, keys_values, context.mask)
-        shift, scale = self.head_modulation(condition)[:, None].chunk(2, dim=-1)
-        return self._unpatchify(self.head(self.head_norm(x) * (1 + scale) + shift), t, h, w)
+            x = block(x, positions, modulation, keys_values, layout)
+        return x
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a latent of these sizes."""

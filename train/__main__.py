@@ -94,12 +94,12 @@ def run(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
     """Train the task that build makes, inside a process group, leaving config.yaml and env.json."""
     from train import engine, loop
 
-    world = engine.start(config.threads)
+    world = engine.start(config.threads, config.parallel.sequence)
     try:
-        slices = world.size * config.deepspeed.accumulation
+        slices = world.replicas * config.deepspeed.accumulation
         if config.data.batch_size % slices:
             raise ConfigError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
-                              f"(processes x deepspeed.accumulation)")  # fmt: skip
+                              f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
         if world.rank == 0:
             record(config, Path(config.run))
         return loop.train(build(config), config, world)

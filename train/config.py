@@ -6,6 +6,7 @@ from typing import Literal
 from configs import ConfigError
 from dit_video.flow import FlowConfig
 from dit_video.model import DiTConfig
+from dit_video.parallel import ParallelConfig
 from tae.discriminator import DiscriminatorConfig
 from tae.losses import LossConfig
 from tae.model import TAEConfig
@@ -118,6 +119,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     ema_decay: float = 0.9999
     log_every: int = 10
     checkpoint_every: int = 500
@@ -132,6 +134,10 @@ class RunConfig:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
+        if self.model != "dit" and self.parallel != ParallelConfig():
+            raise ConfigError(
+                f"parallel: only model: dit is spread like this, and this run trains {self.model}"
+            )
         if self.data.batch_size % self.deepspeed.accumulation:
             raise ConfigError(f"data.batch_size: {self.data.batch_size} is no multiple of "
                               f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip

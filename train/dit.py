@@ -58,8 +58,11 @@ class DiTTask:
         self.config = config
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            self.model: nn.Module = VideoDiT(config.dit)
-            self.model.init_weights()
+            # Under ZeRO-3 the engine gives the values, block by block: the whole may fit nowhere.
+            with torch.device("meta" if config.deepspeed.zero_stage == 3 else "cpu"):
+                self.model: nn.Module = VideoDiT(config.dit)
+            if config.deepspeed.zero_stage < 3:
+                self.model.init_weights()
         else:
             self.model = VideoDiT.from_pretrained(Path(config.init_from) / "dit").train()
 

@@ -19,6 +19,9 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed as dist
 
+from configs import ConfigError
+from dit_video import VideoDiT
+from dit_video.parallel import parallelize
 from train.config import RunConfig
 from train.ema import EMA, Fragment
 from train.optimizer import adamw
@@ -28,8 +31,12 @@ from train.world import World
 LossFunction = Callable[[nn.Module, Any, int], tuple[Tensor, Parts] | None]
 
 
-def start(threads: int | None = None) -> World:
-    """Join the process group that torchrun, deepspeed or srun describe; alone, make one of one process."""
+def start(threads: int | None = None, sequence: int = 1) -> World:
+    """Join the process group that torchrun, deepspeed or srun describe; alone, make one of one process.
+
+    Raises:
+        ConfigError: the processes do not divide into groups of `sequence`.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Without this DeepSpeed compiles C++ for a minute to go around gloo between processes of one machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -48,7 +55,11 @@ def start(threads: int | None = None) -> World:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+    if dist.get_world_size() % sequence:
+        raise ConfigError(
+            f"parallel.sequence: {sequence} does not divide the {dist.get_world_size()} processes"
+        )
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence)
 
 
 def stop() -> None:
@@ -98,10 +109,14 @@ class Engine:
         self._module = _Loss(model, loss, self._mixed)
         self._micro_batches = 0
         self.stage = config.deepspeed.zero_stage
+        settings = _deepspeed_config(config, world)
+        if isinstance(model, VideoDiT):
+            parallelize(model, config.parallel, _sequence_group(world))
+            _materialize(model, settings, world, torch.bfloat16 if bf16 else torch.float32)
         wrapped = deepspeed.initialize(
             model=self._module,
             optimizer=adamw(self._module, config.optimizer),
-            config=_deepspeed_config(config, world),
+            config=settings,
         )
         self.deepspeed: Any = wrapped[0]
         if self.stage == 0 and world.size == 1:
@@ -217,6 +232,33 @@ class Engine:
         if self.stage > 0 and self.world.size > 1:
             dist.all_reduce(whole)
         return whole.view(parameter.shape)
+
+
+def _sequence_group(world: World) -> dist.ProcessGroup | None:
+    """This rank's neighbours that share its clips, None where there are none; every rank calls it."""
+    starts = range(0, world.size, world.sequence) if world.sequence > 1 else ()
+    groups = [dist.new_group(list(range(start, start + world.sequence))) for start in starts]
+    own = groups[world.replica] if groups else None
+    assert not isinstance(own, int), "this rank is in its own group"
+    return own
+
+
+def _materialize(model: VideoDiT, settings: dict[str, Any], world: World, dtype: torch.dtype) -> None:
+    """Give a model on the meta device its starting values and under ZeRO-3 keep this rank's part of them.
+
+    One block at a time, so that the whole model is never in one place.
+    """
+    units = [*model.blocks, *(child for child in model.children() if child is not model.blocks), model]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for unit in units:
+        todo = [parameter for parameter in unit.parameters() if parameter.is_meta]
+        for parameter in todo:
+            value = torch.empty(parameter.shape, device=world.device)
+            model.init_parameter(names[parameter], value)
+            # A parameter cannot leave the meta device by assignment to its data.
+            torch.utils.swap_tensors(parameter, nn.Parameter(value.to(dtype)))
+        if todo:
+            deepspeed.zero.Init(module=unit, config_dict_or_path=settings)
 
 
 def _deepspeed_config(config: RunConfig, world: World) -> dict[str, Any]:

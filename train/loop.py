@@ -29,14 +29,14 @@ def train(task: Task, config: RunConfig, world: World) -> int:
     ema = EMA(engine.fragments(), config.ema_decay)
     state = checkpoint.State(config=config, engine=engine, adversary=adversary, ema=ema)
     begin, pending = checkpoint.resume(folder, state)
-    slices, own = config.deepspeed.accumulation, world.rank * config.deepspeed.accumulation
+    slices, own = config.deepspeed.accumulation, world.replica * config.deepspeed.accumulation
 
     def batches(step: int) -> list[Any]:
-        return [task.batch(step, own + i, world.size * slices) for i in range(slices)]
+        return [task.batch(step, own + i, world.replicas * slices) for i in range(slices)]
 
     log = Log(folder, device=world.device, rank=world.rank, world_size=world.size, start=begin,
               steps=config.steps, pending=pending)  # fmt: skip
-    share = config.data.batch_size // (world.size * slices)
+    share = config.data.batch_size // (world.replicas * slices)
     samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0)
     prepared = prefetch(batches, range(begin, config.steps), config.data.workers)
     with log, closing(prepared), termination() as terminated:
@@ -46,7 +46,8 @@ def train(task: Task, config: RunConfig, world: World) -> int:
                 local = [batch.to(world.device) for batch in local]  # noqa: PLW2901
             log.add(*_optimize(state, local, step, lr))
             ema.update(step)
-            log.count(sum(map(samples, local)), sum(map(task.tokens, local)), sum(map(flops, local)))
+            done_here = (sum(map(count, local)) / world.sequence for count in (samples, task.tokens, flops))
+            log.count(*done_here)
             if done % config.log_every == 0 or done == config.steps:
                 log.write(done, lr=lr)
             # Several ranks must stop at the same step: they ask each other where they meet anyway.

@@ -44,8 +44,7 @@ class Log:
         for key, values in (pending or {}).items():
             self._values[key] = [*values]
         self._device, self._world_size, self._steps = device, world_size, steps
-        self._samples = self._tokens = 0
-        self._flops = 0.0
+        self._samples = self._tokens = self._flops = 0.0
         self._clock = self._began = time.perf_counter()
         self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
         if rank == 0:
@@ -69,7 +68,7 @@ class Log:
             for key, value in part.items():
                 self._values.setdefault(key, []).append(value)
 
-    def count(self, samples: int, tokens: int, flops: float = 0.0) -> None:
+    def count(self, samples: float, tokens: float, flops: float = 0.0) -> None:
         """End a step: what this rank processed in it."""
         self._samples += samples
         self._tokens += tokens

@@ -12,11 +12,25 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among all: rank in [0, size), and the device it computes on."""
+    """This process among all: rank in [0, size), and the device it computes on.
+
+    `sequence` neighbours share each clip's tokens and count as one replica of the model.
+    """
 
     rank: int
     size: int
     device: torch.device
+    sequence: int = 1
+
+    @property
+    def replica(self) -> int:
+        """Which slice of a batch this process sees, in [0, replicas)."""
+        return self.rank // self.sequence
+
+    @property
+    def replicas(self) -> int:
+        """Into how many slices a batch is cut."""
+        return self.size // self.sequence
 
 
 def agree(flag: bool, world: World) -> bool:

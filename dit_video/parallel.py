@@ -1,0 +1,185 @@
+"""Sequence parallelism, recomputation and compilation of a backbone, applied from outside by `parallelize`.
+
+Ulysses (Jacobs et al. 2023): each process of a group holds a part of the tokens everywhere in the trunk,
+except inside self-attention, where it holds all tokens of a part of the heads. Text is on every process.
+
+The loss is computed by every process of the group on the whole output. A parameter's gradient is then the
+mean over the group, as in data parallelism, so that the optimizer needs to know nothing of this.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dit_video.attention import Kernel, Segments, Shard, uncompiled
+from dit_video.layers import Layout
+from dit_video.model import TextContext, VideoDiT
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Trunk = Callable[..., Tensor]
+
+
+class ParallelError(ValueError):
+    """A model that cannot be spread as asked; the message names the key and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the backbone is spread over processes and its memory and time are traded.
+
+    `sequence` processes share the tokens of each clip. Of every `checkpoint_every` blocks one keeps its input
+    alone and is computed again on the way back: 1 is all blocks, 0 none. `compile` compiles each block.
+    """
+
+    sequence: int = 1
+    checkpoint_every: int = 0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sequence < 1:
+            raise ParallelError(f"parallel.sequence: {self.sequence} is too small, the least is 1")
+        if self.checkpoint_every < 0:
+            raise ParallelError(
+                f"parallel.checkpoint_every: {self.checkpoint_every} is negative; 0 keeps all activations"
+            )
+
+
+def parallelize(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:
+    """Apply what config asks for, in the one order that works: exchange, compile, recompute.
+
+    `group` holds the `config.sequence` processes that share a clip; None where each has its own.
+
+    Raises:
+        ParallelError: the group has another size, or the heads do not divide among it.
+    """
+    if config.sequence > 1:
+        _spread_sequence(model, config, group)
+    for index, block in enumerate(model.blocks):
+        if config.compile:
+            block.forward = torch.compile(block.forward)
+        if config.checkpoint_every and index % config.checkpoint_every == 0:
+            # Around the compiled block, which an exchange splits into several graphs.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _spread_sequence(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:
+    size = 1 if group is None else dist.get_world_size(group)
+    if group is None or size != config.sequence:
+        raise ParallelError(f"parallel.sequence: {config.sequence}, but the group has {size} processes")
+    if model.config.heads % size:
+        raise ParallelError(f"parallel.sequence: {size} does not divide dit.heads={model.config.heads}")
+    for block in model.blocks:
+        attention: Any = block.attention
+        attention.kernel = _exchanged(attention.kernel, group)
+    model.trunk = partial(_sharded_trunk, model.trunk, group)
+
+
+def _exchanged(kernel: Kernel, group: "ProcessGroup") -> Kernel:
+    """The kernel between two all-to-alls: it sees the whole sequence and 1 / size of the heads.
+
+    The sequence is padded to a multiple of the size; the padding is at the end and the kernel never sees it.
+    """
+    from deepspeed.sequence.layer import DistributedAttention
+
+    def whole(query: Tensor, key: Tensor, value: Tensor, shard: Shard) -> Tensor:
+        q, k, v = (x[:, : shard.length].transpose(1, 2) for x in (query, key, value))
+        attended = kernel(q, k, v, shard.runs).transpose(1, 2)
+        return F.pad(attended, (0, 0, 0, 0, 0, query.shape[1] - shard.length))
+
+    attention = DistributedAttention(whole, group, scatter_idx=2, gather_idx=1)  # pyright: ignore[reportArgumentType]
+
+    # Compiled, DeepSpeed's exchange would lose its gradient without a word.
+    @uncompiled
+    def exchange(query: Tensor, key: Tensor, value: Tensor, who: Any) -> Tensor:
+        assert isinstance(who, Shard)
+        parts = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+        return attention(*parts, 0, None, who).transpose(1, 2)
+
+    return exchange
+
+
+def _sharded_trunk(
+    trunk: Trunk,
+    group: "ProcessGroup",
+    x: Float[Tensor, "b l d"],
+    positions: Float[Tensor, "1 l d"],
+    *,
+    modulation: Float[Tensor, "b 6 d"],
+    context: TextContext,
+    layout: Layout,
+) -> Float[Tensor, "b l d"]:
+    """The trunk on this process's tokens; the whole sequence goes in and comes out."""
+    length, size, rank = x.shape[1], dist.get_world_size(group), dist.get_rank(group)
+    part = -(-length // size)
+    padding = (0, 0, 0, part * size - length)
+    own = _own_layout(layout, context, rows=len(x), length=length, start=rank * part, part=part)
+    shards = (_Split.apply(F.pad(whole, padding), group) for whole in (x, positions))
+    mine = trunk(*shards, modulation=modulation, context=context, layout=own)
+    return _Gather.apply(mine, group)[:, :length]
+
+
+def _own_layout(
+    layout: Layout, context: TextContext, *, rows: int, length: int, start: int, part: int
+) -> Layout:
+    """The layout of the tokens [start, start + part) of a sequence; padding belongs to the last clip."""
+    assert not isinstance(layout.clips, Shard)
+    shard = Shard(length, layout.clips)
+    if layout.clips is None:
+        return Layout(clips=shard, text=context.seen([part] * rows), clip=None)
+    assert layout.clip is not None
+    inside = torch.arange(start, start + part, device=layout.clip.device).clamp(max=length - 1)
+    queries = _overlaps(layout.clips, start, part)
+    return Layout(clips=shard, text=context.seen(queries), clip=layout.clip[inside])
+
+
+def _overlaps(clips: Segments, start: int, part: int) -> Sequence[int]:
+    """How many of the tokens [start, start + part) belong to each clip."""
+    found, begin = [], 0
+    for i, count in enumerate(clips.queries):
+        end = begin + count if i + 1 < len(clips.queries) else max(begin + count, start + part)
+        found.append(max(min(end, start + part) - max(begin, start), 0))
+        begin += count
+    return found
+
+
+class _Split(torch.autograd.Function):
+    """This process's part of a sequence that all have. Back: the parts of all, over their number."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, group: "ProcessGroup") -> Tensor:
+        ctx.group = group
+        return whole.chunk(dist.get_world_size(group), dim=1)[dist.get_rank(group)].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _join(grads[0], ctx.group) / dist.get_world_size(ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    """The sequence from the parts of all. Back: this process's part, times their number."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: "ProcessGroup") -> Tensor:
+        ctx.group = group
+        return _join(part, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        size, rank = dist.get_world_size(ctx.group), dist.get_rank(ctx.group)
+        return grads[0].chunk(size, dim=1)[rank] * size, None
+
+
+def _join(part: Tensor, group: "ProcessGroup") -> Tensor:
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts, dim=1)

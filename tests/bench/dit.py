@@ -1,0 +1,339 @@
+"""How fast the backbone is beside its peers: `python tests/bench/dit.py [--json] [--key=value …]`.
+
+Every model has the same width, depth, head width, text and number of video tokens, and runs in its own
+process with the same threads and dtype; FFN ratio, norms and the way of the text are each model's own.
+
+  parameter-tokens/s = parameters x tokens/s: of two models with equal tokens/s the larger ranks higher.
+                       `token_parameters` counts only the weights that every video token is multiplied with
+                       (an adaptive norm's matrix sees one row a clip and has nothing to do per token).
+  fraction of peak   = FLOPs (torch's FlopCounterMode, without recomputation) / seconds / the fastest matmul.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from conditioning.embedding import TextEmbedding
+from dit_video import DiTConfig, VideoDiT
+from dit_video.parallel import ParallelConfig, parallelize
+
+HEAD = 128
+TEXT_WIDTH = 4096
+POOLED = 768
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+MATMULS = ((1024, 1024, 1024), (1024, 1024, 4096), (2048, 2048, 2048), (4096, 4096, 4096))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all models share. `tokens` = 4 x side², as one clip of four latent frames."""
+
+    width: int = 1024
+    depth: int = 3
+    side: int = 16
+    text: int = 128
+    dtype: str = "bf16"
+    compile: int = 0
+    repeats: int = 5
+    threads: int = torch.get_num_threads()
+
+    @property
+    def tokens(self) -> int:
+        return 4 * self.side**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model, a call of its forward, and the containers of its repeated blocks (compiled each alone)."""
+
+    model: nn.Module
+    call: Callable[[], Tensor]
+    blocks: tuple[str, ...]
+
+
+def kinoflow(s: Settings) -> Subject:
+    config = DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, ffn=round(s.width * 8 / 3),
+                       text_widths=(TEXT_WIDTH,), max_tokens=(4, s.side, s.side))  # fmt: skip
+    model = VideoDiT(config)
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():  # closed gates would carry no gradient
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    model.to(DTYPES[s.dtype])
+    latent, hidden = inputs(s, 16), text(s)
+    embedding = TextEmbedding(hidden=hidden, mask=mask(s))
+    return Subject(
+        model=model, call=lambda: model(latent, torch.full((1,), 0.5), (embedding,)), blocks=("blocks",)
+    )
+
+
+def wan(s: Settings) -> Subject:
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel(
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, ffn_dim=round(s.width * 2.7),
+        num_layers=s.depth, text_dim=TEXT_WIDTH,
+    ).to(DTYPES[s.dtype])  # fmt: skip
+    latent, hidden, step = inputs(s, 16), text(s), torch.tensor([500])
+    return Subject(
+        model=model, call=lambda: model(latent, step, hidden, return_dict=False)[0], blocks=("blocks",)
+    )
+
+
+def hunyuan(s: Settings) -> Subject:
+    """A third of the blocks has two streams, as in the released 20 + 40."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    double = max(s.depth // 3, 1)
+    model = HunyuanVideoTransformer3DModel(
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=double,
+        num_single_layers=s.depth - double, text_embed_dim=TEXT_WIDTH, pooled_projection_dim=POOLED,
+    ).to(DTYPES[s.dtype])  # fmt: skip
+    latent, hidden, real, step = inputs(s, 16), text(s), mask(s), torch.tensor([500])
+    pooled, guidance = torch.randn(1, POOLED).to(hidden), torch.tensor([6000.0]).to(hidden)
+    return Subject(
+        model=model,
+        call=lambda: model(latent, step, hidden, real, pooled, guidance, return_dict=False)[0],
+        blocks=("transformer_blocks", "single_transformer_blocks"),
+    )
+
+
+def cogvideox(s: Settings) -> Subject:
+    """The 5B's layout: rotary positions, one stream."""
+    from diffusers import CogVideoXTransformer3DModel
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=s.depth,
+        text_embed_dim=TEXT_WIDTH, max_text_seq_length=s.text, use_rotary_positional_embeddings=True,
+        sample_width=2 * s.side, sample_height=2 * s.side, sample_frames=13,
+    ).to(DTYPES[s.dtype])  # fmt: skip
+    latent, hidden, step = inputs(s, 16).transpose(1, 2), text(s), torch.tensor([500])
+    rotary = get_3d_rotary_pos_embed(HEAD, ((0, 0), (s.side, s.side)), (s.side, s.side), 4)
+    return Subject(
+        model=model,
+        call=lambda: model(latent, hidden, step, image_rotary_emb=rotary, return_dict=False)[0],
+        blocks=("transformer_blocks",),
+    )
+
+
+def mochi(s: Settings) -> Subject:
+    from diffusers import MochiTransformer3DModel
+
+    model = MochiTransformer3DModel(
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=s.depth,
+        pooled_projection_dim=s.width // 2, text_embed_dim=TEXT_WIDTH,
+    ).to(DTYPES[s.dtype])  # fmt: skip
+    latent, hidden, real, step = inputs(s, 12), text(s), mask(s), torch.tensor([500])
+    return Subject(
+        model=model,
+        call=lambda: model(latent, hidden, step, real, return_dict=False)[0],
+        blocks=("transformer_blocks",),
+    )
+
+
+def ltx(s: Settings) -> Subject:
+    """Takes tokens, not latents: its autoencoder has folded the patches in."""
+    from diffusers import LTXVideoTransformer3DModel
+
+    model = LTXVideoTransformer3DModel(
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, cross_attention_dim=s.width,
+        num_layers=s.depth, caption_channels=TEXT_WIDTH,
+    ).to(DTYPES[s.dtype])  # fmt: skip
+    dtype = DTYPES[s.dtype]
+    tokens, hidden, real, step = (
+        torch.randn(1, s.tokens, 128).to(dtype),
+        text(s),
+        mask(s),
+        torch.tensor([500]),
+    )
+    return Subject(
+        model=model,
+        call=lambda: model(tokens, hidden, step, real, 4, s.side, s.side, return_dict=False)[0],
+        blocks=("transformer_blocks",),
+    )
+
+
+MODELS = {"kinoflow": kinoflow, "wan": wan, "hunyuanvideo": hunyuan, "cogvideox": cogvideox, "mochi": mochi,
+          "ltx": ltx}  # fmt: skip
+
+
+def inputs(s: Settings, channels: int) -> Tensor:
+    """A latent that patches of (1, 2, 2) turn into `tokens` tokens."""
+    return torch.randn(1, channels, 4, 2 * s.side, 2 * s.side).to(DTYPES[s.dtype])
+
+
+def text(s: Settings) -> Tensor:
+    return torch.randn(1, s.text, TEXT_WIDTH).to(DTYPES[s.dtype])
+
+
+def mask(s: Settings) -> Tensor:
+    return torch.ones(1, s.text, dtype=torch.bool)
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median time of a call after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_peak(dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of the fastest of several matrix products."""
+    best = 0.0
+    for rows, inner, columns in MATMULS:
+        x, w = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
+        seconds = median_seconds(lambda x=x, w=w: F.linear(x, w), repeats)
+        best = max(best, 2 * rows * inner * columns / seconds)
+    return best
+
+
+def token_parameters(subject: Subject, tokens: int) -> int:
+    """Elements of the weights whose matrix product has a row for every video token."""
+    found: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.Linear) and arguments[0].numel() >= tokens * module.in_features:
+            found[module] = module.weight.numel()
+
+    handles = [module.register_forward_hook(note) for module in subject.model.modules()]
+    with torch.no_grad():
+        subject.call()
+    for handle in handles:
+        handle.remove()
+    return sum(found.values())
+
+
+def measure(name: str, s: Settings) -> dict[str, Any]:
+    """Every figure of one model, in this process."""
+    torch.set_num_threads(s.threads)
+    torch.manual_seed(0)
+    peak = matmul_peak(DTYPES[s.dtype])
+    before = resident()
+    subject = MODELS[name](s)
+
+    def both() -> None:
+        subject.model.zero_grad(set_to_none=True)
+        subject.call().float().square().mean().backward()
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        subject.call()
+    with FlopCounterMode(display=False) as both_counter:
+        both()
+    own = token_parameters(subject, s.tokens)
+    if s.compile:
+        compile_blocks(subject)
+    with torch.no_grad():
+        forward = median_seconds(subject.call, s.repeats)
+    forward_backward = median_seconds(both, s.repeats)
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+    figures = {"model": name, "parameters": parameters, "token_parameters": own, "matmul_peak": peak,
+               "peak_memory_bytes": resident() - before}  # fmt: skip
+    for kind, seconds, flops in (
+        ("forward", forward, counter.get_total_flops()),
+        ("forward_backward", forward_backward, both_counter.get_total_flops()),
+    ):
+        figures[kind] = {"seconds": seconds, "flops": flops, "tokens_per_second": s.tokens / seconds,
+                         "parameter_tokens_per_second": parameters * s.tokens / seconds,
+                         "token_parameter_tokens_per_second": own * s.tokens / seconds,
+                         "fraction_of_peak": flops / seconds / peak}  # fmt: skip
+    return figures
+
+
+def compile_blocks(subject: Subject) -> None:
+    torch._dynamo.reset()  # it remembers frames that it met under the counter as not to be compiled
+    if isinstance(subject.model, VideoDiT):
+        parallelize(subject.model, ParallelConfig(compile=True), None)
+        return
+    for name in subject.blocks:
+        for block in getattr(subject.model, name):
+            block.compile()
+
+
+def resident() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_child(name: str, s: Settings) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__)), f"--only={name}", *arguments_of(s)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def arguments_of(s: Settings) -> list[str]:
+    return [f"--{key}={value}" for key, value in asdict(s).items()]
+
+
+def compare(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours over the best peer and over the peers' median, forward and backward, and our share of the peak."""
+    peak = max(figures["matmul_peak"] for figures in found)
+    ours, *peers = (figures["forward_backward"] for figures in found)
+    result = {}
+    for key in ("tokens_per_second", "parameter_tokens_per_second", "token_parameter_tokens_per_second"):
+        theirs = [peer[key] for peer in peers]
+        result[f"{key}_over_best"] = ours[key] / max(theirs)
+        result[f"{key}_over_median"] = ours[key] / statistics.median(theirs)
+    for kind in ("forward", "forward_backward"):
+        figures = found[0][kind]
+        result[f"{kind}_fraction_of_peak"] = figures["flops"] / figures["seconds"] / peak
+    return result
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = [f"{'':14}{'M params':>9}{'M token':>9}{'MiB':>7}{'fwd tok/s':>11}{'f+b tok/s':>11}"
+             f"{'G param tok/s':>15}{'G token-param':>15}{'of peak':>9}"]  # fmt: skip
+    for f in found:
+        both = f["forward_backward"]
+        lines.append(
+            f"{f['model']:14}{f['parameters'] / 1e6:9.1f}{f['token_parameters'] / 1e6:9.1f}"
+            f"{f['peak_memory_bytes'] / 2**20:7.0f}{f['forward']['tokens_per_second']:11.0f}"
+            f"{both['tokens_per_second']:11.0f}{both['parameter_tokens_per_second'] / 1e9:15.1f}"
+            f"{both['token_parameter_tokens_per_second'] / 1e9:15.1f}{both['fraction_of_peak']:9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure one model (--only) or compare all; on a CUDA device also the training MFU of dit_1b."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=MODELS)
+    for field in fields(Settings):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    given = vars(parser.parse_args(arguments))
+    as_json, only = given.pop("json"), given.pop("only")
+    s = Settings(**given)
+    if only:
+        print(json.dumps(measure(only, s)))
+        return
+    found = [in_child(name, s) for name in MODELS]
+    summary = compare(found)
+    result: dict[str, Any] = {"settings": asdict(s), "models": found, "ours": summary}
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(table(found))
+    print("\n".join(f"{key:44} {value:.3g}" for key, value in summary.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

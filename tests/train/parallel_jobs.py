@@ -1,0 +1,111 @@
+"""What the processes of test_parallel.py run: a backbone spread over them, and ZeRO-3 from meta."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from configs import load
+from dit_video import VideoDiT
+from dit_video.parallel import ParallelConfig, parallelize
+from tests.dit_video.test_model import CONFIG, build, latent, text
+from train import engine
+from train.config import RunConfig
+
+# 27, 6 and 8 tokens: nothing that two or four divide.
+SHAPES = ((3, 6, 6), (1, 4, 6), (2, 4, 4))
+KERNELS = ("math", "sdpa")
+ONE_BLOCK = replace(CONFIG, depth=1)
+
+
+def result(model, *, packed):
+    """Velocities of a batch of uneven length or of packed clips, and all gradients of a loss on them."""
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(5)
+    clips = [torch.randn(4, *shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    time = torch.rand(len(SHAPES), generator=generator, dtype=torch.float64)
+    if packed:
+        found = torch.cat([v.flatten() for v in model.forward_packed(clips, time, text(len(SHAPES)))])
+    else:
+        found = model(torch.stack((clips[0], -clips[0])), time[:2], text(2)).flatten()
+    (found.square() + found).sum().backward()
+    return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def sequence(folder):
+    """Every rank's outputs and mean gradients of every case, written by rank 0 once they are equal on all."""
+    world = engine.start(1)
+    try:
+        group = dist.new_group(list(range(world.size)))
+        saved = {}
+        for kernel in KERNELS:
+            for every in (0, 1):
+                model = build(config(kernel))
+                parallelize(model, ParallelConfig(sequence=world.size, checkpoint_every=every), group)
+                for packed in (False, True):
+                    found, gradients = result(model, packed=packed)
+                    for gradient in gradients.values():
+                        dist.all_reduce(gradient)
+                        gradient.div_(world.size)
+                    first = found.clone()
+                    dist.broadcast(first, 0)
+                    assert torch.equal(first, found), "the output differs between ranks"
+                    saved[kernel, every, packed] = (found, gradients)
+        if world.rank == 0:
+            torch.save(saved, Path(folder) / "sequence.pt")
+        return 0
+    finally:
+        engine.stop()
+
+
+def compiled(folder):
+    """Outputs and gradients of compiled blocks, kept and recomputed, with the counts of breaks and graphs."""
+    saved = {}
+    for every in (0, 1):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = build(ONE_BLOCK)
+        parallelize(model, ParallelConfig(compile=True, checkpoint_every=every), None)
+        found, gradients = result(model, packed=False)
+        counters = torch._dynamo.utils.counters
+        saved[every] = (found, gradients, dict(counters["graph_break"]), counters["stats"]["unique_graphs"])
+    torch.save(saved, Path(folder) / "compiled.pt")
+    return 0
+
+
+def config(kernel):
+    return replace(CONFIG, attention=kernel)
+
+
+def sharded(folder, sources):
+    """The model from the meta device under ZeRO-3; this rank's masters before and after one step."""
+    settings = load(RunConfig, sources)
+    world = engine.start(1, settings.parallel.sequence)
+    try:
+        torch.manual_seed(settings.seed)
+        with torch.device("meta"):
+            model = VideoDiT(settings.dit)
+        run = engine.Engine(model, loss, settings, world)
+        before = [(f.name, f.shape, f.start, f.master.clone()) for f in run.fragments()]
+        assert all(p.numel() < max(p.ds_numel, 2) for p in model.blocks.parameters()), (
+            "a block lies here whole"
+        )
+        for step in range(3):
+            run.backward(world.replica, step)
+            run.update(1e-2)
+        after = [(f.name, f.shape, f.start, f.master.clone()) for f in run.fragments()]
+        torch.save((before, after), Path(folder) / f"{world.rank}.pt")
+        return 0
+    finally:
+        engine.stop()
+
+
+def loss(model, replica, step):
+    """A regression on one clip of the replica's own."""
+    x, time = latent(2)
+    target = x.roll(1, -1)[replica : replica + 1].float()
+    own = [type(e)(hidden=e.hidden[:1].float(), mask=e.mask[:1]) for e in text(2)]
+    velocity = model(x[replica : replica + 1].float(), time[replica : replica + 1].float(), own)
+    return F.mse_loss(velocity, target), {}
