@@ -11,15 +11,6 @@ Placement = Literal["sharded", "replicated", "offloaded", "cached"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """GPUs that share the tokens of one clip; of how many blocks one is computed twice instead of kept."""
-
-    sequence: int = 1
-    checkpoint_every: int = 0
-    compile: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """The cluster, of H100 SXM by default, and what is assumed about a run on it.
 
@@ -52,7 +43,6 @@ class PlanConfig(RunConfig):
     """A training run and the cluster it is meant for."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,20 @@ from train.memory import GIB
 from train.plan import Plan, Planner
 from train.plan_config import PlanConfig
 
+USAGE = """usage: kinoflow train plan MODEL.yaml STAGE.yaml [key=value …] [--json]
+the keys are those of a training run and cluster.gpus, gpus_per_node, memory_gib, reserve_gib, peak_tflops,
+mfu and text"""
+
 
 def main(arguments: Sequence[str]) -> int:
-    """`train plan CONFIG.yaml … [key=value …] [--json]`; 0, whether or not the run fits.
+    """`train plan CONFIG.yaml … [key=value …] [--json]`; 0 whether or not the run fits, 2 for no word at all.
 
     Raises:
         configs.ConfigError: a mistake in a file or a key.
     """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0 if arguments else 2
     sources = [argument for argument in arguments if argument != "--json"]
     plan = Planner(load(PlanConfig, sources)).plan()
     if len(sources) < len(arguments):

@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dit_video.model import DiTConfig, VideoDiT
 from train.flops import dit_flops, tae_flops, total
 from train.memory import GIB
 from train.plan import Planner
-from train.plan_config import PlanConfig
+from train.plan_config import ClusterConfig, PlanConfig
 from train.workload import count_parts
 
 ROOT = Path(__file__).parents[2]
@@ -277,6 +277,14 @@ def test_mistakes_are_one_line(changes, words, capsys):
     assert main(["plan", *PAPER, *changes]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_usage(capsys):
+    from train.__main__ import main
+
+    assert main(["plan"]) == 2 and main(["plan", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(key.name in shown for key in fields(ClusterConfig)) and "--json" in shown
 
 
 def test_the_table_has_the_figures_of_the_json(capsys):
