@@ -228,3 +228,33 @@ class FactorizedPositions(nn.Module):
                 )
         grid = self.time[:t, None, None] + self.height[None, :h, None] + self.width[None, None, :w]
         return rearrange(grid, "t h w d -> 1 (t h w) d")
+
+    @torch.no_grad()
+    def grow(self, sizes: tuple[int, int, int]) -> None:
+        """Lengthen the tables for a later stage: more pixels or frames between the ends that are known.
+
+        Raises:
+            ValueError: a table that would become shorter.
+        """
+        for axis, old, new in zip(("time", "height", "width"), self.sizes, sizes, strict=True):
+            if new < old:
+                raise ValueError(
+                    f"dit.max_tokens: the {axis} table has {old} rows and cannot shrink to {new}"
+                )
+            setattr(self, axis, nn.Parameter(stretch(getattr(self, axis), new)))
+        self.sizes = sizes
+
+
+def stretch(table: Float[Tensor, "old d"], length: int) -> Float[Tensor, "new d"]:
+    """The table at `length` places: row i stands at i · length / old, what lies between is linear.
+
+    With a whole factor k every old row is kept, at place k i; a factor of 1 changes nothing. Behind the last
+    row the line goes on, so that no two places are the same. A single row is repeated.
+    """
+    old = len(table)
+    if old == 1:
+        return table.repeat(length, 1)
+    place = torch.arange(length, device=table.device, dtype=torch.float64) * old / length
+    below = place.floor().long().clamp(max=old - 2)
+    weight = (place - below).to(table.dtype)[:, None]
+    return torch.lerp(table[below], table[below + 1], weight)

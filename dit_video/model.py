@@ -5,7 +5,7 @@ Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -211,6 +211,15 @@ class VideoDiT(nn.Module):
     @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
+
+    def grow(self, max_tokens: tuple[int, int, int]) -> None:
+        """Stretch the position tables for longer or larger clips than those of the stage before.
+
+        Raises:
+            ValueError: a table that would become shorter.
+        """
+        self.positions.grow(max_tokens)
+        self.config = replace(self.config, max_tokens=max_tokens)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "VideoDiT":

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from configs import load, to_dict
+from data.buckets import parse
 from dit_video.model import VideoDiT
 from sample.judge import Judge, JudgeConfig
 from tae.model import TAE
@@ -142,6 +143,45 @@ def test_the_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             assert abs(count - stated) <= 0.02 * stated, (
                 f"the header states {stated:g} parameters, there are {count}"
             )
+
+
+def test_the_30b_model_is_the_papers() -> None:
+    """48 (8 d² + 3 d f) in the layers; the rest is shared (Movie Gen, table 5)."""
+    with torch.device("meta"):
+        model = VideoDiT(load(RunConfig, ["configs/dit_30b.yaml"]).dit)
+    layers = [p.numel() for p in model.blocks.parameters() if p.ndim == 2 and p.shape[0] != 6]
+    assert sum(layers) == 48 * (8 * 6144**2 + 3 * 6144 * 16384)
+    assert 28.9e9 <= sum(p.numel() for p in model.parameters()) <= 31e9
+
+
+@pytest.mark.parametrize("stage", ["t2i_256", "t2iv_256", "t2iv_768", "sft"])
+def test_the_stage_fits_model_and_cluster(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buckets fit its tables, its batch the cluster of its command, its images the paper's share."""
+    monkeypatch.chdir(ROOT)
+    ((_, sources),) = read_header((ROOT / f"configs/{stage}.yaml").read_text(encoding="utf-8")).launches
+    config = load(RunConfig, sources)
+    gpus = int(re.search(r"--ntasks (\d+)", (ROOT / f"configs/{stage}.yaml").read_text())[1])
+    assert gpus % config.parallel.sequence == 0
+    replicas = gpus // config.parallel.sequence
+    assert config.data.batch_size % (replicas * config.deepspeed.accumulation) == 0
+    assert config.dit.heads % config.parallel.sequence == 0
+    buckets = [parse(text) for text in config.data.buckets]
+    for bucket in buckets:
+        tokens = (-(-bucket.frames // 8), bucket.height // 16, bucket.width // 16)
+        assert bucket.height % 16 == bucket.width % 16 == 0
+        assert all(n <= table for n, table in zip(tokens, config.dit.max_tokens, strict=True))
+        assert tokens[0] * tokens[1] * tokens[2] <= 73728
+    images = sum(bucket.weight for bucket in buckets if bucket.frames == 1)
+    clips = sum(bucket.weight for bucket in buckets if bucket.frames > 1)
+    assert images == pytest.approx({"t2i_256": images, "sft": 0}.get(stage, clips / 10))
+    assert len({bucket.aspect for bucket in buckets}) == 5
+
+
+def test_the_tables_grow_from_stage_to_stage() -> None:
+    tables = [
+        load(RunConfig, [f"configs/{s}.yaml"]).dit.max_tokens for s in ("t2i_256", "t2iv_256", "t2iv_768")
+    ]
+    assert tables == [(1, 22, 22), (32, 22, 22), (32, 66, 66)]
 
 
 def test_a_header_is_read() -> None:

@@ -1,7 +1,7 @@
 """One training step of the backbone: flow matching on precomputed latents (Movie Gen, section 3.1.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,11 @@ from data.sampler import Sampler
 from data.sheet import contact_sheet
 from data.video import write
 from data.world import caption, sample_scene
-from dit_video import VideoDiT
+from dit_video import DiTConfig, VideoDiT
 from dit_video.flow import perturb, time_quantile
 from sample.generate import generate
 from tae import TAE
-from train.config import RunConfig
+from train.config import DataConfig, RunConfig
 from train.task import Parts
 
 PREVIEW_PROMPTS = 6
@@ -64,7 +64,7 @@ class DiTTask:
             if config.deepspeed.zero_stage < 3:
                 self.model.init_weights()
         else:
-            self.model = VideoDiT.from_pretrained(Path(config.init_from) / "dit").train()
+            self.model = _continued(Path(config.init_from) / "dit", config.dit)
 
     @cached_property
     def latents(self) -> LatentDataset:
@@ -81,8 +81,18 @@ class DiTTask:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The buckets of the latents, in their order."""
-        return [parse(name) for name in self.latents.buckets]
+        """The buckets of the latents, in their order, as data.buckets weighs them where it is given."""
+        stored = [parse(name) for name in self.latents.buckets]
+        if self.config.data.buckets == DataConfig().buckets:
+            return stored
+        wanted = {_shape(bucket): bucket for bucket in map(parse, self.config.data.buckets)}
+        missing = wanted.keys() - {_shape(bucket) for bucket in stored}
+        if missing:
+            raise ConfigError(
+                f"data.buckets: {wanted[min(missing)]} is not in {self.config.data.latents}, which holds "
+                f"{', '.join(self.latents.buckets)}; precompute it or leave it out"
+            )
+        return [wanted.get(_shape(bucket), replace(bucket, weight=0.0)) for bucket in stored]
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -167,3 +177,24 @@ class DiTTask:
         model = VideoDiT(self.config.dit)
         model.load_state_dict(state)
         model.save_pretrained(folder / "dit", dtype=torch.float16)
+
+
+def _shape(bucket: Bucket) -> tuple[int, int, int, Fraction]:
+    return bucket.frames, bucket.height, bucket.width, bucket.fps
+
+
+def _continued(folder: Path, config: DiTConfig) -> VideoDiT:
+    """The model of an earlier stage with position tables as long as this stage's.
+
+    Raises:
+        ConfigError: it differs in more than that, or its tables are longer.
+    """
+    model = VideoDiT.from_pretrained(folder).train()
+    same = {"max_tokens": config.max_tokens, "attention": config.attention}
+    if replace(model.config, **same) != config:
+        raise ConfigError(f"dit: {folder} is another model ({model.config}); give this run the same dit.*")
+    try:
+        model.grow(config.max_tokens)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    return model

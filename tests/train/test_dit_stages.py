@@ -1,0 +1,66 @@
+"""A later stage of the backbone: it starts from an earlier one and weighs the buckets of its latents."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from configs import ConfigError, load
+from dit_video import VideoDiT
+from train.config import RunConfig
+from train.dit import DiTTask
+
+SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"]
+
+
+def task(*sources: str) -> DiTTask:
+    return DiTTask(load(RunConfig, [*SHAPE, *sources]))
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    model = task("dit.max_tokens=[1,2,3]").model
+    assert isinstance(model, VideoDiT)
+    model.save_pretrained(tmp_path / "dit")
+    return tmp_path
+
+
+def test_a_stage_grows_the_tables_of_the_one_before(earlier: Path) -> None:
+    before = VideoDiT.from_pretrained(earlier / "dit")
+    model = task("dit.max_tokens=[4,6,9]", f"init_from={earlier}").model
+    assert isinstance(model, VideoDiT) and model.training
+    assert model.config.max_tokens == (4, 6, 9)
+    grown, small = (
+        model.positions(4, 6, 9).reshape(4, 6, 9, 16),
+        before.positions(1, 2, 3).reshape(1, 2, 3, 16),
+    )
+    torch.testing.assert_close(grown[:, ::3, ::3], small.expand(4, -1, -1, -1))
+    assert torch.equal(model.blocks[0].attention.qkv.weight, before.blocks[0].attention.qkv.weight)
+
+
+def test_what_does_not_fit_is_named(earlier: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"dit\.max_tokens: the width table has 3 rows and cannot shrink to 2"
+    ):
+        task("dit.max_tokens=[1,2,2]", f"init_from={earlier}")
+    with pytest.raises(ConfigError, match="is another model"):
+        task("dit.max_tokens=[1,2,3]", "dit.depth=2", f"init_from={earlier}")
+
+
+def test_data_buckets_weigh_what_was_precomputed() -> None:
+    stored = SimpleNamespace(buckets=["16x64x64@16 weight=0.8", "1x64x64@16 weight=0.2", "16x64x64@24"])
+    plain = task()
+    plain.__dict__["latents"] = stored
+    assert [bucket.weight for bucket in plain.buckets] == [0.8, 0.2, 1.0]
+    chosen = task("data.buckets=['1x64x64@16 weight=1 batch=4','16x64x64@24 weight=10']", "data.latents=x")
+    chosen.__dict__["latents"] = stored
+    assert [(bucket.weight, bucket.batch_size) for bucket in chosen.buckets] == [
+        (0, None),
+        (1, 4),
+        (10, None),
+    ]
+    other = task("data.buckets=['8x64x64@16']", "data.latents=x")
+    other.__dict__["latents"] = stored
+    with pytest.raises(ConfigError, match=r"data\.buckets: 8x64x64@16 is not in x, which holds"):
+        _ = other.buckets
