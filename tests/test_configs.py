@@ -16,13 +16,14 @@ from dit_video.model import VideoDiT
 from sample.judge import Judge, JudgeConfig
 from tae.model import TAE
 from train.config import RunConfig
+from train.plan_config import PlanConfig
 from train.precompute import PrecomputeConfig
 from train.text_config import EncoderConfig, TextTrainConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 # What stands behind `train` in a launch command -> the schema of its sources.
-SCHEMAS: dict[str, type] = {"": RunConfig, "precompute": PrecomputeConfig}
+SCHEMAS: dict[str, type] = {"": RunConfig, "precompute": PrecomputeConfig, "plan": PlanConfig}
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -53,7 +54,12 @@ def launch(command: str) -> tuple[type, list[str]]:
     words = shlex.split(command)
     words = words[words.index("train") + 1 :]
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else ""
-    return SCHEMAS[verb], words
+    return SCHEMAS[verb], sources(verb, words)
+
+
+def sources(verb: str, words: list[str]) -> list[str]:
+    """The words that its schema reads; the one flag of `train plan` is none of them."""
+    return [word for word in words if not (verb == "plan" and word == "--json")]
 
 
 def build(config: RunConfig) -> nn.Module:

@@ -19,7 +19,7 @@ from torch.distributed.run import get_args_parser
 
 import kinoflow
 from configs import ConfigError, load
-from tests.test_configs import SCHEMAS
+from tests.test_configs import SCHEMAS, sources
 from train.__main__ import USAGE as TRAIN_USAGE
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +159,7 @@ def train_problems(words: list[str]) -> Iterator[str]:
         yield f"kinoflow train has no {verb}"
     elif verb in SCHEMAS:
         try:
-            load(SCHEMAS[verb], words[1:] if verb else words)
+            load(SCHEMAS[verb], sources(verb, words[1:] if verb else words))
         except ConfigError as error:
             yield str(error)
     elif verb == "export" and len(words) != 3:
@@ -226,6 +226,8 @@ def test_the_readme_shows_the_commands() -> None:
         ("OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m train stps=3 run=x", 'did you mean "steps"?'),
         ("torchrun train.py", "has no -m"),
         ("kinoflow train exprt a b", "kinoflow train has no exprt"),
+        ("kinoflow train plan cluster.gpu=8 --json", 'did you mean "cluster.gpus"?'),
+        ("kinoflow train plan --jsn", '"--jsn" is neither a YAML'),
         ("kinoflow train export a", "takes RUN and RELEASE"),
         ("kinoflow train precompute otu=x", 'did you mean "out"?'),
         ("pip install 'kinoflow[trian]'", "no extra trian"),
@@ -251,6 +253,7 @@ def test_a_wrong_command_is_caught(line: str, problem: str) -> None:
         ".venv/bin/kinoflow data world out --clips 3 | head",
         "torchrun --nproc-per-node 2 -m train run=x steps=3 deepspeed.zero_stage=3",
         "kinoflow train export runs/a out",
+        "kinoflow train plan configs/mini_dit.yaml cluster.gpus=8 --json",
         "git clone https://example.org/kinoflow && cd kinoflow && .ci/run",
         "pip install 'kinoflow[train,gpu]'",
     ],

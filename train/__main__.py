@@ -1,4 +1,4 @@
-"""`python -m train CONFIG.yaml … key=value …` trains; `precompute` and `export` are its other commands."""
+"""`python -m train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
 
 import errno
 import json
@@ -15,6 +15,7 @@ from train.task import Task
 
 USAGE = """usage: python -m train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
        python -m train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
+       python -m train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
        python -m train export RUN RELEASE                      averaged weights into a release folder"""
 PACKAGES = {"configs", "data", "tae", "conditioning", "dit_video", "sample", "train"}
 
@@ -53,6 +54,10 @@ def _command(argv: list[str]) -> int:
         from train.precompute import main as precompute
 
         return precompute(argv[1:])
+    if argv[0] == "plan":
+        from train.plan_report import main as plan
+
+        return plan(argv[1:])
     if argv[0] == "export":
         return _export(argv[1:])
     return _train(argv)

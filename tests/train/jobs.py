@@ -10,6 +10,7 @@ import train.checkpoint
 import train.engine
 import train.loop  # noqa: F401
 from configs import load
+from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded  # noqa: F401
 from tests.train.toys import Toy
 from train.__main__ import guard, main, run
