@@ -1,7 +1,7 @@
-"""Latent files: self-describing, one chunk for each encoder tile, written and read in bounded memory.
+"""Latent files: self-describing, chunks of a few latent frames, written and read in bounded memory.
 
 A latent file is a Zarr 3 group, one zip file (`clip.kino`) or a folder (`clip.zarr`): the array `latent`,
-float16, (t, c, h, w), one chunk for each encoder tile, and attributes that say all that decoding needs. A
+float16, (t, c, h, w), `tile` latent frames to a chunk, and attributes that say all that decoding needs. A
 clip with a variable frame rate adds `ticks`, int64, the exact times of its frames; kept sound adds `sound`,
 the bytes of a NUT file.
 """

@@ -91,7 +91,7 @@ class QualityMeter:
     """Measure a clip chunk by chunk; `seam` looks at the borders of tiles of `tile_frames` frames.
 
     Args:
-        tile_frames: frames in one encoder tile.
+        tile_frames: frames in one tile.
         perceptual: a distance of "1 3 1 height width" in [-1, 1]; None leaves it out.
         every: measure the perceptual distance at every so many frames, from the first on.
     """

@@ -347,12 +347,12 @@ _PAGE = """<!doctype html>
 <header><h1>{title}</h1><p class="facts">{facts}</p></header>
 <div class="tiles">{tiles}</div>
 <h2>Over time</h2>
-<p class="note">Dashed lines are the borders of encoder tiles; circles are the worst frames shown below.</p>
+<p class="note">Dashed lines are the borders of tiles in time; circles are the worst frames shown below.</p>
 {charts}
 <h2>Frame by frame</h2>
 <table><tr><th></th><th>mean</th><th>median</th><th>worst</th><th>best</th></tr>{table}</table>
 <h2>Worst frames</h2>
-<p class="note">The frames with the lowest PSNR, at most one of each encoder tile. The difference is the mean
+<p class="note">The frames with the lowest PSNR, at most one of each tile in time. The difference is the mean
 absolute error of red, green and blue.</p>
 <div class="legend"><span>0</span><img src="{ramp}" alt="colours of the error">
 <span>{full} levels of 255, or more</span></div>
