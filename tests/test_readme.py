@@ -23,7 +23,12 @@ from tests.test_configs import SCHEMAS, sources
 from train.__main__ import USAGE as TRAIN_USAGE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "sample" / "mini").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "docs" / "planning.md",
+    *sorted((ROOT / "sample" / "mini").glob("*.md")),
+]
 SHELL = {"bash", "console", "sh", "shell"}
 # Programs that are not ours: nothing of theirs is checked but the files and extras they name.
 OTHERS = {"git", "cd", "pip", "source", "nvidia-smi", "pre-commit", "pytest"}
