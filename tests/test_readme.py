@@ -24,7 +24,7 @@ from train.__main__ import USAGE as TRAIN_USAGE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/latents.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/latents.md", "docs/planning.md")),
     *sorted((ROOT / "sample" / "mini").glob("*.md")),
 ]
 SHELL = {"bash", "console", "sh", "shell"}

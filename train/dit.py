@@ -28,6 +28,7 @@ from sample.generate import generate
 from sample.release import text_config
 from tae import TAE
 from train.config import DataConfig, RunConfig
+from train.flops import dit_flops, total
 from train.task import Parts
 
 PREVIEW_PROMPTS = 6
@@ -172,6 +173,12 @@ class DiTTask:
         """Video tokens of the batch."""
         t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
         return len(batch.latent) * t * h * w
+
+    def flops(self, batch: DiTBatch) -> float:
+        """Forward and backward of the batch, as MFU counts them."""
+        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        text = [embedding.hidden.shape[1] for embedding in batch.texts]
+        return len(batch.latent) * total(dit_flops(self.config.dit, t * h * w, text)).model
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write `folder`/dit in fp16."""

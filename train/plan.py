@@ -13,7 +13,7 @@ from typing import Any
 from configs import ConfigError
 from train.flops import Flops, total
 from train.memory import zero_states
-from train.plan_advice import divisors, misfits, too_large
+from train.plan_advice import divisors, misfits, too_fast, too_large
 from train.plan_config import PlanConfig, PlanInputs, read_inputs
 from train.plan_text import EncoderSize, encoder_sizes
 from train.workload import Clip, DiTWorkload, TAEWorkload, Workload
@@ -72,6 +72,7 @@ class Planner:
         """Every figure for the run as it is configured."""
         inputs, memory = self.inputs, self.memory(self.inputs)
         flops = self.flops(inputs)
+        time = self.time(inputs, flops)
         smallest = {
             "as_configured": self.smallest([inputs]),
             "any_settings": self.smallest(self.settings()),
@@ -84,9 +85,14 @@ class Planner:
             parameters=self.work.parameters,
             flops=flops,
             memory=memory,
-            time=self.time(inputs, flops),
+            time=time,
             smallest=smallest,
-            warnings=[*self.work.problems(), *misfits(self), *too_large(self, memory)],
+            warnings=[
+                *self.work.problems(),
+                *misfits(self),
+                *too_large(self, memory),
+                *too_fast(inputs, time["hardware_utilization"]),
+            ],
         )
 
     def memory(self, inputs: PlanInputs) -> Memory:

@@ -33,13 +33,20 @@ def misfits(planner: "Planner") -> Iterator[str]:
             f"{key}: {degree} GPUs are more than a node of {node}: attention talks over the network, and "
             "the MFU will be less"
         )
-    for clip in planner.work.clips:
-        if clip.batch_size % inputs.slices:
-            fitting = min(divisors(clip.batch_size), key=lambda size: abs(size - inputs.slices))
+    for size in sorted({clip.batch_size for clip in planner.work.clips}):
+        if size % inputs.slices:
+            fitting = min(divisors(size), key=lambda slices: abs(slices - inputs.slices))
             yield (
-                f"data.batch_size: {clip.batch_size} ({clip.name}) does not divide into {inputs.slices} "
-                f"slices, that is gpus / sequence x accumulation; {fitting} would do"
+                f"data.batch_size: {size} does not divide into {inputs.slices} slices, that is "
+                f"gpus / sequence x accumulation; {fitting} would do"
             )
+
+
+def too_fast(inputs: "PlanInputs", utilization: float) -> Iterator[str]:
+    """One line when the hardware would have to do more than it can."""
+    if utilization > 1:
+        most = f"{inputs.mfu / utilization:.2f}"
+        yield f"cluster.mfu: {inputs.mfu} is {utilization:.0%} of the GPUs; what is recomputed leaves {most}"
 
 
 def too_large(planner: "Planner", memory: "Memory") -> Iterator[str]:

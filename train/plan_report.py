@@ -84,7 +84,7 @@ def _tables(plan: Plan) -> list[tuple[str, Sequence[str], Rows]]:
     return [
         ("Parameters", ("part", "count", "share"), _parameters(plan)),
         ("FLOPs", ("", "of a token", "of a step"), _flops(plan)),
-        (f"Memory of one GPU, {plan.memory.clip}", ("kind", "GiB"), _memory(plan)),
+        ("Memory of one GPU", ("kind", "GiB"), _memory(plan)),
         ("Time", ("", ""), _time(plan)),
         ("Smallest cluster", ("", "GPUs", "GiB", "days", "settings"), _smallest(plan)),
     ]
@@ -115,7 +115,8 @@ def _memory(plan: Plan) -> Rows:
         (kind.replace("_", " "), f"{size / GIB:.2f}") for kind, size in memory.kinds.items() if size
     ]
     rows += [("total", f"{memory.peak / GIB:.2f}"), ("there is", f"{plan.inputs.budget / GIB:.2f}")]
-    return [*rows, ("in host memory", f"{memory.host / GIB:.2f}")] if memory.host else rows
+    rows += [("in host memory", f"{memory.host / GIB:.2f}")] if memory.host else []
+    return [*rows, ("largest bucket", memory.clip.split()[0])]
 
 
 def _time(plan: Plan) -> Rows:
