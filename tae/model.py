@@ -4,6 +4,7 @@ Letters: b batch, c channels, t latent frames, h w latent height and width; fram
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
+from tae.chunks import regroup
+from tae.convolution import Conv, PointwiseConv, Stride
 from tae.layers import (
     Attention,
-    Conv,
     Downsample,
     Norm,
     ResBlock,
-    Stride,
     Upsample,
+    activate,
     fold,
     make_norm,
     pad_time,
@@ -163,7 +165,13 @@ class Encoder(nn.Module):
         self.conv_out = Conv(width, 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients."""
+        width = self.conv_in.spatial.out_channels
+        chunks = self.conv_in.stream(regroup([x], growth=width / x.shape[1]))
+        return _stream(self, chunks)
 
 
 class Decoder(nn.Module):
@@ -188,7 +196,18 @@ class Decoder(nn.Module):
         self.conv_out = Conv(width, 3 * math.prod(config.patch_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
+        return _stream(self, self.conv_in.stream([x]))
+
+
+def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    for layer in model.layers:
+        assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
+        chunks = layer.stream(chunks)
+    return model.conv_out.stream(activate(model.norm_out(x)) for x in chunks)
 
 
 def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
@@ -210,8 +229,8 @@ class TAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         block = 3 * math.prod(config.factors)
-        self.to_latent = nn.Conv3d(block, 2 * config.latent_channels, 1) if config.shortcuts else None
-        self.to_pixels = nn.Conv3d(config.latent_channels, block, 1) if config.shortcuts else None
+        self.to_latent = PointwiseConv(block, 2 * config.latent_channels) if config.shortcuts else None
+        self.to_pixels = PointwiseConv(config.latent_channels, block) if config.shortcuts else None
 
     def init_weights(self) -> None:
         """Give every parameter its starting value; temporal layers start as the identity."""
@@ -253,7 +272,8 @@ class TAE(nn.Module):
             ValueError: a side that is not a multiple of the spatial factor.
         """
         self.config.latent_shape(*video.shape[2:])
-        moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
+        blocks = _channels_last(_blocks(video, self.config.patch_size))
+        moments = torch.cat(list(self.encoder.stream(blocks)), dim=2) if _streams() else self.encoder(blocks)
         if self.to_latent is not None:
             moments = moments + self.to_latent(_blocks(video, self.config.factors))
         mean, logvar = moments.chunk(2, dim=1)
@@ -271,10 +291,23 @@ class TAE(nn.Module):
         if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
             raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
         latent = _channels_last(latent)
-        video = unfold(self.decoder(latent), self.config.patch_size)
+        blocks = self._decoded(latent, -(-frames // self.config.patch_size[0]))
+        video = unfold(blocks, self.config.patch_size)[:, :, :frames]
         if self.to_pixels is not None:
-            video = video + unfold(self.to_pixels(latent), self.config.factors)
-        return video[:, :, :frames]
+            video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
+        return video
+
+    def _decoded(self, latent: Tensor, frames: int) -> Tensor:
+        """The first `frames` frames that the decoder gives; where it streams, no more are computed."""
+        if not _streams():
+            return self.decoder(latent)[:, :, :frames]
+        chunks, missing = [], frames
+        for chunk in self.decoder.stream(latent):
+            chunks.append(chunk[:, :, :missing])
+            missing -= chunks[-1].shape[2]
+            if missing == 0:
+                break
+        return torch.cat(chunks, dim=2)
 
     def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Zero mean and unit variance for each channel: what the DiT sees."""
@@ -315,6 +348,11 @@ class TAE(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and safetensors weights into `folder`."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+def _streams() -> bool:
+    """Chunk by chunk or whole: gradients need the whole clip, and a compiler plans the memory itself."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _blocks(video: Tensor, patch: Stride) -> Tensor:
