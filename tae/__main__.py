@@ -20,6 +20,7 @@ from configs.pretrained import PretrainedError
 from data import video
 from data.video import VideoError, VideoInfo
 from tae.codec import Codec, LatentFileError, LatentInfo, read_info
+from tae.inflate import inflate, save_start
 from tae.metrics import QualityMeter
 from tae.model import TAE
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kinoflow tae", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="encode | decode | reconstruct | info")
+    commands = parser.add_subparsers(required=True, metavar="encode | decode | reconstruct | info | inflate")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print one JSON object with every figure")
     model = argparse.ArgumentParser(add_help=False, parents=[shared])
@@ -88,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", parents=[shared], help="what a latent file holds")
     info.add_argument("input", help="latent file")
     info.set_defaults(run=_info)
+    inflated = commands.add_parser(
+        "inflate", parents=[shared], help="a start of training from an image model"
+    )
+    inflated.add_argument(
+        "source", help="folder or hub id (owner/name or owner/name/vae) of an AutoencoderKL"
+    )
+    inflated.add_argument("output", help="folder to write: tae/, for init_from=, and tae.yaml, its config")
+    inflated.set_defaults(run=_inflate)
     return parser
 
 
@@ -158,6 +167,13 @@ def _info(arguments: argparse.Namespace) -> Figures:
     info, path = read_info(arguments.input), Path(arguments.input)
     size = {"bytes": _bytes(path), "ratio": _raw_bytes(info, info.frames) / _bytes(path)}
     return {"input": arguments.input, **asdict(info), "fps": str(info.fps), **size}
+
+
+def _inflate(arguments: argparse.Namespace) -> Figures:
+    model, folder = inflate(arguments.source), Path(arguments.output)
+    save_start(model, folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"source": arguments.source, "output": arguments.output, "parameters": parameters}
 
 
 def _writer(

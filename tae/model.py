@@ -50,7 +50,8 @@ class TAEConfig:
     residual blocks, finest level first. With `shortcuts` the resampling layers change the width
     themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
     which start at zero: training starts from a linear autoencoder. Without, the layout is that of latent
-    diffusion. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
+    diffusion. `post_quant` puts a 1x1 convolution between latent and decoder, which some image autoencoders
+    have. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
     means that they are not known yet.
     """
 
@@ -64,6 +65,7 @@ class TAEConfig:
     latent_channels: int = 16
     norm: Norm = "group"
     attention: bool = True
+    post_quant: bool = False
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
 
@@ -181,7 +183,9 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
-        self.conv_in = Conv(config.latent_channels, width)
+        channels = config.latent_channels
+        self.post_quant = PointwiseConv(channels, channels) if config.post_quant else None
+        self.conv_in = Conv(channels, width)
         layers = _middle(width, config)
         for level in reversed(range(len(widths))):
             for _ in range(config.decoder_blocks[level]):
@@ -196,11 +200,14 @@ class Decoder(nn.Module):
         self.conv_out = Conv(width, 3 * math.prod(config.patch_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
-        return _stream(self, self.conv_in.stream([x]))
+        return _stream(self, self.conv_in.stream([self._dequantized(x)]))
+
+    def _dequantized(self, x: Tensor) -> Tensor:
+        return x if self.post_quant is None else self.post_quant(x)
 
 
 def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -237,6 +244,7 @@ class TAE(nn.Module):
         for module in self.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        for module in self.modules():  # after the loop above, which reaches the layers inside it later
             if isinstance(module, Attention):
                 module.init_temporal_identity()
         if self.to_latent is not None and self.to_pixels is not None:
