@@ -1,5 +1,5 @@
 # make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
-# make test | setup | check | bench | clean
+# make test | setup | check | bench | bench-tae | clean
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
@@ -15,7 +15,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup test check format bench clean
+.PHONY: help sample setup test check format bench bench-tae clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -61,6 +61,9 @@ format: .venv/.dev
 
 bench: .venv/.dev
 	@set -e; for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+bench-tae: .venv/.dev
+	@$(BIN)/python tests/bench/tae.py $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

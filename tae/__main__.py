@@ -89,15 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", parents=[shared], help="what a latent file holds")
     info.add_argument("input", help="latent file")
     info.set_defaults(run=_info)
-    inflated = commands.add_parser(
-        "inflate", parents=[shared], help="a start of training from an image model"
-    )
-    inflated.add_argument(
-        "source", help="folder or hub id (owner/name or owner/name/vae) of an AutoencoderKL"
-    )
-    inflated.add_argument("output", help="folder to write: tae/, for init_from=, and tae.yaml, its config")
-    inflated.set_defaults(run=_inflate)
+    _inflate_parser(commands.add_parser("inflate", parents=[shared], help="start from an image model"))
     return parser
+
+
+def _inflate_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder or hub id (owner/name or owner/name/vae) of an AutoencoderKL")
+    parser.add_argument("output", help="folder to write: tae/, for init_from=, and tae.yaml, its config")
+    parser.set_defaults(run=_inflate)
 
 
 def _pixels(text: str) -> int:

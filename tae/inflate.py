@@ -160,7 +160,7 @@ def _image_names(half: Encoder | Decoder, side: str) -> Iterator[str]:
     """diffusers' name of each of our layers, in order."""
     middle = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
     blocks, resampler = ("down_blocks", "downsamplers") if side == "encoder" else ("up_blocks", "upsamplers")
-    inner = half.layers[:-3] if side == "encoder" else half.layers[3:]
+    inner = list(half.layers)[:-3] if side == "encoder" else list(half.layers)[3:]
     if side == "decoder":
         yield from middle
     level = block = 0
