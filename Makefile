@@ -1,5 +1,5 @@
 # make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
-# make test | setup | check | bench | bench-dit | clean
+# make test | setup | check | bench | bench-tae | bench-dit | clean
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
@@ -15,7 +15,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup test check format bench bench-dit clean
+.PHONY: help sample setup test check format bench bench-tae bench-dit clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -62,7 +62,10 @@ format: .venv/.dev
 bench: .venv/.dev
 	@set -e; for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
-# The backbone beside its peers; ARGS="--json --compile=1 --depth=6".
+# The autoencoder and the backbone beside their peers; ARGS="--json --dtype bfloat16".
+bench-tae: .venv/.dev
+	@$(BIN)/python tests/bench/tae.py $(ARGS)
+
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
 

@@ -22,8 +22,9 @@ from configs import ConfigError, from_dict, to_dict
 Schema = TypeVar("Schema")
 
 CONFIG_NAME = "config.json"
-WEIGHTS_PATTERN = "model{suffix}.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+STEM = "model"
+WEIGHTS_PATTERN = STEM + "{suffix}.safetensors"
+INDEX_NAME = f"{STEM}.safetensors.index.json"
 
 
 class PretrainedError(ValueError):
@@ -76,16 +77,24 @@ def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, d
         PretrainedError: a missing folder, a missing or damaged file, or a config with unknown keys.
     """
     folder = resolve_folder(source)
-    config = load_config(folder, schema)
+    return load_config(folder, schema), read_weights(folder)
+
+
+def read_weights(folder: Path, stem: str = STEM) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors files, which are named `stem`, in one file or sharded.
+
+    Raises:
+        PretrainedError: a missing or damaged file.
+    """
     state: dict[str, Tensor] = {}
-    for weights in weight_files(folder):
+    for weights in weight_files(folder, stem):
         try:
             state |= load_file(weights)
         except FileNotFoundError:
             raise PretrainedError(f"{weights}: missing; fetch the folder again") from None
         except (SafetensorError, OSError) as error:
             raise PretrainedError(f"{weights}: damaged ({error}); fetch the folder again") from None
-    return config, state
+    return state
 
 
 def load_config(folder: Path, schema: type[Schema]) -> Schema:
@@ -107,8 +116,11 @@ def load_config(folder: Path, schema: type[Schema]) -> Schema:
         raise PretrainedError(f"{path}: {error}") from None
 
 
-def resolve_folder(source: str | Path) -> Path:
-    """The local folder for `source`: itself when it exists, else a download of that hub id."""
+def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Path:
+    """The local folder for `source`: itself when it exists, else a download of that hub id.
+
+    Of a hub repository only the files that match one of `patterns` are fetched, when they are given.
+    """
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -116,7 +128,7 @@ def resolve_folder(source: str | Path) -> Path:
     if folder.is_absolute() or len(folder.parts) != hub_id_parts or folder.parts[0].startswith("."):
         raise PretrainedError(f"{folder}: no such folder; give a folder or a hub id such as owner/name")
     try:
-        return Path(snapshot_download(str(source)))
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise PretrainedError(
@@ -124,11 +136,11 @@ def resolve_folder(source: str | Path) -> Path:
         ) from None
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of a model folder, in a fixed order."""
-    index = folder / INDEX_NAME
+    index = folder / f"{stem}.safetensors.index.json"
     if not index.exists():
-        return [folder / WEIGHTS_PATTERN.format(suffix="")]
+        return [folder / f"{stem}.safetensors"]
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (json.JSONDecodeError, KeyError, AttributeError) as error:

@@ -19,6 +19,7 @@ from configs.pretrained import PretrainedError
 from data.video import VideoError
 from tae import folders, jobs
 from tae.codec import Codec
+from tae.inflate import inflate, save_start
 from tae.jobs import Comparison, Figures
 from tae.latent_file import LatentFileError
 from tae.memory import MemoryBudgetError, parse_bytes
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kinoflow tae", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="encode | decode | reconstruct | info")
+    commands = parser.add_subparsers(required=True, metavar="encode | decode | reconstruct | info | inflate")
     model, source, clip = _model_options(), _source_options(), _clip_options()
 
     encode = commands.add_parser(
@@ -96,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("input", type=Path, help="latent file, clip, or folder of pictures")
     info.add_argument("--json", action="store_true", help=_JSON)
     info.set_defaults(run=_info)
+    start = commands.add_parser("inflate", help="an image autoencoder to one that training can start from")
+    start.add_argument("source", help="folder or hub id (owner/name or owner/name/vae) of an AutoencoderKL")
+    start.add_argument("output", type=Path, help="folder for tae/ (init_from=) and tae.yaml, its config")
+    start.add_argument("--json", action="store_true", help=_JSON)
+    start.set_defaults(run=_inflate)
     return parser
 
 
@@ -259,6 +265,13 @@ def _reconstruct(arguments: argparse.Namespace) -> Figures:
 
 def _info(arguments: argparse.Namespace) -> Figures:
     return jobs.describe(arguments.input)
+
+
+def _inflate(arguments: argparse.Namespace) -> Figures:
+    model = inflate(arguments.source)
+    save_start(model, arguments.output)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"source": arguments.source, "output": str(arguments.output), "parameters": parameters}
 
 
 def _perceptual(arguments: argparse.Namespace) -> tuple[PerceptualDistance | None, str | None]:

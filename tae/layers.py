@@ -1,9 +1,13 @@
 """2.5D layers: every 2D spatial operation is followed by its 1D temporal twin (Movie Gen, section 3.1.1).
 
 Letters: b batch, c channels, t frames, h height, w width. Activations are kept channels-last in memory.
+`forward` takes a whole clip. `stream` takes it as chunks of a few frames and gives chunks, without gradients:
+the same numbers, while fine levels stay in cache and the memory they need does not grow with the clip.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import tee
 from typing import Literal
 
 import torch
@@ -11,54 +15,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tae.chunks import regroup
+from tae.convolution import (
+    Conv,
+    NearestSpatialConv,
+    NearestTemporalConv,
+    PointwiseConv,
+    SpatialConv,
+    Stride,
+    TemporalConv,
+    clip_of,
+    frames_of,
+)
+
 Norm = Literal["group", "rms"]
-Stride = tuple[int, int, int]
-
-
-class SpatialConv(nn.Conv3d):
-    """3x3 convolution of each frame, as a 2D one over views of the frames.
-
-    Not as a 3D one: oneDNN's bf16 weight gradient of that leaves the last 16 channels unwritten at some sizes
-    on CPUs with AMX.
-    """
-
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: Stride = (1, 1, 1), padding: int = 1
-    ) -> None:
-        super().__init__(channels_in, channels_out, (1, 3, 3), stride=stride, padding=(0, padding, padding))
-
-    def forward(self, input: Tensor) -> Tensor:
-        frames = rearrange(input, "b c t h w -> (b t) c h w")
-        y = F.conv2d(frames, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
-        return rearrange(y, "(b t) c h w -> b c t h w", b=input.shape[0])
-
-
-class TemporalConv(nn.Conv3d):
-    """1D convolution over time, kernel 3, symmetric replicate padding: ceil(t / stride) frames come out."""
-
-    def __init__(self, channels: int, stride: int = 1) -> None:
-        super().__init__(channels, channels, (3, 1, 1), stride=(stride, 1, 1))
-
-    def reset_parameters(self) -> None:
-        """Identity: centre tap one, no bias, so that a one-frame clip passes as through the image model."""
-        nn.init.dirac_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(torch.cat((input[:, :, :1], input, input[:, :, -1:]), dim=2))
-
-
-class Conv(nn.Module):
-    """2D convolution on each frame, then a 1D convolution over time."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.spatial = SpatialConv(channels_in, channels_out)
-        self.temporal = TemporalConv(channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.temporal(self.spatial(x))
 
 
 class ChannelRMSNorm(nn.Module):
@@ -83,8 +53,7 @@ class FrameGroupNorm(nn.GroupNorm):
         super().__init__(32, channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
-        frames = rearrange(input, "b c t h w -> (b t) c h w")
-        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", b=input.shape[0])
+        return clip_of(super().forward(frames_of(input)), len(input))
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
@@ -100,11 +69,18 @@ class ResBlock(nn.Module):
         self.conv1 = Conv(channels_in, channels_out)
         self.norm2 = make_norm(norm, channels_out)
         self.conv2 = Conv(channels_out, channels_out)
-        self.skip = nn.Conv3d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.skip = PointwiseConv(channels_in, channels_out) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(activate(self.norm1(x)))
+        return self.skip(x) + self.conv2(activate(self.norm2(h)))
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        main, aside = tee(chunks)
+        h = self.conv1.stream(activate(self.norm1(x)) for x in main)
+        h = self.conv2.stream(activate(self.norm2(x)) for x in h)
+        for y, x in zip(h, aside, strict=True):
+            yield y.add_(self.skip(x))
 
 
 class Attention(nn.Module):
@@ -133,6 +109,10 @@ class Attention(nn.Module):
         update = self.temporal_out(_attend(self.temporal_qkv(tokens)))
         return x + rearrange(update, "b (h w) t c -> b c t h w", h=h, w=w)
 
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Each frame sees all others, so the chunks are joined; this is the coarsest level."""
+        yield from regroup([self(torch.cat(list(chunks), dim=2))])
+
 
 def _attend(qkv: Tensor) -> Tensor:
     q, k, v = qkv.chunk(3, dim=-1)
@@ -159,12 +139,23 @@ class Downsample(nn.Module):
         self.temporal = TemporalConv(channels_out, stride[0]) if stride[0] > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.spatial is None else self.spatial(F.pad(x, (0, 1, 0, 1)))
+        y = self._in_space(x)
         y = y if self.temporal is None else self.temporal(y)
-        if not self.shortcut:
-            return y
+        return y + self._folded(x) if self.shortcut else y
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        main, aside = tee(regroup(chunks, multiple=self.stride[0]))
+        h = map(self._in_space, main)
+        h = h if self.temporal is None else self.temporal.stream(h)
+        pairs = zip(h, aside, strict=True)
+        return regroup(y + self._folded(x) if self.shortcut else y for y, x in pairs)
+
+    def _in_space(self, x: Tensor) -> Tensor:
+        return x if self.spatial is None else self.spatial(F.pad(x, (0, 1, 0, 1)))
+
+    def _folded(self, x: Tensor) -> Tensor:
         folded = fold(pad_time(x, self.stride[0]), self.stride)
-        return y + rearrange(folded, "b (c g) t h w -> b c g t h w", c=self.channels).mean(dim=2)
+        return rearrange(folded, "b (c g) t h w -> b c g t h w", c=self.channels).mean(dim=2)
 
 
 class Upsample(nn.Module):
@@ -179,18 +170,30 @@ class Upsample(nn.Module):
         self.stride = stride
         self.shortcut = shortcut
         self.repeats = channels_out * math.prod(stride) // channels_in
-        self.spatial = SpatialConv(channels_in, channels_out) if max(stride[1:]) > 1 else None
-        self.temporal = TemporalConv(channels_out) if stride[0] > 1 else None
+        self.spatial = (
+            NearestSpatialConv(channels_in, channels_out, stride[1:]) if max(stride[1:]) > 1 else None
+        )
+        self.temporal = NearestTemporalConv(channels_out, stride[0]) if stride[0] > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        if self.spatial is not None:
-            y = self.spatial(
-                F.interpolate(y, scale_factor=(1.0, *map(float, self.stride[1:])), mode="nearest")
-            )
-        if self.temporal is not None:
-            y = self.temporal(y.repeat_interleave(self.stride[0], dim=2))
-        return y + unfold(x.repeat_interleave(self.repeats, dim=1), self.stride) if self.shortcut else y
+        y = x if self.spatial is None else self.spatial(x)
+        y = y if self.temporal is None else self.temporal(y)
+        return y + self._unfolded(x) if self.shortcut else y
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        main, aside = tee(regroup(chunks, growth=float(math.prod(self.stride))))
+        h = main if self.spatial is None else map(self.spatial, main)
+        h = h if self.temporal is None else self.temporal.stream(h)
+        pairs = zip(h, aside, strict=True)
+        return regroup(y + self._unfolded(x) if self.shortcut else y for y, x in pairs)
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        return unfold(x.repeat_interleave(self.repeats, dim=1), self.stride)
+
+
+def activate(normalized: Tensor) -> Tensor:
+    """SiLU of a norm's output: in its place where no gradient will ask for it."""
+    return F.silu(normalized, inplace=not torch.is_grad_enabled())
 
 
 def pad_time(x: Tensor, multiple: int) -> Tensor:

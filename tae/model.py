@@ -4,6 +4,7 @@ Letters: b batch, c channels, t latent frames, h w latent height and width; fram
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
+from tae.chunks import regroup
+from tae.convolution import Conv, PointwiseConv, Stride
 from tae.layers import (
     Attention,
-    Conv,
     Downsample,
     Norm,
     ResBlock,
-    Stride,
     Upsample,
+    activate,
     fold,
     make_norm,
     pad_time,
@@ -48,7 +50,8 @@ class TAEConfig:
     residual blocks, finest level first. With `shortcuts` the resampling layers change the width
     themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
     which start at zero: training starts from a linear autoencoder. Without, the layout is that of latent
-    diffusion. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
+    diffusion. `post_quant` puts a 1x1 convolution between latent and decoder, which some image autoencoders
+    have. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
     means that they are not known yet.
     """
 
@@ -62,6 +65,7 @@ class TAEConfig:
     latent_channels: int = 16
     norm: Norm = "group"
     attention: bool = True
+    post_quant: bool = False
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
 
@@ -163,7 +167,13 @@ class Encoder(nn.Module):
         self.conv_out = Conv(width, 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients."""
+        width = self.conv_in.spatial.out_channels
+        chunks = self.conv_in.stream(regroup([x], growth=width / x.shape[1]))
+        return _stream(self, chunks)
 
 
 class Decoder(nn.Module):
@@ -173,7 +183,9 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
-        self.conv_in = Conv(config.latent_channels, width)
+        channels = config.latent_channels
+        self.post_quant = PointwiseConv(channels, channels) if config.post_quant else None
+        self.conv_in = Conv(channels, width)
         layers = _middle(width, config)
         for level in reversed(range(len(widths))):
             for _ in range(config.decoder_blocks[level]):
@@ -188,7 +200,21 @@ class Decoder(nn.Module):
         self.conv_out = Conv(width, 3 * math.prod(config.patch_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(nn.functional.silu(self.norm_out(self.layers(self.conv_in(x)))))
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
+        return _stream(self, self.conv_in.stream([self._dequantized(x)]))
+
+    def _dequantized(self, x: Tensor) -> Tensor:
+        return x if self.post_quant is None else self.post_quant(x)
+
+
+def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    for layer in model.layers:
+        assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
+        chunks = layer.stream(chunks)
+    return model.conv_out.stream(activate(model.norm_out(x)) for x in chunks)
 
 
 def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
@@ -210,14 +236,15 @@ class TAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         block = 3 * math.prod(config.factors)
-        self.to_latent = nn.Conv3d(block, 2 * config.latent_channels, 1) if config.shortcuts else None
-        self.to_pixels = nn.Conv3d(config.latent_channels, block, 1) if config.shortcuts else None
+        self.to_latent = PointwiseConv(block, 2 * config.latent_channels) if config.shortcuts else None
+        self.to_pixels = PointwiseConv(config.latent_channels, block) if config.shortcuts else None
 
     def init_weights(self) -> None:
         """Give every parameter its starting value; temporal layers start as the identity."""
         for module in self.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        for module in self.modules():  # after the loop above, which reaches the layers inside it later
             if isinstance(module, Attention):
                 module.init_temporal_identity()
         if self.to_latent is not None and self.to_pixels is not None:
@@ -253,7 +280,8 @@ class TAE(nn.Module):
             ValueError: a side that is not a multiple of the spatial factor.
         """
         self.config.latent_shape(*video.shape[2:])
-        moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
+        blocks = _channels_last(_blocks(video, self.config.patch_size))
+        moments = torch.cat(list(self.encoder.stream(blocks)), dim=2) if _streams() else self.encoder(blocks)
         if self.to_latent is not None:
             moments = moments + self.to_latent(_blocks(video, self.config.factors))
         mean, logvar = moments.chunk(2, dim=1)
@@ -271,10 +299,23 @@ class TAE(nn.Module):
         if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
             raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
         latent = _channels_last(latent)
-        video = unfold(self.decoder(latent), self.config.patch_size)
+        blocks = self._decoded(latent, -(-frames // self.config.patch_size[0]))
+        video = unfold(blocks, self.config.patch_size)[:, :, :frames]
         if self.to_pixels is not None:
-            video = video + unfold(self.to_pixels(latent), self.config.factors)
-        return video[:, :, :frames]
+            video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
+        return video
+
+    def _decoded(self, latent: Tensor, frames: int) -> Tensor:
+        """The first `frames` frames that the decoder gives; where it streams, no more are computed."""
+        if not _streams():
+            return self.decoder(latent)[:, :, :frames]
+        chunks, missing = [], frames
+        for chunk in self.decoder.stream(latent):
+            chunks.append(chunk[:, :, :missing])
+            missing -= chunks[-1].shape[2]
+            if missing == 0:
+                break
+        return torch.cat(chunks, dim=2)
 
     def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Zero mean and unit variance for each channel: what the DiT sees."""
@@ -315,6 +356,11 @@ class TAE(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and safetensors weights into `folder`."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+def _streams() -> bool:
+    """Chunk by chunk or whole: gradients need the whole clip, and a compiler plans the memory itself."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _blocks(video: Tensor, patch: Stride) -> Tensor:

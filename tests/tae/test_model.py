@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tae import TAE, TAEConfig
-from tae.layers import ChannelRMSNorm, Downsample, TemporalConv, Upsample, fold, unfold
+from tae.layers import Attention, ChannelRMSNorm, Downsample, TemporalConv, Upsample, fold, unfold
 
 TINY = TAEConfig(
     channels=32,
@@ -67,6 +67,16 @@ def test_temporal_layers_start_as_the_identity() -> None:
     with torch.no_grad():
         one, many = model.encode(frame).mean, model.encode(frame.expand(-1, -1, 16, -1, -1)).mean
     torch.testing.assert_close(many, one.expand_as(many), atol=1e-5, rtol=1e-5)
+
+
+def test_temporal_attention_starts_by_adding_nothing() -> None:
+    """Frames that differ: a still clip cannot tell, as attention over equal frames keeps them equal."""
+    attention = next(m for m in build(TINY).modules() if isinstance(m, Attention))
+    x = torch.randn(1, 64, 3, 4, 4)
+    with torch.no_grad():
+        frames = torch.cat([attention(frame) for frame in x.split(1, dim=2)], dim=2)
+        torch.testing.assert_close(attention(x), frames)
+    assert not attention.temporal_out.weight.any()
 
 
 def test_temporal_conv_replicates_the_ends() -> None:
