@@ -335,6 +335,8 @@ def _bar(arguments: argparse.Namespace) -> Iterator[Progress]:
 def _show(figures: Figures) -> None:
     """A table for a person, then what failed, then where the output is."""
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is shown whole
     for key, value in figures.items():
         if isinstance(value, tuple | list) or value is None:
             continue

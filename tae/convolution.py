@@ -157,7 +157,8 @@ def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add weight @ x to one frame `y` ("b c 1 h w") in its place."""
     for i in range(len(y)):  # indexed, not unbound: autograd lets only such views be written to
         rows, seen = (frame[i].movedim(0, -1).flatten(0, 2) for frame in (y, x))
-        rows.addmm_(seen, weight.t())
+        # Autocast casts for the convolution, but not for what is done in place.
+        rows.addmm_(seen.to(rows.dtype), weight.t().to(rows.dtype))
 
 
 def _phases(factor: int) -> list[tuple[int, list[list[int]]]]:

@@ -147,7 +147,7 @@ class RunConfig:
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise ConfigError(
-                f"parallel: only model: dit is spread like this, and this run trains {self.model}"
+                f"parallel: only model: dit is spread like this, and this run has model: {self.model}"
             )
         if self.data.batch_size % self.deepspeed.accumulation:
             raise ConfigError(f"data.batch_size: {self.data.batch_size} is no multiple of "

@@ -158,7 +158,10 @@ def test_what_cannot_be_spread_is_named():
     with pytest.raises(ConfigError, match=r"parallel\.checkpoint_every"):
         load(RunConfig, ["model=dit", "parallel.checkpoint_every=-1"])
     with pytest.raises(ConfigError, match="parallel: only model: dit"):
-        load(RunConfig, ["model=tae", "parallel.compile=true"])
+        load(RunConfig, ["model=tae", "parallel.checkpoint_every=1"])
+    with pytest.raises(ConfigError, match="parallel: only model: dit"):
+        load(RunConfig, ["model=judge", "parallel.compile=true"])
+    load(RunConfig, ["model=tae", "parallel.compile=true"])
 
 
 def test_processes_that_do_not_divide_are_refused(start_job, tmp_path):

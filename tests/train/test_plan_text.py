@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from conditioning.encoders import _LIMITS
+from conditioning.checkpoints import LIMITS as OWN_LIMITS
 from train.plan_text import _PUBLISHED, LIMITS, NAMES, encoder_sizes
 
 MINI = Path(__file__).parents[2] / "sample" / "mini"
@@ -43,4 +43,4 @@ def test_a_release_folder_goes_before_what_is_published():
 
 
 def test_limits_are_those_of_the_encoders():
-    assert dict(zip(NAMES, LIMITS, strict=True)) == _LIMITS
+    assert dict(zip(NAMES, LIMITS, strict=True)) == OWN_LIMITS
