@@ -111,7 +111,8 @@ class Attention(nn.Module):
         tokens = rearrange(self.spatial_norm(x), "b c t h w -> b t (h w) c")
         update = self.spatial_out(_attend(self.spatial_qkv(tokens)))
         x = x + rearrange(update, "b t (h w) c -> b c t h w", h=h, w=w)
-        tokens = rearrange(self.temporal_norm(x), "b c t h w -> b (h w) t c")
+        # Contiguous, or the linear layer becomes a product with a copy of its weight for every position.
+        tokens = rearrange(self.temporal_norm(x), "b c t h w -> b (h w) t c").contiguous()
         update = self.temporal_out(_attend(self.temporal_qkv(tokens)))
         return x + rearrange(update, "b (h w) t c -> b c t h w", h=h, w=w)
 
