@@ -7,7 +7,7 @@ from torch import Tensor
 
 # A chunk of activations about this large is streamed through the layers at once. On a CPU it is what the
 # allocator hands out again without new pages; elsewhere a chunk has to be worth the launches of its kernels.
-CHUNK_BYTES = {"cpu": 16 << 20}
+CHUNK_BYTES = {"cpu": 8 << 20}
 CHUNK_BYTES_ELSEWHERE = 512 << 20
 
 

@@ -86,7 +86,7 @@ class Conv(nn.Module):
         return self.temporal(self.spatial(x))
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        return self.temporal.stream(self.spatial(x) for x in chunks)
+        return self.temporal.stream(map(self.spatial, chunks))
 
 
 class NearestSpatialConv(SpatialConv):
@@ -104,11 +104,13 @@ class NearestSpatialConv(SpatialConv):
         frames, (fh, fw) = F.pad(frames_of(input), (1, 1, 1, 1)), self.factor
         h, w = input.shape[3:]
         rows = []
-        for top, row_taps in _phases(fh):
+        for top, across in _phases(fh):
             columns = []
-            for left, column_taps in _phases(fw):
-                kernel = _sum_taps(_sum_taps(self.weight.squeeze(2), 2, row_taps), 3, column_taps)
-                seen = frames[:, :, top : top + h + len(row_taps) - 1, left : left + w + len(column_taps) - 1]
+            for left, along in _phases(fw):
+                kh, kw = len(across), len(along)
+                taps = torch.kron(self.weight.new_tensor(across), self.weight.new_tensor(along))
+                kernel = _summed(self.weight, taps, (kh, kw))
+                seen = frames[:, :, top : top + h + kh - 1, left : left + w + kw - 1]
                 columns.append(F.conv2d(seen, kernel, self.bias).movedim(1, -1))
             rows.append(torch.stack(columns, dim=3).flatten(2, 3))
         return clip_of(torch.stack(rows, dim=2).flatten(1, 2).movedim(-1, 1), len(input))
@@ -127,7 +129,7 @@ class NearestTemporalConv(TemporalConv):
         padded, frames = _rows_of(torch.cat((first, input, last), dim=2)), input.shape[2]
         phases = []
         for start, taps in _phases(self.factor):
-            kernel = _sum_taps(self.weight.squeeze(4), 2, taps)
+            kernel = _summed(self.weight, self.weight.new_tensor(taps), (len(taps), 1))
             phases.append(F.conv2d(padded[:, :, start : start + frames + len(taps) - 1], kernel, self.bias))
         blocks = torch.stack([phase.movedim(1, -1) for phase in phases], dim=2)
         return blocks.flatten(1, 2).unflatten(2, input.shape[3:]).movedim(-1, 1)
@@ -161,18 +163,19 @@ def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
         rows.addmm_(seen.to(rows.dtype), weight.t().to(rows.dtype))
 
 
-def _phases(factor: int) -> list[tuple[int, list[list[int]]]]:
+def _phases(factor: int) -> list[tuple[int, list[list[float]]]]:
     """Where each phase of a nearest-upsampled axis reads with kernel 3, on the small axis padded by one.
 
-    For each phase the first cell read and, cell by cell, the taps that fall on it.
+    For each phase the first cell read and, cell by cell, a one for every tap that falls on it.
     """
     found = []
     for phase in range(factor):
         reads = [(phase + tap - 1) // factor + 1 for tap in range(3)]
         cells = sorted(set(reads))
-        found.append((cells[0], [[tap for tap in range(3) if reads[tap] == cell] for cell in cells]))
+        found.append((cells[0], [[float(read == cell) for read in reads] for cell in cells]))
     return found
 
 
-def _sum_taps(weight: Tensor, dim: int, taps: list[list[int]]) -> Tensor:
-    return torch.stack([weight[(slice(None),) * dim + (cell,)].sum(dim=dim) for cell in taps], dim=dim)
+def _summed(weight: Tensor, taps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Kernel of `size`: the taps of `weight`, taken as one row, summed by each row of "cells taps"."""
+    return (taps @ weight.flatten(2).transpose(1, 2)).unflatten(1, size).movedim(-1, 1)

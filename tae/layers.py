@@ -72,15 +72,21 @@ class ResBlock(nn.Module):
         self.skip = PointwiseConv(channels_in, channels_out) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(activate(self.norm1(x)))
-        return self.skip(x) + self.conv2(activate(self.norm2(h)))
+        return self.skip(x) + self.conv2(self._second(self.conv1(self._first(x))))
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         main, aside = tee(chunks)
-        h = self.conv1.stream(activate(self.norm1(x)) for x in main)
-        h = self.conv2.stream(activate(self.norm2(x)) for x in h)
-        for y, x in zip(h, aside, strict=True):
-            yield y.add_(self.skip(x))
+        h = self.conv2.stream(map(self._second, self.conv1.stream(map(self._first, main))))
+        return map(self._add, h, aside)
+
+    def _first(self, x: Tensor) -> Tensor:
+        return activate(self.norm1(x))
+
+    def _second(self, h: Tensor) -> Tensor:
+        return activate(self.norm2(h))
+
+    def _add(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.add_(self.skip(x))
 
 
 class Attention(nn.Module):
@@ -105,7 +111,8 @@ class Attention(nn.Module):
         tokens = rearrange(self.spatial_norm(x), "b c t h w -> b t (h w) c")
         update = self.spatial_out(_attend(self.spatial_qkv(tokens)))
         x = x + rearrange(update, "b t (h w) c -> b c t h w", h=h, w=w)
-        tokens = rearrange(self.temporal_norm(x), "b c t h w -> b (h w) t c")
+        # Contiguous, or the linear layer becomes a product with a copy of its weight for every position.
+        tokens = rearrange(self.temporal_norm(x), "b c t h w -> b (h w) t c").contiguous()
         update = self.temporal_out(_attend(self.temporal_qkv(tokens)))
         return x + rearrange(update, "b (h w) t c -> b c t h w", h=h, w=w)
 
@@ -140,22 +147,22 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._in_space(x)
-        y = y if self.temporal is None else self.temporal(y)
-        return y + self._folded(x) if self.shortcut else y
+        return self._with_shortcut(y if self.temporal is None else self.temporal(y), x)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         main, aside = tee(regroup(chunks, multiple=self.stride[0]))
         h = map(self._in_space, main)
         h = h if self.temporal is None else self.temporal.stream(h)
-        pairs = zip(h, aside, strict=True)
-        return regroup(y + self._folded(x) if self.shortcut else y for y, x in pairs)
+        return regroup(map(self._with_shortcut, h, aside))
 
     def _in_space(self, x: Tensor) -> Tensor:
         return x if self.spatial is None else self.spatial(F.pad(x, (0, 1, 0, 1)))
 
-    def _folded(self, x: Tensor) -> Tensor:
+    def _with_shortcut(self, y: Tensor, x: Tensor) -> Tensor:
+        if not self.shortcut:
+            return y
         folded = fold(pad_time(x, self.stride[0]), self.stride)
-        return rearrange(folded, "b (c g) t h w -> b c g t h w", c=self.channels).mean(dim=2)
+        return y + rearrange(folded, "b (c g) t h w -> b c g t h w", c=self.channels).mean(dim=2)
 
 
 class Upsample(nn.Module):
@@ -177,18 +184,16 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.spatial is None else self.spatial(x)
-        y = y if self.temporal is None else self.temporal(y)
-        return y + self._unfolded(x) if self.shortcut else y
+        return self._with_shortcut(y if self.temporal is None else self.temporal(y), x)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         main, aside = tee(regroup(chunks, growth=float(math.prod(self.stride))))
         h = main if self.spatial is None else map(self.spatial, main)
         h = h if self.temporal is None else self.temporal.stream(h)
-        pairs = zip(h, aside, strict=True)
-        return regroup(y + self._unfolded(x) if self.shortcut else y for y, x in pairs)
+        return regroup(map(self._with_shortcut, h, aside))
 
-    def _unfolded(self, x: Tensor) -> Tensor:
-        return unfold(x.repeat_interleave(self.repeats, dim=1), self.stride)
+    def _with_shortcut(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + unfold(x.repeat_interleave(self.repeats, dim=1), self.stride) if self.shortcut else y
 
 
 def activate(normalized: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tens
     for layer in model.layers:
         assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
         chunks = layer.stream(chunks)
-    return model.conv_out.stream(activate(model.norm_out(x)) for x in chunks)
+    return model.conv_out.stream(map(activate, map(model.norm_out, chunks)))
 
 
 def _middle(width: int, config: TAEConfig) -> list[nn.Module]:

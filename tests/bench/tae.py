@@ -159,7 +159,7 @@ def compared(models: dict[str, Figures]) -> list[Figures]:
         }
         for ours in OURS
         for peer in PEERS
-        if ours in models and peer in models
+        if "encode" in models.get(ours, {}) and "encode" in models.get(peer, {})
     ]
 
 
@@ -172,11 +172,16 @@ def show(figures: Figures) -> None:
         table.add_column(head, justify="left" if head == "model" else "right")
     for name, model in figures["models"].items():
         cells = []
+        if "error" in model:
+            continue
         for verb in (model["encode"], model["decode"]):
             cells += [f"{verb['seconds']:.3f}", f"{verb['megapixels_per_second']:.3f}"]
             cells.append(f"{verb['flops'] / verb['seconds'] / limit:.0%}")
         table.add_row(name, f"{model['parameters'] / 1e6:.1f}", *cells, f"{model['peak_mib']:.0f}")
     console.print(table)
+    for name, model in figures["models"].items():
+        if "error" in model:
+            console.print(f"{name} cannot run: {model['error']}")
     for ratio in figures["ratios"]:
         target = "" if ratio["target"] is None else f" (target {ratio['target']})"
         parts = f"encode {ratio['encode']:.2f}, decode {ratio['decode']:.2f}"
@@ -201,7 +206,11 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     if options.worker is not None:
         torch.set_num_threads(options.threads)
-        print(json.dumps(measure(options.worker, options)))
+        try:
+            figures = measure(options.worker, options)
+        except RuntimeError as error:  # a peer that lacks a kernel in this dtype; the reason is shown
+            figures = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        print(json.dumps(figures))
         return
     models = {name: alone(name, options) for name in options.only or (*OURS, *PEERS)}
     figures = {

@@ -1,9 +1,12 @@
 """Fast layers against the plain operations they stand for, values and gradients; streams against clips."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from tae import chunks
 from tae.chunks import regroup
@@ -147,3 +150,13 @@ def test_regrouping_keeps_frames_in_order_and_chunks_in_size(
     parts = list(regroup(x.split(lengths, dim=2), multiple=multiple))
     assert torch.equal(torch.cat(parts, dim=2), x)
     assert [part.shape[2] for part in parts] == ([3, 3, 1] if multiple == 1 else [2, 2, 2, 1])
+
+
+def test_attention_over_time_copies_no_weights() -> None:
+    """Positions times weights, 45 GB at 720p, is what a frozen layer takes for rows that are not in order."""
+    attention = Attention(64, "group").requires_grad_(False)
+    x = channels_last(torch.randn(1, 64, 2, 16, 16))
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        attention(x)
+    shapes = [shape for event in profiled.events() for shape in event.input_shapes or () if shape]
+    assert max(map(math.prod, shapes)) == 3 * x.numel()

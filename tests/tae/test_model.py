@@ -1,11 +1,18 @@
 """The autoencoder's shapes, frame rule and starting values."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from tae import TAE, TAEConfig
+from configs import to_dict
+from tae import TAE, TAEConfig, chunks
 from tae.layers import Attention, ChannelRMSNorm, Downsample, TemporalConv, Upsample, fold, unfold
 
+ROOT = Path(__file__).parents[2]
 TINY = TAEConfig(
     channels=32,
     multipliers=(1, 1, 2, 2),
@@ -145,3 +152,77 @@ def test_meta_device_build_materializes_to_the_same_starting_distribution() -> N
     model.init_weights()
     for (name, one), other in zip(model.named_parameters(), build(PACKED).parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_without_gradients_chunks_give_what_the_whole_clip_gives(
+    config: TAEConfig, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame a chunk, and the frames that the decoder would discard are not computed."""
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
+    model, video = build(config).double(), torch.rand(2, 3, frames, 16, 24, dtype=torch.float64) * 2 - 1
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    whole = model.encode(video)
+    decoded = model.decode(whole.mean, frames)
+    assert decoded.requires_grad
+    with torch.no_grad():
+        streamed = model.encode(video)
+        torch.testing.assert_close(streamed.mean, whole.mean)
+        torch.testing.assert_close(streamed.logvar, whole.logvar)
+        torch.testing.assert_close(model.decode(whole.mean, frames), decoded)
+
+
+def test_spurious_frames_are_not_computed() -> None:
+    model, seen = build(TINY), []
+    model.decoder.conv_out.spatial.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].shape[2])
+    )
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
+        model.decode(torch.randn(1, 4, 3, 2, 2), 17)
+    assert sum(seen) == 17 + 1  # the last convolution in time looks one frame ahead
+
+
+COMPILED = """
+import sys, torch
+from configs import from_dict
+from tae import TAE, TAEConfig
+import json
+torch.manual_seed(0)
+model, video = TAE(from_dict(TAEConfig, json.loads(sys.argv[1]))), torch.rand(1, 3, 9, 16, 16) * 2 - 1
+model.init_weights()
+compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+outputs, gradients = [], []
+for one in (model, compiled):
+    model.zero_grad()
+    outputs.append(one(video).video)
+    outputs[-1].square().mean().backward()
+    gradients.append([parameter.grad for parameter in model.parameters()])
+with torch.no_grad():
+    outputs += [model(video).video, compiled(video).video]
+for output in outputs[1:]:
+    torch.testing.assert_close(output, outputs[0])
+torch.testing.assert_close(gradients[1], gradients[0])
+"""
+
+
+@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+def test_a_compiled_model_is_the_eager_one(config: TAEConfig) -> None:
+    """In one graph; in a process of its own, without the annotations' checks, which no compiler can trace."""
+    command = [sys.executable, "-c", COMPILED, json.dumps(to_dict(config))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+def test_half_precision_is_near_single(config: TAEConfig, dtype: torch.dtype) -> None:
+    model, video = build(config), torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    with torch.no_grad():
+        expected = model(video).video
+        output = model.to(dtype)(video.to(dtype)).video
+    assert output.dtype == dtype
+    bound = 2 * torch.finfo(dtype).eps * len(list(model.modules())) ** 0.5
+    assert (output.float() - expected).norm() < bound * expected.norm()

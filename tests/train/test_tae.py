@@ -1,0 +1,86 @@
+"""The autoencoder's training step: the adversarial term, its start, and who gets which gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from configs import load
+from tae.losses import generator_hinge
+from train.config import RunConfig
+from train.tae import TAETask
+
+START = 2
+SOURCES = [
+    "tae.channels=32",
+    "tae.multipliers=[1,1]",
+    "tae.strides=[[2,2,2]]",
+    "tae.encoder_blocks=[1,1]",
+    "tae.decoder_blocks=[1,1]",
+    "tae.latent_channels=4",
+    "discriminator.channels=8",
+    "discriminator.depth=2",
+    "loss.adversarial=0.05",
+    f"loss.adversarial_start={START}",
+    "data.buckets=['4x16x16@16']",
+    "data.batch_size=2",
+]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TAETask:
+    return TAETask(load(RunConfig, [*SOURCES, f"run={tmp_path}"]))
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_the_adversarial_term_switches_on_at_its_step(task: TAETask) -> None:
+    critic = task.discriminator
+    assert critic is not None
+    models = {"autoencoder": task.model, "discriminator": critic}
+    optimizers = {name: torch.optim.Adam(model.parameters(), lr=1e-3) for name, model in models.items()}
+    for step in range(START + 2):
+        batch = task.batch(step, 0, 1)
+        before = {name: nn.utils.parameters_to_vector(m.parameters()).detach() for name, m in models.items()}
+        critic.requires_grad_(False)
+        total, parts = task.loss(task.model, batch, step)
+        total.backward()
+        critic.requires_grad_(True)
+        assert not gradients(critic), "the autoencoder's loss reaches the discriminator"
+        own = task.discriminator_loss(critic, batch, step)
+        assert ("generator" in parts, own is not None) == (step >= START,) * 2
+        if own is not None:
+            count = len(gradients(task.model))
+            saved = [grad.clone() for grad in gradients(task.model)]
+            own[0].backward()
+            assert len(gradients(task.model)) == count
+            for grad, kept in zip(gradients(task.model), saved, strict=True):
+                assert torch.equal(grad, kept), "the discriminator's loss reaches the autoencoder"
+            assert gradients(critic)
+            assert set(own[1]) == {"real", "fake"}
+        for name, optimizer in optimizers.items():
+            optimizer.step()
+            optimizer.zero_grad()
+            moved = nn.utils.parameters_to_vector(models[name].parameters()) - before[name]
+            assert bool(moved.any()) == (name == "autoencoder" or step >= START)
+
+
+def test_the_term_is_the_hinge_of_the_reconstruction_at_its_weight(task: TAETask) -> None:
+    batch, weights = task.batch(START, 0, 1), task.config.loss
+    total, parts = task.loss(task.model, batch, START)
+    before, without = task.loss(task.model, batch, START - 1)
+    assert task.discriminator is not None
+    expected = generator_hinge(task.discriminator(task.model(batch.video, batch.noise).video))
+    torch.testing.assert_close(parts["generator"], expected)
+    torch.testing.assert_close(total - before, weights.adversarial * expected, atol=1e-6, rtol=1e-4)
+    assert set(parts) - set(without) == {"generator"}
+
+
+def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
+    task = TAETask(load(RunConfig, [*SOURCES, f"run={tmp_path}", "loss.adversarial=0"]))
+    assert task.discriminator is None
+    _, parts = task.loss(task.model, task.batch(START, 0, 1), START)
+    assert "generator" not in parts
