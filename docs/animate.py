@@ -8,11 +8,11 @@ from PIL import Image
 
 from data.video import probe, read
 
-COLUMNS, SCALE, GAP = 3, 2, 4
+COLUMNS, SCALE, GAP = 3, 1, 4
 
 
 def main(out: str, *paths: str) -> None:
-    """Write a looping picture of clips of one size and length, three in a row, twice their size."""
+    """Write a looping picture of clips of one size and length, three in a row."""
     clips = [np.pad(read(path), ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for path in paths]
     rows = [np.concatenate(clips[i : i + COLUMNS], axis=2) for i in range(0, len(clips), COLUMNS)]
     frames = [Image.fromarray(frame) for frame in np.concatenate(rows, axis=1)]
