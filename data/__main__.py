@@ -127,6 +127,11 @@ def _cut(arguments: argparse.Namespace) -> int:
         frames=arguments.frames, side=arguments.side, per_minute=arguments.per_minute,
         per_picture=arguments.per_picture, fps=arguments.fps, seed=arguments.seed,
     )  # fmt: skip
+    twice = [
+        stem for stem, count in Counter(source.stem for source in arguments.sources).items() if count > 1
+    ]
+    if twice:
+        raise CutError(f"{twice[0]}: two sources have this name, and clips are named after it; rename one")
     entries: list[ClipEntry] = []
     bad: list[str] = []
     for source in _progress(arguments.sources, "cutting", len(arguments.sources)):

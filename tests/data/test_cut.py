@@ -96,3 +96,8 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     for wrong in ({"frames": 0}, {"side": 33}, {"per_minute": 0.0}):
         with pytest.raises(CutError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
             CutConfig(**wrong)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path, capsys):
+    assert main(["cut", "a/x.mp4", "b/x.mp4", str(tmp_path / "out")]) == 2
+    assert "x: two sources" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from dit_video.flow import (
     perturb,
     score_from_velocity,
     time_quantile,
+    velocity_from_data,
 )
 from dit_video.paths import SIGMA_MIN, GaussianPath, cond_ot, cosine
 from tests.dit_video.mixture import F64, Mixture
@@ -215,3 +216,14 @@ def test_logit_normal_times_have_its_distribution() -> None:
 def test_a_probability_above_one_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=key):
         FlowConfig(**{key: 1.5})
+
+
+def test_velocity_follows_from_the_data():
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(6, 3, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    time = torch.linspace(0, 0.95, 6, dtype=torch.float64)
+    sample = perturb(data, noise, time)
+    found = velocity_from_data(data, sample.x_t, time[:, None, None])
+    torch.testing.assert_close(found, sample.velocity)
+    near = velocity_from_data(data, data + 1, torch.ones(1, dtype=torch.float64), least=0.05)
+    assert near.abs().max() < 20.1, "bounded at the data"
