@@ -79,7 +79,8 @@ def test_a_hub_id_is_fetched_once_no_such_folder_is_here(
     save_pretrained(tmp_path / "cache", config=Shape(width=5), state=STATE)
     asked: list[str] = []
 
-    def download(name: str) -> str:
+    def download(name: str, allow_patterns: list[str] | None) -> str:
+        assert allow_patterns is None, "a release is fetched whole"
         asked.append(name)
         return str(tmp_path / "cache")
 
