@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from data import video
+from data.clips import fit
 from data.manifest import ClipEntry
 
 _CRF = 8
@@ -123,7 +124,7 @@ def _footage(
             rows, columns = (slice(at, at + window.size) for at in (window.top, window.left))
             begin = window.start - first
             frames = np.stack([frame[rows, columns] for frame in held[begin : begin + config.frames]])
-            yield _resized(frames, config.side)
+            yield fit(frames, config.side, config.side)
         passed = (waiting[0].start if waiting else first + len(held)) - first
         first, held = first + max(passed, 0), held[max(passed, 0) :]
 
@@ -149,10 +150,8 @@ def _pan(
 ) -> UInt8[np.ndarray, "frames side side 3"]:
     """Frames of a moving, zooming square inside `square`."""
     # Sampled at twice the final side, then averaged down: no aliasing from the resampling itself.
-    side = 2 * config.side
-    source = torch.from_numpy(_resized(square[None], min(square.shape[0], 3 * config.side))).permute(
-        0, 3, 1, 2
-    )
+    side, detail = 2 * config.side, min(square.shape[0], 3 * config.side)
+    source = torch.from_numpy(fit(square[None], detail, detail)).permute(0, 3, 1, 2)
     time = torch.linspace(-0.5, 0.5, config.frames)
     drift, zoom = rng.uniform(-_DRIFT, _DRIFT, 2), rng.uniform(-math.log(_ZOOM), math.log(_ZOOM))
     scale = torch.exp(zoom * time) * (1 - _DRIFT / 2) / math.sqrt(_ZOOM)
@@ -163,15 +162,6 @@ def _pan(
     pixels = source.float().expand(config.frames, -1, -1, -1)
     moved = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _bytes(interpolate(moved, scale_factor=0.5, mode="area"))
-
-
-def _resized(frames: UInt8[np.ndarray, "f size size 3"], side: int) -> UInt8[np.ndarray, "f side side 3"]:
-    if frames.shape[1] == side:
-        return np.ascontiguousarray(frames)
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    return _bytes(
-        interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    )
 
 
 def _bytes(pixels: torch.Tensor) -> UInt8[np.ndarray, "f side side 3"]:
