@@ -67,6 +67,8 @@ def parallelize(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | 
     for index, block in enumerate(model.blocks):
         if config.compile:
             block.forward = torch.compile(block.forward)
+            cross: Any = block.cross_attention
+            cross.keys_values = torch.compile(cross.keys_values)
         if config.checkpoint_every and index % config.checkpoint_every == 0:
             # Around the compiled block, which an exchange splits into several graphs.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

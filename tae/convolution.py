@@ -55,17 +55,23 @@ class TemporalConv(nn.Conv3d):
     def forward(self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
         """Convolve a clip, or a chunk of it between the frames `before` and `after` ("b c 1 h w").
 
-        The frames outside are padded with zeros, in the kernel, and their share is added to the first and
-        the last frame: no padded copy is made.
+        Without gradients the frames outside are padded with zeros, in the kernel, and their share is added
+        to the first and the last frame: no padded copy is made. Autograd and compilers copy for every
+        such addition what they change; there the padded copy is the cheaper way.
         """
         weight, frames, stride = self.weight.squeeze(4), input.shape[2], self.stride[0]
         if frames == 1 and before is None and after is None:
             return F.linear(input.movedim(1, -1), weight.sum(dim=(2, 3)), self.bias).movedim(-1, 1)
+        first = input[:, :, :1] if before is None else before
+        last = input[:, :, -1:] if after is None else after
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            rows = _rows_of(torch.cat((first, input, last), dim=2))
+            return _clip_of_rows(F.conv2d(rows, weight, self.bias, stride=(stride, 1)), input)
         y = F.conv2d(_rows_of(input), weight, self.bias, stride=(stride, 1), padding=(1, 0))
-        y = y.movedim(1, -1).unflatten(2, input.shape[3:]).movedim(-1, 1)
-        _add_product(y[:, :, :1], input[:, :, :1] if before is None else before, weight[:, :, 0, 0])
+        y = _clip_of_rows(y, input)
+        _add_product(y[:, :, :1], first, weight[:, :, 0, 0])
         if (frames - 1) % stride == 0:
-            _add_product(y[:, :, -1:], input[:, :, -1:] if after is None else after, weight[:, :, 2, 0])
+            _add_product(y[:, :, -1:], last, weight[:, :, 2, 0])
         return y
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -153,6 +159,11 @@ def clip_of(frames: Tensor, batch: int) -> Tensor:
 def _rows_of(x: Tensor) -> Tensor:
     """ "b c t h w" to "b c t (h w)", a view of channels-last memory."""
     return x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
+
+
+def _clip_of_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """Inverse of `_rows_of`, with the height and width of `like`."""
+    return rows.movedim(1, -1).unflatten(2, like.shape[3:]).movedim(-1, 1)
 
 
 def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:

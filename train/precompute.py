@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from data.batch import prefetch
 from data.buckets import Bucket, parse
 from data.clips import Clips
 from sample.release import text_config
-from tae.model import TAE
+from tae.model import TAE, Posterior
 from train.clips import describe, draw, to_tensor
 
 _SAMPLE = 2**20
@@ -76,12 +77,17 @@ class Encoders:
     text: PromptEncoder
     device: torch.device
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    @cached_property
+    def _encode(self) -> Callable[[Tensor], Posterior]:
+        return torch.compile(self.tae.encode, dynamic=False) if self.compile else self.tae.encode
 
     @torch.inference_mode()
     def latent(self, video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
         """Normalized posterior means."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            mean = self.tae.encode(video.to(self.device)).mean
+            mean = self._encode(video.to(self.device)).mean
         return self.tae.normalize(mean.float())
 
 
@@ -108,10 +114,14 @@ def load_encoders(config: PrecomputeConfig) -> Encoders:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     release = Path(config.release)
     tae = TAE.from_pretrained(release / "tae").to(device).eval()
-    if config.compile:
-        tae.encoder.compile(dynamic=False)
     text = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
-    return Encoders(tae=tae, text=text.to(device).eval(), device=device, precision=config.precision)
+    return Encoders(
+        tae=tae,
+        text=text.to(device).eval(),
+        device=device,
+        precision=config.precision,
+        compile=config.compile,
+    )
 
 
 def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:

@@ -46,12 +46,18 @@ class TAETask:
         self.config = config
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            self.model: nn.Module = TAE(config.tae)
-            self.model.init_weights()
+            model = TAE(config.tae)
+            model.init_weights()
         else:
-            self.model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
+            model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
+            # DeepSpeed sends and flattens parameters as one run of memory; channels-last is for inference.
+            model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         if config.parallel.compile:
-            self.model.compile(dynamic=False)  # a graph for each bucket
+            for part in (model.encoder, model.decoder):
+                # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
+                # gradients of its two biases into one C++ kernel that declares a name twice.
+                part.compile(dynamic=False)
+        self.model: nn.Module = model
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:
             self.discriminator = PatchDiscriminator(config.discriminator)

@@ -9,7 +9,9 @@ from torch import Tensor
 from conditioning.embedding import TextEmbedding
 from dit_video import DiTConfig, VideoDiT
 from dit_video.attention import math_attention, sdpa_attention
+from dit_video.flow import velocity_from_data
 from dit_video.layers import FactorizedPositions, SwiGLU
+from dit_video.paths import SIGMA_MIN
 
 CONFIG = DiTConfig(
     width=32,
@@ -172,3 +174,21 @@ def test_wrong_sizes_are_named() -> None:
         model(x, time, text(2)[:1])
     with pytest.raises(ValueError, match=r"dit\.heads"):
         DiTConfig(width=30, heads=4)
+
+
+def test_a_head_that_gives_the_data_moves_towards_it() -> None:
+    """x + (1 − (1 − σ) t) u is what the head says: the same weights as data and as velocity."""
+    x, time = latent()
+    time = 0.9 * time
+    predicted = build()(x, time, text(2))  # read as data
+    velocity = build(replace(CONFIG, predicts="data"))(x, time, text(2))
+    t = time[:, None, None, None, None]
+    end = (1 - SIGMA_MIN) * x + (1 - (1 - SIGMA_MIN) * t) * velocity
+    torch.testing.assert_close(end, predicted)
+
+
+def test_near_the_data_a_small_error_stays_small() -> None:
+    x, _ = latent()
+    time = torch.ones(2, dtype=torch.float64)
+    near, far = (velocity_from_data(x + error, x, time[:, None, None, None, None]) for error in (0.0, 0.01))
+    torch.testing.assert_close(far - near, torch.full_like(x, 0.01 / 0.05))

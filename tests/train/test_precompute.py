@@ -1,5 +1,6 @@
 """Latents and text states of world clips: what is on disk equals encoding one clip at a time."""
 
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import cast
@@ -143,3 +144,18 @@ def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, 
     with pytest.raises(LatentError, match="made_from was"):  # other states than those of the folder
         monkeypatch.undo()
         module.main([*settings, f"out={tmp_path / 'b'}"])
+
+
+def test_compile_reaches_the_code_that_encodes(encoders, monkeypatch):
+    """The encoder streams when it is called plainly; compiling a method that nobody calls would go unseen."""
+    calls = []
+
+    def compiled(function, **_):
+        return lambda video: (calls.append(len(video)), function(video))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    video = to_tensor([draw(3, parse("8x16x16@16"))])
+    want = encoders.latent(video)
+    assert not calls
+    assert torch.equal(replace(encoders, compile=True).latent(video), want)
+    assert calls == [1]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from configs import load
+from tae import TAE
 from tae.losses import generator_hinge
 from train.config import RunConfig
 from train.tae import TAETask
@@ -84,3 +85,14 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     assert task.discriminator is None
     _, parts = task.loss(task.model, task.batch(START, 0, 1), START)
     assert "generator" not in parts
+
+
+def test_a_training_goes_on_from_a_release(task: TAETask, tmp_path: Path) -> None:
+    """With weights in plain memory: DeepSpeed refuses others. What inference reads is channels-last."""
+    assert isinstance(task.model, TAE)
+    task.model.save_pretrained(tmp_path / "tae")
+    later = TAETask(load(RunConfig, [*SOURCES, f"run={tmp_path}", f"init_from={tmp_path}"]))
+    for name, parameter in later.model.named_parameters():
+        assert parameter.is_contiguous(), name
+        assert torch.equal(parameter, task.model.state_dict()[name])
+    assert later.model.training

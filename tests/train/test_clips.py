@@ -1,0 +1,68 @@
+"""Which clips a step of training takes: its bucket, its crop, the world's share beside a list."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.buckets import parse
+from data.video import write
+from train.clips import ClipSource, draw, to_tensor
+from train.config import DataConfig
+
+BUCKET = "4x32x48@16"
+GRAY = 127
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> str:
+    """A list of one gray clip: no scene of the world is gray all over."""
+    write(tmp_path / "gray.mp4", np.full((8, 32, 48, 3), GRAY, np.uint8), fps=16)
+    (tmp_path / "clips.jsonl").write_text('{"path": "gray.mp4", "caption": "gray"}\n')
+    return str(tmp_path / "clips.jsonl")
+
+
+def source(folder: Path, **keys: object) -> ClipSource:
+    config = DataConfig(buckets=(BUCKET,), batch_size=3, **keys)  # pyright: ignore[reportArgumentType]
+    return ClipSource(config, 5, folder / "quarantine.jsonl")
+
+
+def is_gray(clips: torch.Tensor) -> bool:
+    return bool((clips.std() < 0.02).item())
+
+
+def test_a_crop_is_a_window_of_the_whole_clip(tmp_path: Path) -> None:
+    whole, cropped = source(tmp_path), source(tmp_path, crop=24)
+    places = set()
+    for step in range(4):
+        clips, crops = whole.batch(step, 0, 1), cropped.batch(step, 0, 1)
+        assert crops.shape == (3, 3, 4, 24, 24)
+        for clip, crop in zip(clips, crops, strict=True):
+            windows = clip.unfold(2, 24, 1).unfold(3, 24, 1)
+            same = (windows - crop[:, :, None, None]).abs().amax(dim=(0, 1, 4, 5)) == 0
+            assert same.any()
+            places.add(tuple(same.nonzero()[0].tolist()))
+    assert len(places) > 6, "crops do not move"
+    assert torch.equal(cropped.batch(2, 0, 1), cropped.batch(2, 0, 1))
+    parts = [cropped.batch(2, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), cropped.batch(2, 0, 1))
+
+
+def test_a_crop_larger_than_the_clip_takes_all_of_it(tmp_path: Path) -> None:
+    assert source(tmp_path, crop=40).batch(0, 0, 1).shape == (3, 3, 4, 32, 40)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_the_world_has_its_share_of_the_steps(tmp_path: Path, listed: str, share: float) -> None:
+    clips = source(tmp_path, manifest=listed, world_share=share)
+    steps = [is_gray(clips.batch(step, 0, 1)) for step in range(60)]
+    assert abs(1 - sum(steps) / 60 - share) < 0.15
+    if share:
+        world = steps.index(False)
+        first = clips.positions(world, 0, 1)[0]
+        want = to_tensor([draw(5 * 10**9 + first + i, parse(BUCKET)) for i in range(3)])
+        assert torch.equal(clips.batch(world, 0, 1), want)
+    for step in range(8):
+        both = torch.cat([clips.batch(step, rank, 3) for rank in range(3)])
+        assert torch.equal(both, clips.batch(step, 0, 1))
