@@ -30,6 +30,8 @@ PAGES = [
 SHELL = {"bash", "console", "sh", "shell"}
 # Programs that are not ours: nothing of theirs is checked but the files and extras they name.
 OTHERS = {"git", "cd", "pip", "source", "nvidia-smi", "pre-commit", "pytest"}
+# Folders that commands make: what a page names there need not be there yet.
+LEFT_BY_USE = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line[-1:] == "/"}
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 
 
@@ -101,7 +103,7 @@ def missing_files(words: list[str]) -> Iterator[str]:
     for word in words:
         value = word.rpartition("=")[2]
         top = value.partition("/")[0]
-        ours = "/" in value and not top.startswith(".venv") and top not in {"", "."} and (ROOT / top).is_dir()
+        ours = "/" in value and top not in {"", ".", *LEFT_BY_USE} and (ROOT / top).is_dir()
         if (ours or re.fullmatch(r"[\w./-]+\.yaml", value)) and not (ROOT / value).exists():
             yield f"{value} does not exist"
 

@@ -110,7 +110,9 @@ class RunConfig:
     """One training run. `run` is its folder: the same command with the same folder resumes it.
 
     release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
-    the model starts from. The *_every fields count optimizer steps; preview_every 0 makes no previews.
+    the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
+    and backbones that learned on them, stay valid. The *_every fields count optimizer steps; preview_every 0
+    makes no previews.
     """
 
     model: Literal["tae", "dit", "text", "judge"] = "tae"
@@ -119,6 +121,7 @@ class RunConfig:
     seed: int = 0
     release: str = "sample/mini"
     init_from: str | None = None
+    freeze_encoder: bool = False
     threads: int | None = None
     tae: TAEConfig = field(default_factory=TAEConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
@@ -144,6 +147,8 @@ class RunConfig:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
+        if self.freeze_encoder and (self.model != "tae" or self.init_from is None):
+            raise ConfigError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise ConfigError(

@@ -53,7 +53,8 @@ def main(config: RunConfig) -> int:
     """Train a judge, write it to the release's judge/ and its accuracy to the run's judge.json; 0.
 
     `data.buckets` are the sizes, lengths and rates that are drawn. When the release already holds an
-    autoencoder, one clip in four passes through it, so that its traces are not held against a clip.
+    autoencoder, one clip in four passes through it, so that its traces are not held against a clip; it, not
+    the judge, computes in `deepspeed.precision`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -61,8 +62,7 @@ def main(config: RunConfig) -> int:
     tae_folder = Path(config.release) / "tae"
     tae = TAE.from_pretrained(tae_folder) if (tae_folder / "config.json").exists() else None
     torch.manual_seed(config.seed)
-    judge = Judge(JudgeConfig())
-    judge.init_weights()
+    judge = _start(config)
     folder.mkdir(parents=True, exist_ok=True)
     dump(config, folder / "config.yaml")
     started = time.perf_counter()
@@ -76,6 +76,14 @@ def main(config: RunConfig) -> int:
     (folder / "judge.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures))
     return 0
+
+
+def _start(config: RunConfig) -> Judge:
+    if config.init_from is not None:
+        return Judge.from_pretrained(Path(config.init_from) / "judge")
+    judge = Judge(JudgeConfig())
+    judge.init_weights()
+    return judge
 
 
 def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None:
@@ -109,7 +117,8 @@ def _batch(judge: Judge, tae: TAE | None, config: RunConfig, step: int) -> tuple
     clips = batch.clips
     if tae is not None and size >= 4:
         rest, some = clips.tensor_split([size - size // 4])
-        clips = torch.cat((rest, reconstruct(tae, some, generator)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.deepspeed.precision == "bf16"):
+            clips = torch.cat((rest, reconstruct(tae, some, generator)))
     return degrade(judge.prepare(clips), generator), batch
 
 

@@ -52,12 +52,17 @@ class TAETask:
             model = TAE.from_pretrained(Path(config.init_from) / "tae").train()
             # DeepSpeed sends and flattens parameters as one run of memory; channels-last is for inference.
             model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        if config.freeze_encoder:
+            for part in (model.encoder, model.to_latent):
+                if part is not None:
+                    part.requires_grad_(False)
         if config.parallel.compile:
             for part in (model.encoder, model.decoder):
                 # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
                 # gradients of its two biases into one C++ kernel that declares a name twice.
                 part.compile(dynamic=False)
         self.model: nn.Module = model
+        self._model = model
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:
             self.discriminator = PatchDiscriminator(config.discriminator)
@@ -70,7 +75,7 @@ class TAETask:
 
     def batch(self, step: int, rank: int, world_size: int) -> TAEBatch:
         video = self.clips.batch(step, rank, world_size)
-        shape = self.config.tae.latent_shape(*video.shape[2:])
+        shape = self._model.config.latent_shape(*video.shape[2:])
         size = (shape.channels, shape.frames, shape.height, shape.width)
         seeds = (hash((self.config.seed, at)) % 2**63 for at in self.clips.positions(step, rank, world_size))
         noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
@@ -124,11 +129,15 @@ class TAETask:
         return batch.noise[:, 0].numel()
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write `folder`/tae in fp16 with per-channel latent statistics measured on training clips."""
-        model = TAE(self.config.tae)
+        """Write `folder`/tae in fp16 with per-channel latent statistics, which a frozen encoder keeps.
+
+        Otherwise they are measured on training clips.
+        """
+        model = TAE(self._model.config)
         model.load_state_dict(state)
-        mean, std = latent_statistics(model.eval(), self.clips)
-        model.with_statistics(mean, std).save_pretrained(folder / "tae", dtype=torch.float16)
+        if not self.config.freeze_encoder:
+            model = model.with_statistics(*latent_statistics(model.eval(), self.clips))
+        model.save_pretrained(folder / "tae", dtype=torch.float16)
 
 
 @torch.no_grad()

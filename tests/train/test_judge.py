@@ -78,5 +78,13 @@ def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
     assert figures["real"]["scenes"] == 6
     assert "reconstructed" not in figures
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
-    again = accuracy(Judge.from_pretrained(release / "judge"), scenes=6, bucket=parse("16x64x64@16"))
+    again = accuracy(Judge.from_pretrained(release / "judge"), scenes=6, bucket=parse("32x128x128@16"))
     assert again == figures["real"]
+
+
+def test_a_judge_is_trained_on(tmp_path):
+    Judge(JudgeConfig()).save_pretrained(tmp_path / "judge", dtype=torch.float32)
+    config = load(RunConfig, ["configs/mini_judge.yaml", f"init_from={tmp_path}"])
+    begun, earlier = train_judge._start(config), Judge.from_pretrained(tmp_path / "judge")
+    for (name, value), old in zip(begun.state_dict().items(), earlier.state_dict().values(), strict=True):
+        assert torch.equal(value, old), name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs import load
+from configs import ConfigError, load
 from tae import TAE
 from tae.losses import generator_hinge
 from train.config import RunConfig
@@ -96,3 +96,26 @@ def test_a_training_goes_on_from_a_release(task: TAETask, tmp_path: Path) -> Non
         assert parameter.is_contiguous(), name
         assert torch.equal(parameter, task.model.state_dict()[name])
     assert later.model.training
+
+
+def test_a_frozen_encoder_gives_the_latents_of_before(task: TAETask, tmp_path: Path) -> None:
+    """Weights, gradients and the statistics that normalize the latents."""
+    assert isinstance(task.model, TAE)
+    mean, std = torch.arange(4.0), torch.arange(1.0, 5.0)
+    task.model.with_statistics(mean, std).save_pretrained(tmp_path / "tae")
+    sources = [*SOURCES, f"run={tmp_path}", f"init_from={tmp_path}"]
+    later = TAETask(load(RunConfig, [*sources, "freeze_encoder=true"]))
+    total, _ = later.loss(later.model, later.batch(0, 0, 1), 0)
+    total.backward()
+    trained = {name.partition(".")[0] for name, p in later.model.named_parameters() if p.grad is not None}
+    assert trained == {"decoder"}
+    state = {name: value + 0.5 for name, value in later.model.state_dict().items()}
+    later.export(state, tmp_path / "out")
+    exported = TAE.from_pretrained(tmp_path / "out" / "tae").config
+    assert (exported.latent_mean, exported.latent_std) == (tuple(mean.tolist()), tuple(std.tolist()))
+
+
+@pytest.mark.parametrize("sources", [["model=tae"], ["model=dit", "init_from=x"]], ids=str)
+def test_an_encoder_is_frozen_only_where_there_is_one(sources: list[str]) -> None:
+    with pytest.raises(ConfigError, match="freeze_encoder"):
+        load(RunConfig, [*sources, "freeze_encoder=true"])
