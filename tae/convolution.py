@@ -62,8 +62,7 @@ class TemporalConv(nn.Conv3d):
         weight, frames, stride = self.weight.squeeze(4), input.shape[2], self.stride[0]
         if frames == 1 and before is None and after is None:
             return F.linear(input.movedim(1, -1), weight.sum(dim=(2, 3)), self.bias).movedim(-1, 1)
-        first = input[:, :, :1] if before is None else before
-        last = input[:, :, -1:] if after is None else after
+        first, last = _neighbours(input, before, after)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             rows = _rows_of(torch.cat((first, input, last), dim=2))
             return _clip_of_rows(F.conv2d(rows, weight, self.bias, stride=(stride, 1)), input)
@@ -130,8 +129,7 @@ class NearestTemporalConv(TemporalConv):
         self.factor = factor
 
     def forward(self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
-        first = input[:, :, :1] if before is None else before
-        last = input[:, :, -1:] if after is None else after
+        first, last = _neighbours(input, before, after)
         padded, frames = _rows_of(torch.cat((first, input, last), dim=2)), input.shape[2]
         phases = []
         for start, taps in _phases(self.factor):
@@ -159,6 +157,11 @@ def clip_of(frames: Tensor, batch: int) -> Tensor:
 def _rows_of(x: Tensor) -> Tensor:
     """ "b c t h w" to "b c t (h w)", a view of channels-last memory."""
     return x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
+
+
+def _neighbours(x: Tensor, before: Tensor | None, after: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The frames on either side of a chunk; at an end of the clip its own outermost frame."""
+    return x[:, :, :1] if before is None else before, x[:, :, -1:] if after is None else after
 
 
 def _clip_of_rows(rows: Tensor, like: Tensor) -> Tensor:

@@ -61,8 +61,7 @@ class TAETask:
                 # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
                 # gradients of its two biases into one C++ kernel that declares a name twice.
                 part.compile(dynamic=False)
-        self.model: nn.Module = model
-        self._model = model
+        self.model: TAE = model
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:
             self.discriminator = PatchDiscriminator(config.discriminator)
@@ -75,7 +74,7 @@ class TAETask:
 
     def batch(self, step: int, rank: int, world_size: int) -> TAEBatch:
         video = self.clips.batch(step, rank, world_size)
-        shape = self._model.config.latent_shape(*video.shape[2:])
+        shape = self.model.config.latent_shape(*video.shape[2:])
         size = (shape.channels, shape.frames, shape.height, shape.width)
         seeds = (hash((self.config.seed, at)) % 2**63 for at in self.clips.positions(step, rank, world_size))
         noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
@@ -133,7 +132,7 @@ class TAETask:
 
         Otherwise they are measured on training clips.
         """
-        model = TAE(self._model.config)
+        model = TAE(self.model.config)
         model.load_state_dict(state)
         if not self.config.freeze_encoder:
             model = model.with_statistics(*latent_statistics(model.eval(), self.clips))

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import conditioning.prompt_encoder
 from conditioning.cache import CacheError
-from conditioning.encoders import PromptEncoder, quiet
+from conditioning.encoders import PromptEncoder
 from conditioning.text_encoder import TruncatedPromptWarning
 from tests.conditioning.filling import TEXTS, HashEncoder, cached
-from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+from tests.conditioning.writing import write_encoders
 
 ROOT = Path(__file__).parents[2]
 FPS = Fraction(16)
@@ -194,13 +194,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    with quiet():
-        write_ul2(root / "ul2")
-        write_byt5(root / "byt5")
-        write_metaclip(root / "metaclip")
-    return root
+    return write_encoders(tmp_path_factory.mktemp("text"))
 
 
 def test_real_encoders_are_not_loaded_when_nothing_is_missing(checkpoints, tmp_path, monkeypatch):

@@ -18,8 +18,7 @@ from tests.conditioning.writing import (
     to_bin,
     to_hub_cache,
     write_big_ul2,
-    write_byt5,
-    write_metaclip,
+    write_encoders,
 )
 
 FPS = Fraction(16)
@@ -30,13 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    with quiet():
-        write_big_ul2(root / "ul2")
-        write_byt5(root / "byt5")
-        write_metaclip(root / "metaclip")
-    return root
+    return write_encoders(tmp_path_factory.mktemp("text"), write_big_ul2)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from conditioning.encoders import (
     stretch_positions,
 )
 from conditioning.prompt import PromptError
-from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+from tests.conditioning.writing import write_encoders
 
 FPS = Fraction(16)
 SHIPPED = Path(__file__).parents[2] / "sample" / "mini" / "text"
@@ -37,13 +37,7 @@ PROMPTS = ["a red star", "", 'a blue ring spins quickly on a gray background, a 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    with quiet():
-        write_ul2(root / "ul2")
-        write_byt5(root / "byt5")
-        write_metaclip(root / "metaclip")
-    return root
+    return write_encoders(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from transformers import (
     T5ForConditionalGeneration,
     T5Tokenizer,
 )
+
+from conditioning.encoders import quiet
 
 WORDS = ("a", "red", "star", "blue", "ring", "spins")
 
@@ -88,6 +91,16 @@ def write_big_ul2(folder: Path, weights: str = "safetensors") -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     if weights == "bin":
         to_bin(folder)
+
+
+def write_encoders(root: Path, ul2: Callable[[Path], None] = write_ul2) -> Path:
+    """All three of a release's text folder, from one seed; the folder."""
+    torch.manual_seed(0)
+    with quiet():
+        ul2(root / "ul2")
+        write_byt5(root / "byt5")
+        write_metaclip(root / "metaclip")
+    return root
 
 
 def to_bin(folder: Path) -> None:
