@@ -1,14 +1,38 @@
 """A clip as a stream of chunks of a few frames ("b c t h w"): activations stay small and in cache."""
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 
-# A chunk of activations about this large is streamed through the layers at once. On a CPU it is what the
-# allocator hands out again without new pages; elsewhere a chunk has to be worth the launches of its kernels.
-CHUNK_BYTES = {"cpu": 8 << 20}
+# A chunk of activations about this large is streamed through the layers at once. On a CPU it stays in cache;
+# elsewhere a chunk has to be worth the launches of its kernels.
+CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 512 << 20
+
+
+# mallopt's names for what it sets (glibc, malloc.h), and what they are set to.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 1 << 30
+HEAP_BYTES = 32 << 20
+
+
+@cache
+def keep_pages() -> None:
+    """Let malloc keep what is freed, up to a GiB, for what is asked for next.
+
+    Once a process, with glibc, and only where its own environment variables (MALLOC_...) don't say otherwise.
+    By itself it hands activations of some MiB back to the kernel. The next layer's come as new pages, and on
+    a virtual machine to map and clear those takes as long as to compute what is written there.
+    """
+    told = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform == "linux" and not told and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(MMAP_THRESHOLD, HEAP_BYTES)
+        libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def regroup(chunks: Iterable[Tensor], multiple: int = 1, growth: float = 1.0) -> Iterator[Tensor]:

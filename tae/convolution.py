@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tae import scratch, winograd
 from tae.chunks import neighbours
 
 Stride = tuple[int, int, int]
@@ -25,9 +26,11 @@ class SpatialConv(nn.Conv3d):
         super().__init__(channels_in, channels_out, kernel, stride=stride, padding=(0, padding, padding))
 
     def forward(self, input: Tensor) -> Tensor:
+        frames, weight = frames_of(input), self.weight.squeeze(2)
         stride, padding = self.stride[1:], self.padding[1:]
-        y = F.conv2d(frames_of(input), self.weight.squeeze(2), self.bias, stride=stride, padding=padding)
-        return clip_of(y, len(input))
+        if self.bias is not None and stride == padding == (1, 1) and winograd.pays(frames, weight):
+            return clip_of(winograd.conv3x3(frames, weight, self.bias), len(input))
+        return clip_of(F.conv2d(frames, weight, self.bias, stride=stride, padding=padding), len(input))
 
 
 class PointwiseConv(nn.Conv3d):
@@ -53,25 +56,16 @@ class TemporalConv(nn.Conv3d):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
-        """Convolve a clip, or a chunk of it between the frames `before` and `after` ("b c 1 h w").
-
-        Without gradients the frames outside are padded with zeros, in the kernel, and their share is added
-        to the first and the last frame: no padded copy is made. Autograd and compilers copy for every
-        such addition what they change; there the padded copy is the cheaper way.
-        """
-        weight, frames, stride = self.weight.squeeze(4), input.shape[2], self.stride[0]
-        if frames == 1 and before is None and after is None:
+        """Convolve a clip, or a chunk of it between the frames `before` and `after` ("b c 1 h w")."""
+        weight = self.weight.squeeze(4)
+        if input.shape[2] == 1 and before is None and after is None:
             return F.linear(input.movedim(1, -1), weight.sum(dim=(2, 3)), self.bias).movedim(-1, 1)
         first, last = _neighbours(input, before, after)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            rows = _rows_of(torch.cat((first, input, last), dim=2))
-            return _clip_of_rows(F.conv2d(rows, weight, self.bias, stride=(stride, 1)), input)
-        y = F.conv2d(_rows_of(input), weight, self.bias, stride=(stride, 1), padding=(1, 0))
-        y = _clip_of_rows(y, input)
-        _add_product(y[:, :, :1], first, weight[:, :, 0, 0])
-        if (frames - 1) % stride == 0:
-            _add_product(y[:, :, -1:], last, weight[:, :, 2, 0])
-        return y
+        if input.shape[2] == 1:  # three pictures side by side: faster than as three rows of pixels
+            joined, kernel = torch.cat((first, input, last), dim=1), weight.movedim(2, 1).flatten(1, 2)
+            return F.conv2d(joined.squeeze(2), kernel.unsqueeze(3), self.bias).unsqueeze(2)
+        rows = _rows(first, input, last)
+        return _clip_of_rows(F.conv2d(rows, weight, self.bias, stride=(self.stride[0], 1)), input)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Every chunk but the last has a multiple of `stride` frames."""
@@ -106,19 +100,15 @@ class NearestSpatialConv(SpatialConv):
         self.factor = factor
 
     def forward(self, input: Tensor) -> Tensor:
-        frames, (fh, fw) = F.pad(frames_of(input), (1, 1, 1, 1)), self.factor
-        h, w = input.shape[3:]
-        rows = []
+        frames, (h, w), (fh, fw) = frames_of(input), input.shape[3:], self.factor
+        phases = []
         for top, across in _phases(fh):
-            columns = []
             for left, along in _phases(fw):
-                kh, kw = len(across), len(along)
                 taps = torch.kron(self.weight.new_tensor(across), self.weight.new_tensor(along))
-                kernel = _summed(self.weight, taps, (kh, kw))
-                seen = frames[:, :, top : top + h + kh - 1, left : left + w + kw - 1]
-                columns.append(F.conv2d(seen, kernel, self.bias).movedim(1, -1))
-            rows.append(torch.stack(columns, dim=3).flatten(2, 3))
-        return clip_of(torch.stack(rows, dim=2).flatten(1, 2).movedim(-1, 1), len(input))
+                kernel = _summed(self.weight, taps, (len(across), len(along)))
+                y = F.conv2d(frames, kernel, self.bias, padding=1)  # one row or column more than is asked
+                phases.append(y.movedim(1, -1)[:, top : top + h, left : left + w])
+        return clip_of(_interleaved(phases, self.factor).movedim(-1, 1), len(input))
 
 
 class NearestTemporalConv(TemporalConv):
@@ -129,14 +119,26 @@ class NearestTemporalConv(TemporalConv):
         self.factor = factor
 
     def forward(self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
-        first, last = _neighbours(input, before, after)
-        padded, frames = _rows_of(torch.cat((first, input, last), dim=2)), input.shape[2]
-        phases = []
+        phases = [phase.movedim(1, -1) for phase in self._phases(input, before, after)]
+        return torch.stack(phases, dim=2).flatten(1, 2).movedim(-1, 1)
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What comes of a chunk of one frame is given frame by frame: nothing is copied to join them."""
+        for before, chunk, after in neighbours(chunks):
+            if chunk.shape[2] == 1:
+                yield from self._phases(chunk, before, after)
+            else:
+                yield self(chunk, before, after)
+
+    def _phases(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> list[Tensor]:
+        """The first frame of every block of `factor`, then the second of every block, and so on."""
+        first, last = _neighbours(x, before, after)
+        padded, phases = _rows(first, x, last), []
         for start, taps in _phases(self.factor):
             kernel = _summed(self.weight, self.weight.new_tensor(taps), (len(taps), 1))
-            phases.append(F.conv2d(padded[:, :, start : start + frames + len(taps) - 1], kernel, self.bias))
-        blocks = torch.stack([phase.movedim(1, -1) for phase in phases], dim=2)
-        return blocks.flatten(1, 2).unflatten(2, input.shape[3:]).movedim(-1, 1)
+            seen = padded[:, :, start : start + x.shape[2] + len(taps) - 1]
+            phases.append(_clip_of_rows(F.conv2d(seen, kernel, self.bias), x))
+        return phases
 
 
 # Axes are joined and parted with the channels at the end, where channels-last memory is one block. Done on
@@ -154,27 +156,35 @@ def clip_of(frames: Tensor, batch: int) -> Tensor:
     return frames.movedim(1, -1).unflatten(0, (batch, -1)).movedim(-1, 1)
 
 
-def _rows_of(x: Tensor) -> Tensor:
-    """ "b c t h w" to "b c t (h w)", a view of channels-last memory."""
-    return x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
-
-
 def _neighbours(x: Tensor, before: Tensor | None, after: Tensor | None) -> tuple[Tensor, Tensor]:
     """The frames on either side of a chunk; at an end of the clip its own outermost frame."""
     return x[:, :, :1] if before is None else before, x[:, :, -1:] if after is None else after
 
 
+def _rows(*pieces: Tensor) -> Tensor:
+    """Pieces of a clip, one after the other, as "b c t (h w)", channels-last in memory."""
+    rows = [piece.movedim(1, -1).flatten(2, 3) for piece in pieces]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat(rows, dim=1).movedim(-1, 1)
+    shape = (len(rows[0]), sum(row.shape[1] for row in rows), *rows[0].shape[2:])
+    return torch.cat(rows, dim=1, out=scratch.take("rows", shape, pieces[0])).movedim(-1, 1)
+
+
 def _clip_of_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Inverse of `_rows_of`, with the height and width of `like`."""
+    """ "b c t (h w)" to "b c t h w", with the height and width of `like`."""
     return rows.movedim(1, -1).unflatten(2, like.shape[3:]).movedim(-1, 1)
 
 
-def _add_product(y: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add weight @ x to one frame `y` ("b c 1 h w") in its place."""
-    for i in range(len(y)):  # indexed, not unbound: autograd lets only such views be written to
-        rows, seen = (frame[i].movedim(0, -1).flatten(0, 2) for frame in (y, x))
-        # Autocast casts for the convolution, but not for what is done in place.
-        rows.addmm_(seen.to(rows.dtype), weight.t().to(rows.dtype))
+def _interleaved(phases: list[Tensor], factor: tuple[int, int]) -> Tensor:
+    """Pixels of every phase ("n h w c", row by row of a block) to "n (h fh) (w fw) c"."""
+    n, h, w, c = phases[0].shape
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        pixels = torch.stack(phases, dim=3).unflatten(3, factor).transpose(2, 3)
+    else:
+        pixels = phases[0].new_empty(n, h, factor[0], w, factor[1], c)
+        for i, phase in enumerate(phases):
+            pixels[:, :, i // factor[1], :, i % factor[1]] = phase
+    return pixels.flatten(3, 4).flatten(1, 2)
 
 
 def _phases(factor: int) -> list[tuple[int, list[list[float]]]]:

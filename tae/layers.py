@@ -189,11 +189,15 @@ class Upsample(nn.Module):
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         main, aside = tee(regroup(chunks, growth=float(math.prod(self.stride))))
         h = main if self.spatial is None else map(self.spatial, main)
-        h = h if self.temporal is None else self.temporal.stream(h)
-        return regroup(map(self._with_shortcut, h, aside))
+        h = regroup(h if self.temporal is None else self.temporal.stream(h))
+        # Both are as large: they are cut at the same frames, whatever came in.
+        return map(torch.add, h, regroup(map(self._shortcut, aside))) if self.shortcut else h
 
     def _with_shortcut(self, y: Tensor, x: Tensor) -> Tensor:
-        return y + unfold(x.repeat_interleave(self.repeats, dim=1), self.stride) if self.shortcut else y
+        return y + self._shortcut(x) if self.shortcut else y
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return unfold(x.repeat_interleave(self.repeats, dim=1), self.stride)
 
 
 def activate(normalized: Tensor) -> Tensor:

@@ -19,9 +19,8 @@ from tae.model import TAE, TAEConfig
 
 Part = Literal["encode", "decode"]
 
-FILL = (
-    0.8  # convolutions keep copies of their input or output in another layout, up to a quarter of the whole
-)
+# Convolutions keep copies in another layout, and blocks that were freed lie between those that are alive.
+FILL = 0.6
 
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}}
 _UNITS |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
-from tae.chunks import regroup
+from tae.chunks import keep_pages, regroup
 from tae.convolution import Conv, PointwiseConv, Stride
 from tae.layers import (
     Attention,
@@ -211,6 +211,7 @@ class Decoder(nn.Module):
 
 
 def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    keep_pages()
     for layer in model.layers:
         assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
         chunks = layer.stream(chunks)
