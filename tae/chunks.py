@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -55,6 +56,27 @@ def regroup(chunks: Iterable[Tensor], multiple: int = 1, growth: float = 1.0) ->
                 waiting = []
     if waiting:
         yield join(waiting)
+
+
+def fork(chunks: Iterable[Tensor]) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    """The chunks twice. Held is only what the first has given and the second has not: the first goes ahead.
+
+    `itertools.tee` holds up to 57 items that both have given.
+    """
+    source, held = iter(chunks), deque[Tensor]()
+
+    def ahead() -> Iterator[Tensor]:
+        for chunk in source:
+            held.append(chunk)
+            yield chunk
+
+    def behind() -> Iterator[Tensor]:
+        while held:
+            yield held.popleft()
+        if next(source, None) is not None:
+            raise RuntimeError("the second stream was asked for a chunk before the first")
+
+    return ahead(), behind()
 
 
 def join(chunks: list[Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ the same numbers, while fine levels stay in cache and the memory they need does 
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import tee
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tae.chunks import regroup
+from tae.chunks import fork, regroup
 from tae.convolution import (
     Conv,
     NearestSpatialConv,
@@ -75,7 +74,7 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(self._second(self.conv1(self._first(x))))
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        main, aside = tee(chunks)
+        main, aside = fork(chunks)
         h = self.conv2.stream(map(self._second, self.conv1.stream(map(self._first, main))))
         return map(self._add, h, aside)
 
@@ -150,7 +149,7 @@ class Downsample(nn.Module):
         return self._with_shortcut(y if self.temporal is None else self.temporal(y), x)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        main, aside = tee(regroup(chunks, multiple=self.stride[0]))
+        main, aside = fork(regroup(chunks, multiple=self.stride[0]))
         h = map(self._in_space, main)
         h = h if self.temporal is None else self.temporal.stream(h)
         return regroup(map(self._with_shortcut, h, aside))
@@ -187,7 +186,7 @@ class Upsample(nn.Module):
         return self._with_shortcut(y if self.temporal is None else self.temporal(y), x)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        main, aside = tee(regroup(chunks, growth=float(math.prod(self.stride))))
+        main, aside = fork(regroup(chunks, growth=float(math.prod(self.stride))))
         h = main if self.spatial is None else map(self.spatial, main)
         h = regroup(h if self.temporal is None else self.temporal.stream(h))
         # Both are as large: they are cut at the same frames, whatever came in.

@@ -171,9 +171,8 @@ class Encoder(nn.Module):
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients."""
-        width = self.conv_in.spatial.out_channels
-        chunks = self.conv_in.stream(regroup([x], growth=width / x.shape[1]))
-        return _stream(self, chunks)
+        growth = self.conv_in.spatial.out_channels / x.shape[1]
+        return _stream(self, self.conv_in.stream(regroup([x], growth=growth)))
 
 
 class Decoder(nn.Module):
@@ -204,7 +203,8 @@ class Decoder(nn.Module):
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
-        return _stream(self, self.conv_in.stream([self._dequantized(x)]))
+        growth = self.conv_in.spatial.out_channels / x.shape[1]
+        return _stream(self, self.conv_in.stream(regroup([self._dequantized(x)], growth=growth)))
 
     def _dequantized(self, x: Tensor) -> Tensor:
         return x if self.post_quant is None else self.post_quant(x)

@@ -1,12 +1,18 @@
-"""What malloc is told, seen in the pages that a process is given."""
+"""Streams hold what they must, and malloc keeps pages: seen in what is alive and in what the kernel gives."""
 
 import ctypes
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
+
+from tae import TAE, TAEConfig, chunks
+from tae.chunks import fork
+from tae.memory import _LiveBytes
 
 FAULTS = """
 import resource, torch
@@ -45,3 +51,49 @@ def pages(**variables: str) -> int:
 )
 def test_pages_are_kept_unless_the_environment_says_otherwise():
     assert pages() < 0.5 * pages(MALLOC_MMAP_THRESHOLD_=str(2**16))
+
+
+def test_fork_gives_the_chunks_twice_and_holds_only_the_lag():
+    """Weak references tell what is alive: a chunk that both have given is gone."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def source():
+        for i in range(10):
+            chunk = torch.full((1,), float(i))
+            made.append(weakref.ref(chunk))
+            yield chunk
+            del chunk
+
+    first, second = fork(source())
+    for i in range(3):
+        assert next(first).item() == i
+    for i in range(3, 10):
+        assert next(second).item() == i - 3
+        assert next(first).item() == i
+        # Three wait for the second; the first holds the last one until it is asked for the next.
+        assert sum(ref() is not None for ref in made) <= 4
+    assert [chunk.item() for chunk in second] == [7, 8, 9]
+    assert next(first, None) is None and next(second, None) is None
+
+
+def test_fork_says_so_when_the_second_goes_ahead():
+    _, second = fork(torch.zeros(2, 1).unbind())
+    with pytest.raises(RuntimeError, match="before the first"):
+        next(second)
+
+
+def test_a_long_clip_takes_hardly_more_memory_than_a_short_one(monkeypatch):
+    """What is alive at once while frames stream through grows with the output, and with nothing else."""
+    config = TAEConfig(channels=32, multipliers=(1, 1), strides=((2, 2, 2),), encoder_blocks=(2, 2),
+                       decoder_blocks=(2, 2), latent_channels=4, attention=False)  # fmt: skip
+    model = TAE(config).eval()
+    model.init_weights()
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
+    peaks = []
+    for frames in (20, 120):
+        video = torch.zeros(1, 3, frames, 16, 16)
+        with _LiveBytes() as live, torch.no_grad():
+            latent = model.encode(video).mean
+            model.decode(latent, frames)
+        peaks.append(live.peak - 2 * video.nbytes)
+    assert peaks[1] < 1.5 * peaks[0]
