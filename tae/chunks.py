@@ -15,11 +15,15 @@ from torch import Tensor
 CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 512 << 20
 
-
 # mallopt's names for what it sets (glibc, malloc.h), and what they are set to.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
 HEAP_BYTES = 32 << 20
+
+
+def streams() -> bool:
+    """Chunk by chunk or whole: gradients need the whole clip, and a compiler plans the memory itself."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 @cache

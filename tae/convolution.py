@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tae import scratch, winograd
-from tae.chunks import neighbours
+from tae.chunks import neighbours, streams
 
 Stride = tuple[int, int, int]
 
@@ -28,7 +28,7 @@ class SpatialConv(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         frames, weight = frames_of(input), self.weight.squeeze(2)
         stride, padding = self.stride[1:], self.padding[1:]
-        if self.bias is not None and stride == padding == (1, 1) and winograd.pays(frames, weight):
+        if stride == padding == (1, 1) and winograd.pays(frames, weight):
             return clip_of(winograd.conv3x3(frames, weight, self.bias), len(input))
         return clip_of(F.conv2d(frames, weight, self.bias, stride=stride, padding=padding), len(input))
 
@@ -164,7 +164,7 @@ def _neighbours(x: Tensor, before: Tensor | None, after: Tensor | None) -> tuple
 def _rows(*pieces: Tensor) -> Tensor:
     """Pieces of a clip, one after the other, as "b c t (h w)", channels-last in memory."""
     rows = [piece.movedim(1, -1).flatten(2, 3) for piece in pieces]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not streams():
         return torch.cat(rows, dim=1).movedim(-1, 1)
     shape = (len(rows[0]), sum(row.shape[1] for row in rows), *rows[0].shape[2:])
     return torch.cat(rows, dim=1, out=scratch.take("rows", shape, pieces[0])).movedim(-1, 1)
@@ -178,7 +178,7 @@ def _clip_of_rows(rows: Tensor, like: Tensor) -> Tensor:
 def _interleaved(phases: list[Tensor], factor: tuple[int, int]) -> Tensor:
     """Pixels of every phase ("n h w c", row by row of a block) to "n (h fh) (w fw) c"."""
     n, h, w, c = phases[0].shape
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not streams():
         pixels = torch.stack(phases, dim=3).unflatten(3, factor).transpose(2, 3)
     else:
         pixels = phases[0].new_empty(n, h, factor[0], w, factor[1], c)

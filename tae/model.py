@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
-from tae.chunks import keep_pages, regroup
+from tae.chunks import keep_pages, regroup, streams
 from tae.convolution import Conv, PointwiseConv, Stride
 from tae.layers import (
     Attention,
@@ -282,7 +282,7 @@ class TAE(nn.Module):
         """
         self.config.latent_shape(*video.shape[2:])
         blocks = _channels_last(_blocks(video, self.config.patch_size))
-        moments = torch.cat(list(self.encoder.stream(blocks)), dim=2) if _streams() else self.encoder(blocks)
+        moments = torch.cat(list(self.encoder.stream(blocks)), dim=2) if streams() else self.encoder(blocks)
         if self.to_latent is not None:
             moments = moments + self.to_latent(_blocks(video, self.config.factors))
         mean, logvar = moments.chunk(2, dim=1)
@@ -308,7 +308,7 @@ class TAE(nn.Module):
 
     def _decoded(self, latent: Tensor, frames: int) -> Tensor:
         """The first `frames` frames that the decoder gives; where it streams, no more are computed."""
-        if not _streams():
+        if not streams():
             return self.decoder(latent)[:, :, :frames]
         chunks, missing = [], frames
         for chunk in self.decoder.stream(latent):
@@ -357,11 +357,6 @@ class TAE(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and safetensors weights into `folder`."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
-
-
-def _streams() -> bool:
-    """Chunk by chunk or whole: gradients need the whole clip, and a compiler plans the memory itself."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _blocks(video: Tensor, patch: Stride) -> Tensor:

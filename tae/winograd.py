@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tae import scratch
+from tae.chunks import streams
 
 TILE = 4
 # Where the polynomials are evaluated, beside infinity. With these the transforms are sums of two terms, and
@@ -33,14 +34,15 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+        and streams()
+        and not torch.is_autocast_enabled("cpu")
         and min(weight.shape[:2]) >= LEAST_CHANNELS
         and height % TILE == 0
         and height * width >= LEAST_PIXELS
     )
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """2D convolution, stride 1, padded by one zero: "n i h w" by "o i 3 3", fp32, without gradients.
 
     The result is channels-last in memory, as `x` should be.
