@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,14 +94,16 @@ def test_weights_and_states_follow_to(folder):
 
 
 def test_a_prompt_does_not_depend_on_its_batch(any_encoder):
-    each_alone = [any_encoder([prompt], FPS) for prompt in PROMPTS]
-    for states, *alone in zip(any_encoder(PROMPTS, FPS), *each_alone, strict=True):
+    encoder = deepcopy(any_encoder)
+    encoder.to("cpu", torch.float64)  # rounding is not what is asked, and in fp32 it differs by machine
+    each_alone = [encoder([prompt], FPS) for prompt in PROMPTS]
+    for states, *alone in zip(encoder(PROMPTS, FPS), *each_alone, strict=True):
         assert states.mask.sum(1).max() == states.mask.shape[1]  # no longer than the longest
         for row, one in enumerate(alone):
             length = int(states.mask[row].sum())
             assert one.mask.all() and one.mask.shape[1] == length
             assert states.mask[row, :length].all()
-            torch.testing.assert_close(states.hidden[row, :length], one.hidden[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(states.hidden[row, :length], one.hidden[0], atol=1e-6, rtol=1e-6)
             assert (states.hidden[row, length:] == 0).all()
 
 
