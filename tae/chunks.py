@@ -1,11 +1,9 @@
 """A clip as a stream of chunks of a few frames ("b c t h w"): activations stay small and in cache."""
 
-import ctypes
-import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import cache
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -14,11 +12,8 @@ from torch import Tensor
 # elsewhere a chunk has to be worth the launches of its kernels.
 CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 512 << 20
-
-# mallopt's names for what it sets (glibc, malloc.h), and what they are set to.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 1 << 30
-HEAP_BYTES = 32 << 20
+# Tensors without values ("meta"), by which memory is counted, are cut as those of this device type would be.
+_counted_for = ContextVar("_counted_for", default="cpu")
 
 
 def streams() -> bool:
@@ -26,18 +21,20 @@ def streams() -> bool:
     return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-@cache
-def keep_pages() -> None:
-    """Let malloc keep what is freed, up to a GiB, for what is asked for next.
+@contextmanager
+def counted_for(device_type: str) -> Iterator[None]:
+    """Cut tensors on the meta device as they would be cut on a device of this type."""
+    token = _counted_for.set(device_type)
+    try:
+        yield
+    finally:
+        _counted_for.reset(token)
 
-    Once a process, with glibc, and only where its own environment variables (MALLOC_...) don't say otherwise.
-    By itself it hands activations of some MiB back to the kernel. The next layer's come as new pages, and on
-    a virtual machine to map and clear those takes as long as to compute what is written there.
-    """
-    told = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform == "linux" and not told and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, HEAP_BYTES)
-        libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+
+def _chunk_bytes(device_type: str) -> int:
+    return CHUNK_BYTES.get(
+        _counted_for.get() if device_type == "meta" else device_type, CHUNK_BYTES_ELSEWHERE
+    )
 
 
 def regroup(chunks: Iterable[Tensor], multiple: int = 1, growth: float = 1.0) -> Iterator[Tensor]:
@@ -48,7 +45,7 @@ def regroup(chunks: Iterable[Tensor], multiple: int = 1, growth: float = 1.0) ->
     waiting: list[Tensor] = []
     for chunk in chunks:
         waiting.append(chunk)
-        budget = CHUNK_BYTES.get(chunk.device.type, CHUNK_BYTES_ELSEWHERE) / growth
+        budget = _chunk_bytes(chunk.device.type) / growth
         frame = chunk[:, :, 0].numel() * chunk.element_size()
         size = max(int(budget / frame) // multiple, 1) * multiple
         if sum(x.shape[2] for x in waiting) >= size:
@@ -81,6 +78,24 @@ def fork(chunks: Iterable[Tensor]) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
             raise RuntimeError("the second stream was asked for a chunk before the first")
 
     return ahead(), behind()
+
+
+def gather(chunks: Iterable[Tensor], frames: int) -> Tensor:
+    """The first `frames` frames in one tensor; no more chunks are asked for.
+
+    Made with the first chunk: pieces kept until the last would lie between what is freed on the way, and the
+    heap would grow by the gaps.
+    """
+    whole: Tensor | None = None
+    filled = 0
+    for chunk in chunks:
+        if whole is None:
+            whole = chunk.new_empty((*chunk.shape[:2], frames, *chunk.shape[3:]))
+        piece = chunk[:, :, : frames - filled]
+        whole[:, :, filled : (filled := filled + piece.shape[2])] = piece
+        if filled == frames:
+            return whole
+    raise ValueError(f"frames: the chunks end after {filled} of {frames}")
 
 
 def join(chunks: list[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tae.chunks import counted_for
 from tae.model import TAE, TAEConfig
 
 Part = Literal["encode", "decode"]
@@ -64,19 +65,23 @@ def ran_out(failure: Exception) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def peak_bytes(
-    config: TAEConfig, part: Part, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
+    config: TAEConfig,
+    part: Part,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype = torch.float32,
+    device_type: str = "cpu",
 ) -> int:
     """Bytes of the tensors that are alive at the same time while a tile is encoded or decoded.
 
     `shape` is (frames, height, width) in frames and pixels for "encode", (t, h, w) in latent positions for
-    "decode". Its input and its output count; weights don't.
+    "decode". Its input and its output count; weights don't. The device decides how much is streamed at once.
     """
     model = _on_meta(config, dtype)
     if part == "encode":
-        with _LiveBytes() as live, torch.no_grad():
+        with counted_for(device_type), _LiveBytes() as live, torch.no_grad():
             model.encode(torch.empty(1, 3, *shape, dtype=dtype, device="meta"))
     else:
-        with _LiveBytes() as live, torch.no_grad():
+        with counted_for(device_type), _LiveBytes() as live, torch.no_grad():
             latent = torch.empty(1, config.latent_channels, *shape, dtype=dtype, device="meta")
             model.decode(latent, shape[0] * config.factors[0])
     return live.peak

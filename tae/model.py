@@ -4,7 +4,7 @@ Letters: b batch, c channels, t latent frames, h w latent height and width; fram
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
-from tae.chunks import keep_pages, regroup, streams
+from tae.chunks import gather, regroup, streams
 from tae.convolution import Conv, PointwiseConv, Stride
+from tae.heap import keep_pages
 from tae.layers import (
     Attention,
     Downsample,
@@ -169,10 +170,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
 
-    def stream(self, x: Tensor) -> Iterator[Tensor]:
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients."""
-        growth = self.conv_in.spatial.out_channels / x.shape[1]
-        return _stream(self, self.conv_in.stream(regroup([x], growth=growth)))
+        growth = self.conv_in.spatial.out_channels / self.conv_in.spatial.in_channels
+        return _stream(self, self.conv_in.stream(regroup(chunks, growth=growth)))
 
 
 class Decoder(nn.Module):
@@ -281,10 +282,12 @@ class TAE(nn.Module):
             ValueError: a side that is not a multiple of the spatial factor.
         """
         self.config.latent_shape(*video.shape[2:])
-        blocks = _channels_last(_blocks(video, self.config.patch_size))
-        moments = torch.cat(list(self.encoder.stream(blocks)), dim=2) if streams() else self.encoder(blocks)
-        if self.to_latent is not None:
-            moments = moments + self.to_latent(_blocks(video, self.config.factors))
+        if streams():
+            moments = self._encode_stream(video)
+        else:
+            moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
+            if self.to_latent is not None:
+                moments = moments + self.to_latent(_blocks(video, self.config.factors))
         mean, logvar = moments.chunk(2, dim=1)
         return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
 
@@ -300,23 +303,29 @@ class TAE(nn.Module):
         if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
             raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
         latent = _channels_last(latent)
-        blocks = self._decoded(latent, -(-frames // self.config.patch_size[0]))
-        video = unfold(blocks, self.config.patch_size)[:, :, :frames]
+        if streams():
+            return self._decode_stream(latent, frames)
+        video = unfold(self.decoder(latent), self.config.patch_size)[:, :, :frames]
         if self.to_pixels is not None:
             video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
         return video
 
-    def _decoded(self, latent: Tensor, frames: int) -> Tensor:
-        """The first `frames` frames that the decoder gives; where it streams, no more are computed."""
-        if not streams():
-            return self.decoder(latent)[:, :, :frames]
-        chunks, missing = [], frames
-        for chunk in self.decoder.stream(latent):
-            chunks.append(chunk[:, :, :missing])
-            missing -= chunks[-1].shape[2]
-            if missing == 0:
-                break
-        return torch.cat(chunks, dim=2)
+    def _encode_stream(self, video: Tensor) -> Tensor:
+        clips = video.split(self.config.factors[0], dim=2)
+        blocks = (_channels_last(_blocks(clip, self.config.patch_size)) for clip in clips)
+        moments = gather(self.encoder.stream(blocks), len(clips))
+        if self.to_latent is not None:
+            for clip, moment in zip(clips, moments.split(1, dim=2), strict=True):
+                moment.add_(self.to_latent(_blocks(clip, self.config.factors)))
+        return moments
+
+    def _decode_stream(self, latent: Tensor, frames: int) -> Tensor:
+        patch, factors = self.config.patch_size, self.config.factors
+        video = gather((unfold(chunk, patch) for chunk in self.decoder.stream(latent)), frames)
+        if self.to_pixels is not None:
+            for cell, clip in zip(latent.split(1, dim=2), video.split(factors[0], dim=2), strict=True):
+                clip.add_(unfold(self.to_pixels(cell), factors)[:, :, : clip.shape[2]])
+        return video
 
     def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Zero mean and unit variance for each channel: what the DiT sees."""

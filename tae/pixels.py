@@ -9,7 +9,8 @@ def from_bytes(
     frames: UInt8[Tensor, "*b frames height width 3"],
 ) -> Float[Tensor, "*b 3 frames height width"]:
     """RGB bytes to float32 in [-1, 1], channels first."""
-    return frames.movedim(-1, -4).float() / 127.5 - 1
+    # In place on a copy: a tile of frames is large, and each operation would make another.
+    return frames.movedim(-1, -4).to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_bytes(video: Float[Tensor, "*b 3 f height width"]) -> UInt8[Tensor, "*b f height width 3"]:

@@ -38,6 +38,7 @@ class Job:
     mode: Mode
     cells: tuple[int, int]
     dtype: torch.dtype = torch.float32
+    device_type: str = "cpu"
     frame_bytes: int = 4
     most_cells: int | None = None
 
@@ -171,9 +172,9 @@ def _bytes(job: Job, tile: int, space: Space | None, computed: tuple[int, int, i
         window = pixels * time * computed[0] * job.frame_bytes
         shape = (time * computed[0], height * computed[1], width * computed[2])
         # Frames that come in are joined to those held, which takes twice their size, before the model runs.
-        peak = max(2 * window, window + peak_bytes(job.config, "encode", shape, job.dtype))
+        peak = max(2 * window, window + peak_bytes(job.config, "encode", shape, job.dtype, job.device_type))
     else:
-        peak = peak_bytes(job.config, "decode", computed, job.dtype)
+        peak = peak_bytes(job.config, "decode", computed, job.dtype, job.device_type)
         kept = pixels * time * tile * job.dtype.itemsize
         # Halo tiles are put into one picture; blended ones are joined to rows, and rows to pictures.
         joined = 0 if space is None else 1 if isinstance(space, SpatialHalo) else 2

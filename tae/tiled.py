@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tae import halo, tiling
+from tae.heap import give_pages_back
 from tae.memory import MemoryBudgetError, Part, format_bytes, ran_out
 from tae.model import TAE
 from tae.pixels import from_bytes
@@ -42,12 +43,23 @@ class TiledTAE:
     ) -> None:
         self._config, self._memory = tae.config, memory
         self._mode: Mode = mode
-        self._dtype = next(tae.parameters()).dtype
+        weight = next(tae.parameters())
+        self._dtype, self._device_type = weight.dtype, weight.device.type
         side = max(tae.config.factors[1:])
         self._most_cells = None if spatial_tile is None else max(LEAST_CELLS, spatial_tile // side)
-        quiet = torch.inference_mode()
-        self._encode: tiling.Encode = quiet(lambda clip: tae.encode(_values(clip).to(self._dtype)).mean)
-        self._decode: tiling.Decode = quiet(lambda part, frames: tae.decode(part.to(self._dtype), frames))
+
+        @torch.inference_mode()
+        def encode(clip: Tensor) -> Tensor:
+            give_pages_back()
+            return tae.encode(_values(clip).to(self._dtype)).mean
+
+        @torch.inference_mode()
+        def decode(part: Tensor, frames: int) -> Tensor:
+            give_pages_back()
+            return tae.decode(part.to(self._dtype), frames)
+
+        self._encode: tiling.Encode = encode
+        self._decode: tiling.Decode = decode
         self._plans: dict[Job, Plan] = {}
 
     def tile_frames(self, cells: tuple[int, int]) -> int:
@@ -144,6 +156,7 @@ class TiledTAE:
             mode=self._mode,
             cells=cells,
             dtype=self._dtype,
+            device_type=self._device_type,
             frame_bytes=frame_bytes,
             most_cells=self._most_cells,
         )

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tae import TAE, TAEConfig, chunks
-from tae.chunks import fork
+from tae.chunks import fork, gather
 from tae.memory import _LiveBytes
 
 FAULTS = """
 import resource, torch
-from tae.chunks import keep_pages
+from tae.heap import give_pages_back, keep_pages
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,15 +27,19 @@ def use():
 keep_pages()
 use()
 before = faults()
+BETWEEN
 use()
 print(faults() - before)
 """
+GLIBC = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="settings of glibc"
+)
 
 
-def pages(**variables: str) -> int:
-    """Pages that the same 120 MiB take when they are asked for again."""
+def pages(between: str = "", **variables: str) -> int:
+    """Pages that the same 120 MiB take when they are asked for again, after the statement `between`."""
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS],
+        [sys.executable, "-c", FAULTS.replace("BETWEEN", between)],
         cwd=Path(__file__).parents[2],
         env={name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables,
         capture_output=True,
@@ -46,11 +50,27 @@ def pages(**variables: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc"
-)
+@GLIBC
 def test_pages_are_kept_unless_the_environment_says_otherwise():
     assert pages() < 0.5 * pages(MALLOC_MMAP_THRESHOLD_=str(2**16))
+
+
+@GLIBC
+def test_pages_are_kept_until_they_are_given_back():
+    assert pages() < 0.5 * pages(between="give_pages_back()")
+
+
+def test_gather_is_the_first_frames_of_the_joined_chunks_and_asks_for_no_more():
+    whole = torch.arange(24.0).view(1, 2, 12, 1, 1)
+    source = iter(whole.split([5, 4, 3], dim=2))
+    assert torch.equal(gather(source, 7), whole[:, :, :7])
+    assert torch.equal(next(source), whole[:, :, 9:])
+    assert torch.equal(gather(whole.split(5, dim=2), 12), whole)
+
+
+def test_gather_says_where_chunks_end_too_early():
+    with pytest.raises(ValueError, match="frames: the chunks end after 2 of 3"):
+        gather(torch.zeros(1, 1, 2, 1, 1).split(1, dim=2), 3)
 
 
 def test_fork_gives_the_chunks_twice_and_holds_only_the_lag():
