@@ -111,7 +111,8 @@ class RunConfig:
 
     release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
     the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
-    and backbones that learned on them, stay valid. The *_every fields count optimizer steps; preview_every 0
+    and backbones that learned on them, stay valid. deepen gives the decoder so many more residual blocks at
+    its finest level, which start as the identity. The *_every fields count optimizer steps; preview_every 0
     makes no previews.
     """
 
@@ -122,6 +123,7 @@ class RunConfig:
     release: str = "sample/mini"
     init_from: str | None = None
     freeze_encoder: bool = False
+    deepen: int = 0
     threads: int | None = None
     tae: TAEConfig = field(default_factory=TAEConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
@@ -142,13 +144,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
                   keep_checkpoints=self.keep_checkpoints)  # fmt: skip
-        _at_least("", 0, preview_every=self.preview_every, seed=self.seed)
+        _at_least("", 0, preview_every=self.preview_every, seed=self.seed, deepen=self.deepen)
         if self.threads is not None:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
         if self.freeze_encoder and (self.model != "tae" or self.init_from is None):
             raise ConfigError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
+        if self.deepen and (self.model != "tae" or self.init_from is None):
+            raise ConfigError("deepen: needs model: tae and an init_from whose decoder is to become deeper")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise ConfigError(
