@@ -17,7 +17,7 @@ def deepened(tae: TAE, blocks: int) -> TAE:
     deeper = TAE(replace(tae.config, decoder_blocks=(finest + blocks, *others)))
     deeper.init_weights()
     # The finest level comes last, so the old layers keep their names.
-    for block in deeper.decoder.layers[len(tae.decoder.layers) :]:
+    for block in list(deeper.decoder.layers)[len(tae.decoder.layers) :]:
         assert isinstance(block, ResBlock)
         for parameter in block.conv2.temporal.parameters():
             nn.init.zeros_(parameter)
