@@ -98,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
     add(
+        "--memory",
+        type=_bytes,
+        default="4GiB",
+        metavar="SIZE",
+        help="memory for the tiles in which large clips are decoded, 8GiB for example (default 4GiB)",
+    )
+    add(
         "--threads",
         type=int,
         default=1,
@@ -112,6 +119,15 @@ def _size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 64x64")
     return int(parts[0]), int(parts[-1])
+
+
+def _bytes(text: str) -> int:
+    from tae.memory import MemoryBudgetError, parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except MemoryBudgetError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _rate(text: str) -> Fraction:
@@ -213,6 +229,7 @@ class Sampler:
         import torch
 
         from sample.generate import decode_latent, null_states, sample_latent
+        from tae.memory import MemoryBudgetError
 
         torch.set_num_threads(self.args.threads)
         if self._models is None:
@@ -226,8 +243,8 @@ class Sampler:
                 dit, text, null_text, shape, seed=job.seed, sampling=self.sampling, progress=advance
             )
         try:
-            return decode_latent(tae, latent, b.frames)[0].numpy()
-        except (RuntimeError, MemoryError) as error:
+            return decode_latent(tae, latent, b.frames, self.args.memory)[0].numpy()
+        except (RuntimeError, MemoryError, MemoryBudgetError) as error:
             kept = output.save_latent(latent)
             reason = str(error).partition("\n")[0]
             raise UsageError(f"{output.path}: decoding failed ({reason}); the latent is in {kept}") from error

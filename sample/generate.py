@@ -20,7 +20,7 @@ from sample import solver as solvers
 from sample.guidance import VelocityModel, guided_velocity
 from tae.model import TAE, LatentShape
 from tae.pixels import to_bytes
-from tae.tiling import TemporalTiling, decode_tiled
+from tae.tiled import DEFAULT_MEMORY, TiledTAE
 
 ScheduleName = Literal["linear", "linear-quadratic"]
 SolverName = Literal["euler", "midpoint", "heun", "sde"]
@@ -95,12 +95,14 @@ def generate(
     solver: SolverName = "euler",
     diffusion: float = 1.0,
     path: PathName = "cond_ot",
+    memory: int = DEFAULT_MEMORY,
     progress: Callable[[], None] | None = None,
 ) -> UInt8[Tensor, "b frames height width 3"]:
     """Clips of `prompts`, RGB 0..255 on the CPU, one seed each.
 
     The same (prompt, seed) gives the same frames in any list (on the same number of threads). `negative`
-    stands in for the null prompt of the guidance; `progress` is called after each velocity.
+    stands in for the null prompt of the guidance; decoding takes up to `memory` bytes; `progress` is called
+    after each velocity.
 
     Raises:
         GenerateError: not one seed for each prompt, or a setting outside its range.
@@ -118,7 +120,7 @@ def generate(
     for prompt, seed in zip(prompts, seeds, strict=True):
         text = encoder([prompt], fps)
         latent = sample_latent(dit, text, null_text, shape, seed=seed, sampling=sampling, progress=progress)
-        clips.append(decode_latent(tae, latent, frames))
+        clips.append(decode_latent(tae, latent, frames, memory))
     return torch.cat(clips)
 
 
@@ -189,12 +191,15 @@ def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1
 
 @torch.no_grad()
 def decode_latent(
-    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int
+    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> UInt8[Tensor, "b frames height width 3"]:
-    """Frames, RGB 0..255 on the CPU, of a normalized latent; in temporal tiles when longer than one."""
-    tiling = TemporalTiling(factor=tae.config.factors[0])
-    video = decode_tiled(tae.denormalize(latent), tae.decode, tiling, frames=frames)
-    return to_bytes(video).contiguous().cpu()
+    """Frames, RGB 0..255 on the CPU, of a normalized latent, in tiles that take up to `memory` bytes.
+
+    Raises:
+        tae.memory.MemoryBudgetError: frames too large for `memory`.
+    """
+    pieces = TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames)
+    return torch.cat([to_bytes(piece).cpu() for piece in pieces], dim=1)
 
 
 def _like(text: Sequence[TextEmbedding], like: Tensor) -> tuple[TextEmbedding, ...]:

@@ -227,7 +227,7 @@ def test_a_list_goes_on_after_a_failure_and_names_it(run):
 
 
 def test_a_decoder_out_of_memory_does_not_lose_the_latent(run, monkeypatch):
-    def fail(tae, latent, frames):
+    def fail(tae, latent, frames, memory):
         raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
 
     monkeypatch.setattr(sample.generate, "decode_latent", fail)
@@ -236,6 +236,18 @@ def test_a_decoder_out_of_memory_does_not_lose_the_latent(run, monkeypatch):
     assert "x.latent.safetensors" in err
     assert files() == ["x.latent.safetensors"]
     assert load_file("x.latent.safetensors")["latent"].shape == (1, 4, 2, 4, 4)
+
+
+def test_too_little_memory_to_decode_does_not_lose_the_latent(run):
+    err = refused(run(PROMPT, "--out", "x.mp4", "--memory", "1MiB"))
+    assert "memory: 1MiB is too little" in err
+    assert files() == ["x.latent.safetensors"]
+
+
+def test_a_memory_that_is_no_size_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run(PROMPT, "--memory", "lots")
+    assert "'lots' is not a size; write it as 8GiB" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(run, monkeypatch):
