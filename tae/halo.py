@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -28,8 +27,6 @@ from tae.tiling import (
     spatial_decoder,
     spatial_encoder,
 )
-
-_TIME = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,20 +188,6 @@ def decode_stream(
             yield piece
             del piece
         position = tile.inner.stop
-
-
-def encode_tiled(
-    video: Shaped[Tensor, "b 3 frames height width"], encode: Encode, tiling: HaloTiling
-) -> Float[Tensor, "b c t h w"]:
-    """Latent of a whole clip, tile by tile."""
-    return torch.cat(list(encode_stream([video], encode, tiling)), dim=_TIME)
-
-
-def decode_tiled(
-    latent: Float[Tensor, "b c t h w"], decode: Decode, tiling: HaloTiling, *, frames: int
-) -> Float[Tensor, "b 3 frames height width"]:
-    """A whole clip from its latent, tile by tile."""
-    return torch.cat(list(decode_stream([latent], decode, tiling, frames=frames)), dim=_TIME)
 
 
 def spatial_halo_encoder(encode: Encode, tiling: SpatialHalo) -> Encode:

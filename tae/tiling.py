@@ -158,20 +158,6 @@ def decode_stream(
             yield piece
 
 
-def encode_tiled(
-    video: Float[Tensor, "b 3 frames height width"], encode: Encode, tiling: TemporalTiling
-) -> Float[Tensor, "b c t h w"]:
-    """Latent of a whole clip, tile by tile."""
-    return torch.cat(list(encode_stream([video], encode, tiling)), dim=_TIME)
-
-
-def decode_tiled(
-    latent: Float[Tensor, "b c t h w"], decode: Decode, tiling: TemporalTiling, *, frames: int
-) -> Float[Tensor, "b 3 frames height width"]:
-    """A whole clip from its latent, tile by tile."""
-    return torch.cat(list(decode_stream([latent], decode, tiling, frames=frames)), dim=_TIME)
-
-
 def spatial_encoder(encode: Encode, tiling: SpatialTiling) -> Encode:
     """An encoder that works on overlapping spatial tiles and blends their latents."""
 

@@ -14,14 +14,12 @@ from tae.halo import (
     HaloTiling,
     SpatialHalo,
     decode_stream,
-    decode_tiled,
     encode_stream,
-    encode_tiled,
     spatial_halo_decoder,
     spatial_halo_encoder,
 )
 from tae.tiling import SpatialTiling
-from tests.tae.toys import CONFIGS, MINI, random_tae
+from tests.tae.toys import CONFIGS, MINI, decode_tiled, encode_tiled, random_tae
 
 LENGTHS = range(1, 41)
 FACTOR = 8

@@ -11,9 +11,10 @@ from torch import Tensor
 from data.world import render, sample_scene
 from tae import TAE
 from tae.context import Halo
-from tae.halo import HaloTiling, SpatialHalo, decode_tiled, spatial_halo_decoder
+from tae.halo import HaloTiling, SpatialHalo, spatial_halo_decoder
 from tae.pixels import from_bytes, to_bytes
 from tae.tiled import TiledTAE
+from tests.tae.toys import decode_tiled
 
 SHIPPED = Path(__file__).parents[2] / "sample" / "mini" / "tae"
 MODES = ["halo", "blend"]

@@ -10,14 +10,13 @@ from tae.tiling import (
     SpatialTiling,
     TemporalTiling,
     decode_stream,
-    decode_tiled,
     encode_stream,
-    encode_tiled,
     fade,
     spatial_decoder,
     spatial_encoder,
     split,
 )
+from tests.tae.toys import decode_tiled, encode_tiled
 
 PAPER = TemporalTiling(factor=8)
 LENGTHS = range(1, 41)

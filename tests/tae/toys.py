@@ -1,9 +1,11 @@
 """Small autoencoders of every layout, with random weights."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tae import TAE, TAEConfig
+from tae import TAE, TAEConfig, halo, tiling
+from tae.halo import HaloTiling
+from tae.tiling import Decode, Encode, TemporalTiling
 
 MINI = TAEConfig(
     patch_size=(2, 4, 4),
@@ -48,3 +50,19 @@ def random_tae(config: TAEConfig) -> TAE:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return model.requires_grad_(False)
+
+
+def encode_tiled(video: Tensor, encode: Encode, tiles: HaloTiling | TemporalTiling) -> Tensor:
+    """Latent of a whole clip, tile by tile."""
+    if isinstance(tiles, HaloTiling):
+        return torch.cat(list(halo.encode_stream([video], encode, tiles)), dim=2)
+    return torch.cat(list(tiling.encode_stream([video], encode, tiles)), dim=2)
+
+
+def decode_tiled(
+    latent: Tensor, decode: Decode, tiles: HaloTiling | TemporalTiling, *, frames: int
+) -> Tensor:
+    """A whole clip from its latent, tile by tile."""
+    if isinstance(tiles, HaloTiling):
+        return torch.cat(list(halo.decode_stream([latent], decode, tiles, frames=frames)), dim=2)
+    return torch.cat(list(tiling.decode_stream([latent], decode, tiles, frames=frames)), dim=2)
