@@ -69,19 +69,22 @@ def peak_bytes(
     part: Part,
     shape: tuple[int, int, int],
     dtype: torch.dtype = torch.float32,
-    device_type: str = "cpu",
+    *,
+    on: str = "cpu",
+    frames: torch.dtype | None = None,
 ) -> int:
     """Bytes of the tensors that are alive at the same time while a tile is encoded or decoded.
 
     `shape` is (frames, height, width) in frames and pixels for "encode", (t, h, w) in latent positions for
-    "decode". Its input and its output count; weights don't. The device decides how much is streamed at once.
+    "decode". Its input and its output count; weights don't. `on` is the type of the device, which decides how
+    much is streamed at once; `frames` is the dtype of what is encoded, the model's if it is not given.
     """
     model = _on_meta(config, dtype)
     if part == "encode":
-        with counted_for(device_type), _LiveBytes() as live, torch.no_grad():
-            model.encode(torch.empty(1, 3, *shape, dtype=dtype, device="meta"))
+        with counted_for(on), _LiveBytes() as live, torch.no_grad():
+            model.encode(torch.empty(1, 3, *shape, dtype=frames or dtype, device="meta"))
     else:
-        with counted_for(device_type), _LiveBytes() as live, torch.no_grad():
+        with counted_for(on), _LiveBytes() as live, torch.no_grad():
             latent = torch.empty(1, config.latent_channels, *shape, dtype=dtype, device="meta")
             model.decode(latent, shape[0] * config.factors[0])
     return live.peak

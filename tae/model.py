@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
@@ -28,6 +28,7 @@ from tae.layers import (
     pad_time,
     unfold,
 )
+from tae.pixels import from_bytes
 
 INITIAL_LOGVAR = -4.0
 
@@ -275,8 +276,8 @@ class TAE(nn.Module):
         latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return Reconstruction(posterior=posterior, latent=latent, video=self.decode(latent, video.shape[2]))
 
-    def encode(self, video: Float[Tensor, "b 3 frames height width"]) -> Posterior:
-        """Posterior over the latent of `video`, RGB in [-1, 1]; sides are multiples of 8.
+    def encode(self, video: Shaped[Tensor, "b 3 frames height width"]) -> Posterior:
+        """Posterior over the latent of `video`, RGB in [-1, 1], or in bytes; sides are multiples of 8.
 
         Raises:
             ValueError: a side that is not a multiple of the spatial factor.
@@ -285,6 +286,7 @@ class TAE(nn.Module):
         if streams():
             moments = self._encode_stream(video)
         else:
+            video = self._values(video)
             moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
             if self.to_latent is not None:
                 moments = moments + self.to_latent(_blocks(video, self.config.factors))
@@ -312,12 +314,18 @@ class TAE(nn.Module):
 
     def _encode_stream(self, video: Tensor) -> Tensor:
         clips = video.split(self.config.factors[0], dim=2)
-        blocks = (_channels_last(_blocks(clip, self.config.patch_size)) for clip in clips)
+        blocks = (_channels_last(_blocks(self._values(clip), self.config.patch_size)) for clip in clips)
         moments = gather(self.encoder.stream(blocks), len(clips))
         if self.to_latent is not None:
             for clip, moment in zip(clips, moments.split(1, dim=2), strict=True):
-                moment.add_(self.to_latent(_blocks(clip, self.config.factors)))
+                moment.add_(self.to_latent(_blocks(self._values(clip), self.config.factors)))
         return moments
+
+    def _values(self, video: Tensor) -> Tensor:
+        """Bytes become values of the model's precision."""
+        if video.is_floating_point():
+            return video
+        return from_bytes(video.movedim(1, -1)).to(self.encoder.conv_in.spatial.weight.dtype)
 
     def _decode_stream(self, latent: Tensor, frames: int) -> Tensor:
         patch, factors = self.config.patch_size, self.config.factors

@@ -20,7 +20,7 @@ Mode = Literal["halo", "blend"]
 # times as much.
 ENCODER_REACH, DECODER_REACH, SPACE_REACH = 2, 3, 4
 _FADE = 8  # cells over which tiles in space are blended
-_TILES = (8, 6, 4, 3, 2, 1)
+_TILES = (16, 12, 8, 6, 4, 3, 2, 1)
 _PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 LEAST_CELLS = 4  # a side of a tile in space
 _SMALLER = 0.9  # the size of the next plan's tiles over that of one that failed, at most
@@ -75,15 +75,14 @@ def choose(job: Job, budget: int) -> Plan:
     Raises:
         MemoryBudgetError: not even the smallest tiles fit.
     """
-    least = math.inf
-    for plan in _plans(job):
+    for plan in _plans(job, budget):
         if plan.bytes <= budget:
             return plan
-        least = min(least, plan.bytes)
+    least = min(plan.bytes for plan in _plans(job))
     height, width = (side * factor for side, factor in zip(job.cells, job.config.factors[1:], strict=True))
     raise MemoryBudgetError(
         f"memory: {format_bytes(budget)} is too little for frames of {width}x{height}; "
-        f"give {format_bytes(int(least))} or more"
+        f"give {format_bytes(least)} or more"
     )
 
 
@@ -92,8 +91,11 @@ def next_smaller(job: Job, failed: Plan) -> Plan | None:
     return next((plan for plan in _plans(job) if plan.positions <= _SMALLER * failed.positions), None)
 
 
-def _plans(job: Job) -> Iterator[Plan]:
-    """Plans from the cheapest on; what they take is counted only when they are asked for."""
+def _plans(job: Job, budget: int | None = None) -> Iterator[Plan]:
+    """Plans from the cheapest on, without those whose frames alone exceed `budget`.
+
+    What they take is counted only when they are asked for: it takes a second for large frames.
+    """
     candidates = [
         (_time_cost(job, tile) * _space_cost(job, space), tile, space)
         for tile in ((TemporalTiling(factor=1).tile,) if job.mode == "blend" else _TILES)
@@ -102,6 +104,8 @@ def _plans(job: Job) -> Iterator[Plan]:
     candidates.sort(key=lambda candidate: candidate[0])
     for cost, tile, space in candidates:
         shape = _computed(job, tile, space)
+        if budget is not None and _least(job, tile, space, shape) > budget:
+            continue
         size = _bytes(job, tile, space, shape)
         yield Plan(tile=tile, space=space, cost=cost, positions=math.prod(shape), bytes=size)
 
@@ -164,20 +168,35 @@ def _computed(job: Job, tile: int, space: Space | None) -> tuple[int, int, int]:
     return tile + around, rows, columns
 
 
+def _held(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
+    """Bytes of frames beside the model: those that wait to be encoded, or those decoded before."""
+    frame = 3 * math.prod(job.config.factors) * math.prod(job.cells)
+    if job.part == "encode":
+        return frame * computed[0] * job.frame_bytes
+    # Halo tiles are put into one picture; blended ones are joined to rows, and rows to pictures.
+    joined = 0 if space is None else 1 if isinstance(space, SpatialHalo) else 2
+    faded = 1 if job.mode == "blend" else 0
+    return frame * tile * job.dtype.itemsize * (joined + faded)
+
+
+def _least(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
+    """What a plan takes without any activation, so that most of those too large need not be counted."""
+    held = _held(job, tile, space, computed)
+    if job.part == "encode":
+        return int(2 * held / FILL)
+    made = 3 * math.prod(job.config.factors) * math.prod(computed) * job.dtype.itemsize
+    return int((held + made) / FILL)
+
+
 def _bytes(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
     """Weights, the frames of a tile, and the model's activations, with room for what is not counted."""
-    time, height, width = job.config.factors
-    pixels = 3 * job.cells[0] * height * job.cells[1] * width
+    held, (time, height, width) = _held(job, tile, space, computed), job.config.factors
     if job.part == "encode":
-        window = pixels * time * computed[0] * job.frame_bytes
         shape = (time * computed[0], height * computed[1], width * computed[2])
-        # Frames that come in are joined to those held, which takes twice their size, before the model runs.
-        peak = max(2 * window, window + peak_bytes(job.config, "encode", shape, job.dtype, job.device_type))
+        frames = torch.uint8 if job.frame_bytes == 1 else job.dtype
     else:
-        peak = peak_bytes(job.config, "decode", computed, job.dtype, job.device_type)
-        kept = pixels * time * tile * job.dtype.itemsize
-        # Halo tiles are put into one picture; blended ones are joined to rows, and rows to pictures.
-        joined = 0 if space is None else 1 if isinstance(space, SpatialHalo) else 2
-        faded = 1 if job.mode == "blend" else 0
-        peak += (joined + faded) * kept
+        shape, frames = computed, job.dtype
+    peak = held + peak_bytes(job.config, job.part, shape, job.dtype, on=job.device_type, frames=frames)
+    if job.part == "encode":  # frames that come in are joined to those held, which takes twice their size
+        peak = max(2 * held, peak)
     return weight_bytes(job.config, job.dtype) + int(peak / FILL)

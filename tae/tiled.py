@@ -18,7 +18,6 @@ from tae import halo, tiling
 from tae.heap import give_pages_back
 from tae.memory import MemoryBudgetError, Part, format_bytes, ran_out
 from tae.model import TAE
-from tae.pixels import from_bytes
 from tae.plan import LEAST_CELLS, Job, Mode, Plan, choose, next_smaller
 from tae.tiling import TemporalTiling, Tile
 
@@ -51,7 +50,7 @@ class TiledTAE:
         @torch.inference_mode()
         def encode(clip: Tensor) -> Tensor:
             give_pages_back()
-            return tae.encode(_values(clip).to(self._dtype)).mean
+            return tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
 
         @torch.inference_mode()
         def decode(part: Tensor, frames: int) -> Tensor:
@@ -206,8 +205,3 @@ class TiledTAE:
                 return run(self._plan(job).space)
             except (MemoryError, RuntimeError) as failure:
                 self._shrink(job, failure)
-
-
-def _values(clip: Shaped[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b 3 frames height width"]:
-    """Bytes become values in [-1, 1] here, a tile at a time."""
-    return clip if clip.is_floating_point() else from_bytes(clip.movedim(1, -1))

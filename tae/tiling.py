@@ -256,6 +256,13 @@ class Window:
         if (end := self.reach(tile.stop)) < tile.stop:
             raise ValueError(f"latents: end at latent frame {end}, before {tile.stop}; give all of them")
         assert tile.start >= self._start
-        whole = torch.cat(self._held, dim=_TIME) if len(self._held) > 1 else self._held[0]
-        self._start, self._held = tile.start, [whole[:, :, tile.start - self._start :]]
+        self._forget(tile.start)
+        if len(self._held) > 1:
+            self._held = [torch.cat(self._held, dim=_TIME)]
         return self._held[0][:, :, : tile.stop - tile.start]
+
+    def _forget(self, before: int) -> None:
+        """Let go of what lies before a position; joined with what comes, it would be kept for a tile more."""
+        while self._start + self._held[0].shape[_TIME] <= before:
+            self._start += self._held.pop(0).shape[_TIME]
+        self._held[0], self._start = self._held[0][:, :, before - self._start :], before

@@ -16,6 +16,7 @@ from tae import TAE, Posterior, TAEConfig
 from tae.__main__ import main
 from tae.codec import Codec
 from tae.latent_file import LatentFileError, read_info
+from tae.pixels import from_bytes
 
 SMALL = TAEConfig(
     patch_size=(2, 4, 4),
@@ -40,6 +41,7 @@ class Pooling(TAE):
         self.unused = nn.Parameter(torch.zeros(1))
 
     def encode(self, video: Tensor) -> Posterior:
+        video = from_bytes(video.movedim(1, -1))
         missing = -video.shape[2] % 8
         filled = torch.cat((video, video[:, :, -1:].expand(-1, -1, missing, -1, -1)), dim=2)
         mean = nn.functional.avg_pool3d(filled, 8)

@@ -83,7 +83,7 @@ def test_memory_grows_with_the_tile():
 
 def test_larger_chunks_on_a_device_that_streams_them_take_more():
     wide = dataclasses.replace(MINI, channels=64)
-    on_cpu, on_gpu = (peak_bytes(wide, "decode", (16, 32, 32), device_type=kind) for kind in ("cpu", "cuda"))
+    on_cpu, on_gpu = (peak_bytes(wide, "decode", (16, 32, 32), on=kind) for kind in ("cpu", "cuda"))
     assert on_cpu < 0.8 * on_gpu
 
 

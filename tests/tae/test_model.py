@@ -216,6 +216,16 @@ def test_a_compiled_model_is_the_eager_one(config: TAEConfig) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["streamed", "whole"])
+@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+def test_bytes_are_encoded_as_their_values(config, grad):
+    model = build(config).eval()
+    frames = torch.randint(0, 256, (1, 3, 19, 16, 24), generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(grad):
+        from_values = model.encode(frames / 127.5 - 1).mean
+        assert torch.equal(model.encode(frames.to(torch.uint8)).mean, from_values)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
 def test_half_precision_is_near_single(config: TAEConfig, dtype: torch.dtype) -> None:

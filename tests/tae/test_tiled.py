@@ -136,7 +136,7 @@ def test_other_failures_are_not_retried(mini, monkeypatch):
 
 def test_a_small_budget_gives_small_tiles(mini):
     roomy, tight = TiledTAE(mini), TiledTAE(mini, memory=100 * MIB)
-    assert tight.tile_frames((16, 16)) < roomy.tile_frames((16, 16)) == 64
+    assert tight.tile_frames((16, 16)) < roomy.tile_frames((16, 16)) == 128
     with pytest.raises(MemoryBudgetError, match="is too little for frames of 128x128"):
         TiledTAE(mini, memory=MIB).tile_frames((16, 16))
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from tae.tiling import (
     SpatialTiling,
     TemporalTiling,
+    Tile,
+    Window,
     decode_stream,
     encode_stream,
     fade,
@@ -210,3 +212,13 @@ def test_spatial_blend_is_linear_in_pixels():
     row = spatial_decoder(numbered, tiling)(torch.zeros(1, 1, 1, 1, 6), 1)[0, 0, 0, 0]
     expected = [min(max(0.0, (x - 16) / 16), 1.0) for x in range(48)]
     assert row.tolist() == expected
+
+
+def test_a_window_joins_only_what_a_tile_reaches():
+    """Each tile's storage holds its own positions and those after it in the last chunk: none before it."""
+    whole = torch.arange(40.0).view(1, 1, 40, 1, 1)
+    window = Window(iter(chunk.clone() for chunk in whole.split(4, dim=2)), 0)
+    for start, stop in ((0, 10), (6, 18), (14, 26), (30, 40)):
+        tile = window.take(Tile(start=start, stop=stop))
+        assert torch.equal(tile, whole[:, :, start:stop])
+        assert tile.untyped_storage().nbytes() <= 4 * (stop - start + 4)
