@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 # mallopt's names for what it sets (glibc, malloc.h), and what they are set to.
@@ -25,15 +27,19 @@ def keep_pages() -> None:
         libc.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def give_pages_back() -> None:
-    """Hand what malloc has kept back to the kernel: between two tiles of a clip, not between two chunks.
+@contextmanager
+def pages_given_back() -> Iterator[None]:
+    """At the end, hand what malloc has kept back to the kernel: for a tile of a clip, not for a chunk of it.
 
-    Otherwise a tile's frames are put where the last tile's activations were, and its own activations make the
-    heap longer.
+    Otherwise the next tile's frames come on top of it, or are put where this tile's activations were, and the
+    next activations make the heap longer.
     """
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
+    try:
+        yield
+    finally:
+        libc = _glibc()
+        if libc is not None:
+            libc.malloc_trim(0)
 
 
 @cache

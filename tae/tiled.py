@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tae import halo, tiling
-from tae.heap import give_pages_back
+from tae.heap import pages_given_back
 from tae.memory import MemoryBudgetError, Part, format_bytes, ran_out
 from tae.model import TAE
 from tae.plan import LEAST_CELLS, Job, Mode, Plan, choose, next_smaller
@@ -49,13 +49,13 @@ class TiledTAE:
 
         @torch.inference_mode()
         def encode(clip: Tensor) -> Tensor:
-            give_pages_back()
-            return tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
+            with pages_given_back():
+                return tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
 
         @torch.inference_mode()
         def decode(part: Tensor, frames: int) -> Tensor:
-            give_pages_back()
-            return tae.decode(part.to(self._dtype), frames)
+            with pages_given_back():
+                return tae.decode(part.to(self._dtype), frames)
 
         self._encode: tiling.Encode = encode
         self._decode: tiling.Decode = decode

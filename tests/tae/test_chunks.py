@@ -16,7 +16,7 @@ from tae.memory import _LiveBytes
 
 FAULTS = """
 import resource, torch
-from tae.heap import give_pages_back, keep_pages
+from tae.heap import keep_pages, pages_given_back
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,8 +26,8 @@ def use():
 
 keep_pages()
 use()
-before = faults()
 BETWEEN
+before = faults()
 use()
 print(faults() - before)
 """
@@ -57,7 +57,7 @@ def test_pages_are_kept_unless_the_environment_says_otherwise():
 
 @GLIBC
 def test_pages_are_kept_until_they_are_given_back():
-    assert pages() < 0.5 * pages(between="give_pages_back()")
+    assert pages() < 0.5 * pages(between="with pages_given_back(): use()")
 
 
 def test_gather_is_the_first_frames_of_the_joined_chunks_and_asks_for_no_more():
