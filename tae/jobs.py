@@ -112,7 +112,7 @@ def reconstruct(
     every = comparison.every or max(1, round(clip.info.frames / PERCEPTUAL_FRAMES))
     tile_frames = codec.tile_frames(clip.info.height, clip.info.width)
     meter = QualityMeter(tile_frames, perceptual=distance, every=every)
-    worst = WorstFrames(tile_frames)
+    worst = WorstFrames(max(1, round(clip.info.fps)))  # one of each second
     panels = 2 if comparison.side_by_side else 1
     with _own_sound(clip, audio) as heard:
         options = {"presentation": clip.presentation, "sound": heard, "panels": panels}

@@ -35,10 +35,10 @@ class Frame:
 
 
 class WorstFrames:
-    """Keep the frames with the lowest PSNR, at most one of each tile, so that they are not all neighbours."""
+    """Keep the frames with the lowest PSNR, at most one of each `span`, so that they are not all neighbours."""
 
-    def __init__(self, tile_frames: int, keep: int = _WORST) -> None:
-        self._tile, self._keep, self._seen = tile_frames, keep, 0
+    def __init__(self, span: int, keep: int = _WORST) -> None:
+        self._span, self._keep, self._seen = span, keep, 0
         self._kept: list[tuple[float, int, Frame]] = []  # a heap with the best of the worst on top
         self._current: Frame | None = None
 
@@ -50,7 +50,7 @@ class WorstFrames:
     ) -> None:
         """Look at frames that follow those of the call before."""
         for original, restored, value in zip(source, decoded, psnr, strict=True):
-            if self._seen % self._tile == 0:
+            if self._seen % self._span == 0:
                 self._settle()
             if self._current is None or value < self._current.psnr:
                 self._current = Frame(
@@ -352,7 +352,7 @@ _PAGE = """<!doctype html>
 <h2>Frame by frame</h2>
 <table><tr><th></th><th>mean</th><th>median</th><th>worst</th><th>best</th></tr>{table}</table>
 <h2>Worst frames</h2>
-<p class="note">The frames with the lowest PSNR, at most one of each tile in time. The difference is the mean
+<p class="note">The frames with the lowest PSNR, at most one of each second. The difference is the mean
 absolute error of red, green and blue.</p>
 <div class="legend"><span>0</span><img src="{ramp}" alt="colours of the error">
 <span>{full} levels of 255, or more</span></div>

@@ -81,7 +81,7 @@ def test_the_page_shows_the_figures(made):
     assert page.count("<polyline") == 4
     worst = int(np.argmin(figures["psnr_by_frame"]))
     assert f"Frame {worst} " in page
-    assert len(re.findall("Frame [0-9]+ ", page)) == 2  # one of each tile of 64 frames
+    assert len(re.findall("Frame [0-9]+ ", page)) == 3  # one of each second
 
 
 def test_perceptual_frames_and_flicker(made):
@@ -92,7 +92,7 @@ def test_perceptual_frames_and_flicker(made):
     assert figures["perceptual_note"] is None
 
 
-def test_worst_frames_are_the_worst_of_their_tiles():
+def test_worst_frames_are_the_worst_of_their_spans():
     random = np.random.default_rng(0)
     psnr = random.permutation(40).astype(float).tolist()
     frames = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
