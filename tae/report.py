@@ -35,7 +35,7 @@ class Frame:
 
 
 class WorstFrames:
-    """Keep the frames with the lowest PSNR, at most one of each `span`, so that they are not all neighbours."""
+    """Keep the frames with the lowest PSNR, at most one of each `span`, so that not all are neighbours."""
 
     def __init__(self, span: int, keep: int = _WORST) -> None:
         self._span, self._keep, self._seen = span, keep, 0
