@@ -99,7 +99,7 @@ class Codec:
             LatentFileError: the file cannot be written.
         """
         clip, path = source if isinstance(source, Footage) else footage(source), Path(path)
-        latents = self._latents(clip.stream(self._chunk_frames))
+        latents = self._latents(clip.stream(self._factors[0]))
         with ExitStack() as stack:
             nut = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sound.nut"
             heard = clip.info.path if audio and clip.info.audio else None
@@ -152,7 +152,7 @@ class Codec:
         waiting: deque[np.ndarray] = deque()
 
         def kept() -> Iterator[np.ndarray]:
-            for frames in clip.stream(self._chunk_frames):
+            for frames in clip.stream(self._factors[0]):
                 waiting.extend(frames)
                 yield frames
 
