@@ -100,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--memory",
         type=_bytes,
-        default="4GiB",
         metavar="SIZE",
         help="memory for the tiles in which large clips are decoded, 8GiB for example (default 4GiB)",
     )
@@ -230,6 +229,7 @@ class Sampler:
 
         from sample.generate import decode_latent, null_states, sample_latent
         from tae.memory import MemoryBudgetError
+        from tae.tiled import DEFAULT_MEMORY
 
         torch.set_num_threads(self.args.threads)
         if self._models is None:
@@ -243,7 +243,7 @@ class Sampler:
                 dit, text, null_text, shape, seed=job.seed, sampling=self.sampling, progress=advance
             )
         try:
-            return decode_latent(tae, latent, b.frames, self.args.memory)[0].numpy()
+            return decode_latent(tae, latent, b.frames, self.args.memory or DEFAULT_MEMORY)[0].numpy()
         except (RuntimeError, MemoryError, MemoryBudgetError) as error:
             kept = output.save_latent(latent)
             reason = str(error).partition("\n")[0]

@@ -68,7 +68,6 @@ class Codec:
         self._channels = tae.config.latent_channels
         self._device = next(tae.parameters()).device
         self._tiled = TiledTAE(tae, mode=tiling, memory=memory, spatial_tile=spatial_tile)
-        self._chunk_frames = CHUNK * self._factors[0]
 
     def tile_frames(self, height: int, width: int) -> int:
         """Frames in one decoder tile of frames of this size.
@@ -118,7 +117,7 @@ class Codec:
                 start = index * info.tile
                 array[start : start + len(latent)] = latent
                 if progress is not None:
-                    progress(min((index + 1) * self._chunk_frames, info.frames))
+                    progress(min((index + 1) * info.tile * self._factors[0], info.frames))
         return info
 
     def decode(

@@ -40,25 +40,12 @@ class TiledTAE:
     def __init__(
         self, tae: TAE, *, mode: Mode = "halo", memory: int = DEFAULT_MEMORY, spatial_tile: int | None = None
     ) -> None:
-        self._config, self._memory = tae.config, memory
+        self._tae, self._config, self._memory = tae, tae.config, memory
         self._mode: Mode = mode
         weight = next(tae.parameters())
         self._dtype, self._device_type = weight.dtype, weight.device.type
         side = max(tae.config.factors[1:])
         self._most_cells = None if spatial_tile is None else max(LEAST_CELLS, spatial_tile // side)
-
-        @torch.inference_mode()
-        def encode(clip: Tensor) -> Tensor:
-            with pages_given_back():
-                return tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
-
-        @torch.inference_mode()
-        def decode(part: Tensor, frames: int) -> Tensor:
-            with pages_given_back():
-                return tae.decode(part.to(self._dtype), frames)
-
-        self._encode: tiling.Encode = encode
-        self._decode: tiling.Decode = decode
         self._plans: dict[Job, Plan] = {}
 
     def tile_frames(self, cells: tuple[int, int]) -> int:
@@ -147,6 +134,16 @@ class TiledTAE:
     ) -> Float[Tensor, "b 3 frames height width"]:
         """A whole clip from its latent."""
         return torch.cat(list(self.decode_stream([latent], frames=frames)), dim=2)
+
+    @torch.inference_mode()
+    def _encode(self, clip: Tensor) -> Tensor:
+        with pages_given_back():
+            return self._tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
+
+    @torch.inference_mode()
+    def _decode(self, part: Tensor, frames: int) -> Tensor:
+        with pages_given_back():
+            return self._tae.decode(part.to(self._dtype), frames)
 
     def _job(self, part: Part, cells: tuple[int, int], frame_bytes: int = 4) -> Job:
         return Job(

@@ -149,9 +149,10 @@ class RunConfig:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
-        if self.freeze_encoder and (self.model != "tae" or self.init_from is None):
+        goes_on = self.model == "tae" and self.init_from is not None
+        if self.freeze_encoder and not goes_on:
             raise ConfigError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
-        if self.deepen and (self.model != "tae" or self.init_from is None):
+        if self.deepen and not goes_on:
             raise ConfigError("deepen: needs model: tae and an init_from whose decoder is to become deeper")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
