@@ -18,7 +18,8 @@ from dit_video.paths import cond_ot, cosine
 from sample import schedule as grids
 from sample import solver as solvers
 from sample.guidance import VelocityModel, guided_velocity
-from tae.model import TAE, LatentShape
+from tae.config import LatentShape
+from tae.model import TAE
 from tae.pixels import to_bytes
 from tae.tiled import DEFAULT_MEMORY, TiledTAE
 

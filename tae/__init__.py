@@ -1,5 +1,6 @@
 """Temporal autoencoder: video to latents, eight times smaller in time, height and width, and back."""
 
-from tae.model import TAE, LatentShape, Posterior, TAEConfig
+from tae.config import LatentShape, TAEConfig
+from tae.model import TAE, Posterior
 
 __all__ = ["TAE", "LatentShape", "Posterior", "TAEConfig"]

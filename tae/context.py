@@ -9,7 +9,7 @@ position only.
 
 from dataclasses import dataclass
 
-from tae.model import TAEConfig
+from tae.config import TAEConfig
 
 _TIME = 0
 
@@ -93,8 +93,11 @@ def _encoder_halo(config: TAEConfig, axis: int) -> Halo:
 
 def _decoder_halo(config: TAEConfig, axis: int) -> Halo:
     """The latent cells that the pixels of cell 0 come from."""
-    patch = config.patch_size[axis]
+    patch = config.decoded_patch[axis]
     low, high = 0, (config.factors[axis] - 1) // patch
+    if config.detail_channels:
+        low, high = _grown(low, high, 2 * config.detail_blocks)
+        low, high = low // config.detail_stride[axis], high // config.detail_stride[axis]
     low, high = _grown(low, high, 1)
     for level in range(len(config.multipliers)):
         if level > 0:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from tae import scratch, winograd
 from tae.chunks import neighbours, streams
-
-Stride = tuple[int, int, int]
+from tae.config import Stride
 
 
 class SpatialConv(nn.Conv3d):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from configs import dump
 from configs.pretrained import CONFIG_NAME, PretrainedError, load_state, read_weights, resolve_folder
+from tae.config import TAEConfig
 from tae.layers import Attention, Downsample, ResBlock, Upsample
-from tae.model import TAE, Decoder, Encoder, TAEConfig
+from tae.model import TAE, Decoder, Encoder
 
 STEM = "diffusion_pytorch_model"
 # Keys that this architecture fixes, and the only values it can stand for; a missing key means the first.

@@ -7,7 +7,6 @@ the same numbers, while fine levels stay in cache and the memory they need does 
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +14,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tae.chunks import fork, regroup
+from tae.config import Norm, Stride
 from tae.convolution import (
     Conv,
     NearestSpatialConv,
     NearestTemporalConv,
     PointwiseConv,
     SpatialConv,
-    Stride,
     TemporalConv,
     clip_of,
     frames_of,
 )
-
-Norm = Literal["group", "rms"]
 
 
 class ChannelRMSNorm(nn.Module):
@@ -197,6 +194,33 @@ class Upsample(nn.Module):
 
     def _shortcut(self, x: Tensor) -> Tensor:
         return unfold(x.repeat_interleave(self.repeats, dim=1), self.stride)
+
+
+class Detail(nn.Module):
+    """A decoder's level between patches and pixels: cells parted by `stride`, residual blocks, a linear map.
+
+    Without it all pixels of a patch are one linear map of the features around it, which blurs what moves
+    within the patch.
+    """
+
+    def __init__(self, blocks: list[ResBlock], channels: int, stride: Stride, channels_out: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.layers = nn.Sequential(*blocks)
+        self.to_patch = PointwiseConv(channels, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_patch(self.layers(self._parted(x)))
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        chunks = regroup(map(self._parted, chunks))
+        for block in self.layers:
+            assert isinstance(block, ResBlock)
+            chunks = block.stream(chunks)
+        return map(self.to_patch, chunks)
+
+    def _parted(self, x: Tensor) -> Tensor:
+        return unfold(x, self.stride).contiguous(memory_format=torch.channels_last_3d)
 
 
 def activate(normalized: Tensor) -> Tensor:

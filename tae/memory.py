@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tae.chunks import counted_for
-from tae.model import TAE, TAEConfig
+from tae.config import TAEConfig
+from tae.model import TAE
 
 Part = Literal["encode", "decode"]
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from configs.pretrained import load_pretrained, load_state, save_pretrained
 from tae.chunks import gather, regroup, streams
-from tae.convolution import Conv, PointwiseConv, Stride
+from tae.config import Stride, TAEConfig
+from tae.convolution import Conv, PointwiseConv
 from tae.heap import keep_pages
 from tae.layers import (
     Attention,
+    Detail,
     Downsample,
-    Norm,
     ResBlock,
     Upsample,
     activate,
@@ -31,89 +32,6 @@ from tae.layers import (
 from tae.pixels import from_bytes
 
 INITIAL_LOGVAR = -4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentShape:
-    """Channels and sizes of the latent of a clip."""
-
-    channels: int
-    frames: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TAEConfig:
-    """Shape of a temporal autoencoder.
-
-    `patch_size` (time, height, width) folds pixels into channels before the first convolution; `strides`
-    (one a level, the last level has none) shrink what is left. `encoder_blocks` and `decoder_blocks` count
-    residual blocks, finest level first. With `shortcuts` the resampling layers change the width
-    themselves and carry a shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder,
-    which start at zero: training starts from a linear autoencoder. Without, the layout is that of latent
-    diffusion. `post_quant` puts a 1x1 convolution between latent and decoder, which some image autoencoders
-    have. `latent_mean` and `latent_std`, one value a channel, are measured on training clips; empty
-    means that they are not known yet.
-    """
-
-    patch_size: Stride = (1, 1, 1)
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    strides: tuple[Stride, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
-    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
-    decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)
-    shortcuts: bool = False
-    latent_channels: int = 16
-    norm: Norm = "group"
-    attention: bool = True
-    post_quant: bool = False
-    latent_mean: tuple[float, ...] = ()
-    latent_std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.strides) != len(self.multipliers) - 1:
-            raise ValueError(
-                f"tae.strides: {len(self.multipliers)} levels need {len(self.multipliers) - 1} strides"
-            )
-        for key in ("encoder_blocks", "decoder_blocks"):
-            if len(getattr(self, key)) != len(self.multipliers):
-                raise ValueError(f"tae.{key}: give {len(self.multipliers)} counts, one a level")
-        if self.norm == "group" and any(self.channels * m % 32 for m in self.multipliers):
-            raise ValueError(
-                "tae.channels: times each multiplier must divide by 32, the number of norm groups"
-            )
-        for key in ("latent_mean", "latent_std"):
-            if len(getattr(self, key)) not in {0, self.latent_channels}:
-                raise ValueError(
-                    f"tae.{key}: give {self.latent_channels} values, one a latent channel, or none"
-                )
-
-    @property
-    def factors(self) -> Stride:
-        """Raw frames, rows and columns in one latent cell: 8, 8, 8 in every released configuration."""
-        axes = zip(self.patch_size, *self.strides, strict=True)
-        time, height, width = (math.prod(axis) for axis in axes)
-        return time, height, width
-
-    def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
-        """Latent sizes of a clip: ceil(frames / 8), height / 8, width / 8.
-
-        Raises:
-            ValueError: no frame, or a side that is not a positive multiple of the spatial factor.
-        """
-        time, rows, columns = self.factors
-        if frames < 1:
-            raise ValueError(f"frames: a clip has at least one frame, not {frames}")
-        for name, size, factor in (("height", height, rows), ("width", width, columns)):
-            if size < factor or size % factor:
-                raise ValueError(f"{name}: {size} is not a positive multiple of {factor}; pad the frames")
-        return LatentShape(
-            channels=self.latent_channels,
-            frames=-(-frames // time),
-            height=height // rows,
-            width=width // columns,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,15 +116,22 @@ class Decoder(nn.Module):
                 width = out
         self.layers = nn.Sequential(*layers)
         self.norm_out = make_norm(config.norm, width)
-        self.conv_out = Conv(width, 3 * math.prod(config.patch_size))
+        out = config.detail_channels or 3 * math.prod(config.patch_size)
+        self.conv_out = Conv(width, out * math.prod(config.detail_stride))
+        self.detail = None
+        if config.detail_channels:
+            blocks = [ResBlock(out, out, config.norm) for _ in range(config.detail_blocks)]
+            self.detail = Detail(blocks, out, config.detail_stride, 3 * math.prod(config.decoded_patch))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
+        x = self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
+        return x if self.detail is None else self.detail(x)
 
     def stream(self, x: Tensor) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
         growth = self.conv_in.spatial.out_channels / x.shape[1]
-        return _stream(self, self.conv_in.stream(regroup([self._dequantized(x)], growth=growth)))
+        chunks = _stream(self, self.conv_in.stream(regroup([self._dequantized(x)], growth=growth)))
+        return chunks if self.detail is None else self.detail.stream(chunks)
 
     def _dequantized(self, x: Tensor) -> Tensor:
         return x if self.post_quant is None else self.post_quant(x)
@@ -253,14 +178,11 @@ class TAE(nn.Module):
         if self.to_latent is not None and self.to_pixels is not None:
             nn.init.normal_(self.to_latent.weight, std=self.to_latent.in_channels**-0.5)
             nn.init.normal_(self.to_pixels.weight, std=0.02)
-            for conv in (self.encoder.conv_out, self.decoder.conv_out):
-                nn.init.zeros_(conv.spatial.weight)
-            for conv in (
-                self.to_latent,
-                self.to_pixels,
-                self.encoder.conv_out.spatial,
-                self.decoder.conv_out.spatial,
-            ):
+            detail = self.decoder.detail
+            last = self.decoder.conv_out.spatial if detail is None else detail.to_patch
+            for conv in (self.encoder.conv_out.spatial, last):
+                nn.init.zeros_(conv.weight)
+            for conv in (self.to_latent, self.to_pixels, self.encoder.conv_out.spatial, last):
                 assert conv.bias is not None
                 nn.init.zeros_(conv.bias)
         # A posterior that starts as wide as the prior drowns what the encoder says for hundreds of steps.
@@ -307,7 +229,7 @@ class TAE(nn.Module):
         latent = _channels_last(latent)
         if streams():
             return self._decode_stream(latent, frames)
-        video = unfold(self.decoder(latent), self.config.patch_size)[:, :, :frames]
+        video = unfold(self.decoder(latent), self.config.decoded_patch)[:, :, :frames]
         if self.to_pixels is not None:
             video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
         return video
@@ -328,7 +250,7 @@ class TAE(nn.Module):
         return from_bytes(video.movedim(1, -1)).to(self.encoder.conv_in.spatial.weight.dtype)
 
     def _decode_stream(self, latent: Tensor, frames: int) -> Tensor:
-        patch, factors = self.config.patch_size, self.config.factors
+        patch, factors = self.config.decoded_patch, self.config.factors
         video = gather((unfold(chunk, patch) for chunk in self.decoder.stream(latent)), frames)
         if self.to_pixels is not None:
             for cell, clip in zip(latent.split(1, dim=2), video.split(factors[0], dim=2), strict=True):

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from tae.config import TAEConfig
 from tae.context import Context, Halo, context
 from tae.halo import HaloTile, Space, SpatialHalo
 from tae.memory import FILL, MemoryBudgetError, Part, format_bytes, peak_bytes, weight_bytes
-from tae.model import TAEConfig
 from tae.tiling import SpatialTiling, TemporalTiling, split
 
 Mode = Literal["halo", "blend"]

@@ -7,9 +7,10 @@ from configs import ConfigError
 from dit_video.flow import FlowConfig
 from dit_video.model import DiTConfig
 from dit_video.parallel import ParallelConfig
+from tae.config import TAEConfig
 from tae.discriminator import DiscriminatorConfig
+from tae.grow import Growth
 from tae.losses import LossConfig
-from tae.model import TAEConfig
 from train.text_config import TextTrainConfig
 
 
@@ -111,8 +112,8 @@ class RunConfig:
 
     release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
     the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
-    and backbones that learned on them, stay valid. deepen gives the decoder so many more residual blocks at
-    its finest level, which start as the identity. The *_every fields count optimizer steps; preview_every 0
+    and backbones that learned on them, stay valid. grow gives the decoder more layers, which start as the
+    identity. The *_every fields count optimizer steps; preview_every 0
     makes no previews.
     """
 
@@ -123,7 +124,7 @@ class RunConfig:
     release: str = "sample/mini"
     init_from: str | None = None
     freeze_encoder: bool = False
-    deepen: int = 0
+    grow: Growth = field(default_factory=Growth)
     threads: int | None = None
     tae: TAEConfig = field(default_factory=TAEConfig)
     dit: DiTConfig = field(default_factory=DiTConfig)
@@ -144,7 +145,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
                   keep_checkpoints=self.keep_checkpoints)  # fmt: skip
-        _at_least("", 0, preview_every=self.preview_every, seed=self.seed, deepen=self.deepen)
+        _at_least("", 0, preview_every=self.preview_every, seed=self.seed)
         if self.threads is not None:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:
@@ -152,8 +153,8 @@ class RunConfig:
         goes_on = self.model == "tae" and self.init_from is not None
         if self.freeze_encoder and not goes_on:
             raise ConfigError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
-        if self.deepen and not goes_on:
-            raise ConfigError("deepen: needs model: tae and an init_from whose decoder is to become deeper")
+        if self.grow != Growth() and not goes_on:
+            raise ConfigError("grow: needs model: tae and an init_from whose decoder is to grow")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise ConfigError(

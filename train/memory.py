@@ -17,7 +17,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from dit_video.model import DiTConfig
-from tae.model import TAE, TAEConfig
+from tae.config import TAEConfig
+from tae.model import TAE
 
 Precision = Literal["fp32", "bf16"]
 Offload = Literal["none", "optimizer", "parameters"]

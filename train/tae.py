@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from configs import ConfigError
 from data.sheet import contact_sheet
 from tae import TAE
-from tae.deepen import deepened
 from tae.discriminator import PatchDiscriminator
+from tae.grow import grown
 from tae.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
 from tae.metrics import psnr
 from tae.model import Reconstruction
@@ -51,7 +51,7 @@ class TAETask:
             model.init_weights()
         else:
             model = TAE.from_pretrained(Path(config.init_from) / "tae")
-            model = (deepened(model, config.deepen) if config.deepen else model).train()
+            model = grown(model, config.grow).train()
             # DeepSpeed sends and flattens parameters as one run of memory; channels-last is for inference.
             model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         if config.freeze_encoder:

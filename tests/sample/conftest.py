@@ -10,7 +10,8 @@ from conditioning.embedding import TextEmbedding
 from dit_video.model import DiTConfig, VideoDiT
 from sample.judge import Judge, JudgeConfig
 from sample.release import Release, ReleaseConfig, write
-from tae.model import TAE, TAEConfig
+from tae.config import TAEConfig
+from tae.model import TAE
 
 WIDTHS = (8, 6, 8)
 

@@ -5,8 +5,8 @@ import torch
 
 from conditioning.embedding import TextEmbedding
 from sample.generate import GenerateError, Sampling, decode_latent, draw_noise, generate, sample_latent
+from tae.config import LatentShape
 from tae.memory import MemoryBudgetError
-from tae.model import LatentShape
 
 SIZE = {"frames": 16, "height": 32, "width": 32, "fps": Fraction(16), "num_steps": 3}
 PROMPTS = ["a red star", "a blue ring that moves left on a gray background", "☂ déjà vu 🎉"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ PACKED = TAEConfig(
     attention=False,
 )
 
+DETAILED = replace(PACKED, detail_channels=16, detail_blocks=1)
+LAYOUTS = pytest.mark.parametrize("config", [TINY, PACKED, DETAILED], ids=["movie_gen", "packed", "detailed"])
+
 
 def build(config: TAEConfig, seed: int = 0) -> TAE:
     model = TAE(config)
@@ -41,7 +45,7 @@ def build(config: TAEConfig, seed: int = 0) -> TAE:
     return model.eval()
 
 
-@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@LAYOUTS
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 16, 17])
 def test_any_length_round_trips_in_shape(config: TAEConfig, frames: int) -> None:
     model, video = build(config), torch.rand(2, 3, frames, 16, 24) * 2 - 1
@@ -59,6 +63,14 @@ def test_any_length_round_trips_in_shape(config: TAEConfig, frames: int) -> None
 def test_impossible_sizes_are_named(frames: int, height: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TINY.latent_shape(frames, height, 16)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patch_size": (1, 1, 1)}, {"patch_size": (2, 3, 4)}, {"norm": "group", "channels": 32}]
+)
+def test_detail_needs_a_patch_that_can_be_halved_and_whole_norm_groups(changes) -> None:
+    with pytest.raises(ValueError, match="detail_channels"):
+        replace(DETAILED, **changes)
 
 
 @pytest.mark.parametrize("frames", [0, 8, 17])
@@ -154,7 +166,7 @@ def test_meta_device_build_materializes_to_the_same_starting_distribution() -> N
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@LAYOUTS
 @pytest.mark.parametrize("frames", [1, 9, 17])
 def test_without_gradients_chunks_give_what_the_whole_clip_gives(
     config: TAEConfig, frames: int, monkeypatch: pytest.MonkeyPatch
@@ -208,7 +220,7 @@ torch.testing.assert_close(gradients[1], gradients[0])
 """
 
 
-@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@LAYOUTS
 def test_a_compiled_model_is_the_eager_one(config: TAEConfig) -> None:
     """In one graph; in a process of its own, without the annotations' checks, which no compiler can trace."""
     command = [sys.executable, "-c", COMPILED, json.dumps(to_dict(config))]
@@ -217,7 +229,7 @@ def test_a_compiled_model_is_the_eager_one(config: TAEConfig) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["streamed", "whole"])
-@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@LAYOUTS
 def test_bytes_are_encoded_as_their_values(config, grad):
     model = build(config).eval()
     frames = torch.randint(0, 256, (1, 3, 19, 16, 24), generator=torch.Generator().manual_seed(0))
@@ -227,7 +239,7 @@ def test_bytes_are_encoded_as_their_values(config, grad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("config", [TINY, PACKED], ids=["movie_gen", "packed"])
+@LAYOUTS
 def test_half_precision_is_near_single(config: TAEConfig, dtype: torch.dtype) -> None:
     model, video = build(config), torch.rand(1, 3, 9, 16, 16) * 2 - 1
     with torch.no_grad():

@@ -1,5 +1,7 @@
 """Small autoencoders of every layout, with random weights."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,8 @@ SHORT = TAEConfig(
     norm="rms",
     attention=False,
 )
-CONFIGS = {"mini": MINI, "paper": PAPER, "short": SHORT}
+DETAILED = replace(MINI, detail_channels=4, detail_blocks=1)
+CONFIGS = {"mini": MINI, "paper": PAPER, "short": SHORT, "detailed": DETAILED}
 
 
 def random_tae(config: TAEConfig) -> TAE:

@@ -11,7 +11,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from configs import load
 from dit_video.model import VideoDiT
 from dit_video.parallel import parallelize
-from tae.model import TAE, TAEConfig
+from tae.config import TAEConfig
+from tae.model import TAE
 from tests.train.held import LATENT, TEXT_TOKENS, Saved, batch, loss
 from train.memory import Slice, dit_activations, tae_activations, zero_states
 from train.plan_config import PlanConfig, read_inputs

@@ -14,7 +14,8 @@ from conditioning.encoders import PromptEncoder, quiet
 from configs import ConfigError, load
 from data.buckets import parse
 from data.latents import LatentDataset, LatentError
-from tae.model import TAE, TAEConfig
+from tae.config import TAEConfig
+from tae.model import TAE
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
 from train import precompute as module
 from train.clips import describe, draw, to_tensor
