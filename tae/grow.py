@@ -1,4 +1,4 @@
-"""A larger decoder that starts as the one it grew from (Chen et al. 2016, arXiv:1511.05641)."""
+"""A larger autoencoder that starts as the one it grew from (Chen et al. 2016, arXiv:1511.05641)."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -13,14 +13,15 @@ from tae.model import TAE
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """What a decoder gets: `blocks` more residual blocks at its finest level, and the detail level of
-    `TAEConfig.detail_channels` and `detail_blocks`.
+    """So many more residual blocks at the finest level of encoder and decoder, and for the decoder the
+    detail level of `TAEConfig.detail_channels` and `detail_blocks`.
 
     Raises:
         ValueError: a negative count.
     """
 
-    blocks: int = 0
+    encoder_blocks: int = 0
+    decoder_blocks: int = 0
     detail_channels: int = 0
     detail_blocks: int = 2
 
@@ -31,25 +32,18 @@ class Growth:
 
 
 def grown(tae: TAE, growth: Growth) -> TAE:
-    """A copy with a larger decoder. Encoder and latents are those of `tae`, and so are decoded clips until
-    the new weights are trained.
+    """A larger copy. Latents and decoded clips are those of `tae` until the new weights are trained.
 
     Raises:
         ValueError: a detail level for a decoder that has one, or too few channels for the pixels of a cell.
     """
-    old, state = tae.config, tae.state_dict()
-    finest, *others = old.decoder_blocks
-    config = replace(old, decoder_blocks=(finest + growth.blocks, *others))
-    if growth.detail_channels:
-        if old.detail_channels:
-            raise ValueError("grow.detail_channels: this decoder has a detail level")
-        config = replace(config, detail_channels=growth.detail_channels, detail_blocks=growth.detail_blocks)
-        if growth.detail_channels < 3 * math.prod(config.decoded_patch):
-            raise ValueError(f"grow.detail_channels: use {3 * math.prod(config.decoded_patch)} or more")
-    larger = TAE(config).to(tae.encoder.conv_in.spatial.weight)  # its device and dtype
+    larger = TAE(_config(tae.config, growth)).to(tae.encoder.conv_in.spatial.weight)  # its device and dtype
     larger.init_weights()
-    # The finest level comes last, so the old layers keep their names.
-    added = list(larger.decoder.layers)[len(tae.decoder.layers) :]
+    first, more = tae.config.encoder_blocks[0], growth.encoder_blocks
+    added = list(larger.encoder.layers)[first : first + more]
+    # The decoder's finest level comes last, so its old layers keep their names.
+    added += list(larger.decoder.layers)[len(tae.decoder.layers) :]
+    state = {_shifted(name, first, more): value for name, value in tae.state_dict().items()}
     if growth.detail_channels:
         assert larger.decoder.detail is not None
         added += larger.decoder.detail.layers
@@ -60,6 +54,31 @@ def grown(tae: TAE, growth: Growth) -> TAE:
             nn.init.zeros_(parameter)
     larger.load_state_dict(larger.state_dict() | state)
     return larger
+
+
+def _config(old: TAEConfig, growth: Growth) -> TAEConfig:
+    encoder, decoder = list(old.encoder_blocks), list(old.decoder_blocks)
+    encoder[0] += growth.encoder_blocks
+    decoder[0] += growth.decoder_blocks
+    config = replace(old, encoder_blocks=tuple(encoder), decoder_blocks=tuple(decoder))
+    if not growth.detail_channels:
+        return config
+    if old.detail_channels:
+        raise ValueError("grow.detail_channels: this decoder has a detail level")
+    config = replace(config, detail_channels=growth.detail_channels, detail_blocks=growth.detail_blocks)
+    pixels = 3 * math.prod(config.decoded_patch)
+    if growth.detail_channels < pixels:
+        raise ValueError(f"grow.detail_channels: use {pixels} or more")
+    return config
+
+
+def _shifted(name: str, first: int, more: int) -> str:
+    """The encoder's finest level comes first: layers from `first` on are counted `more` later."""
+    prefix = "encoder.layers."
+    if not name.startswith(prefix):
+        return name
+    index, rest = name.removeprefix(prefix).split(".", 1)
+    return f"{prefix}{int(index) + (more if int(index) >= first else 0)}.{rest}"
 
 
 def _detail(larger: TAE, state: dict[str, Tensor]) -> dict[str, Tensor]:

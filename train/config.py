@@ -112,7 +112,7 @@ class RunConfig:
 
     release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
     the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
-    and backbones that learned on them, stay valid. grow gives the decoder more layers, which start as the
+    and backbones that learned on them, stay valid. grow gives the autoencoder more layers, which start as the
     identity. The *_every fields count optimizer steps; preview_every 0
     makes no previews.
     """
@@ -153,8 +153,12 @@ class RunConfig:
         goes_on = self.model == "tae" and self.init_from is not None
         if self.freeze_encoder and not goes_on:
             raise ConfigError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
+        if self.freeze_encoder and self.grow.encoder_blocks:
+            raise ConfigError(
+                "grow.encoder_blocks: a frozen encoder stays as it is; leave out freeze_encoder"
+            )
         if self.grow != Growth() and not goes_on:
-            raise ConfigError("grow: needs model: tae and an init_from whose decoder is to grow")
+            raise ConfigError("grow: needs model: tae and an init_from that is to grow")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise ConfigError(

@@ -118,7 +118,13 @@ def test_a_frozen_encoder_gives_the_latents_of_before(task: TAETask, tmp_path: P
 def test_a_decoder_that_grows_starts_as_the_one_before(task: TAETask, tmp_path: Path) -> None:
     assert isinstance(task.model, TAE)
     task.model.save_pretrained(tmp_path / "tae")
-    sources = [*SOURCES, f"run={tmp_path}", f"init_from={tmp_path}", "freeze_encoder=true", "grow.blocks=2"]
+    sources = [
+        *SOURCES,
+        f"run={tmp_path}",
+        f"init_from={tmp_path}",
+        "freeze_encoder=true",
+        "grow.decoder_blocks=2",
+    ]
     later = TAETask(load(RunConfig, sources))
     assert isinstance(later.model, TAE)
     assert later.model.training
@@ -129,8 +135,13 @@ def test_a_decoder_that_grows_starts_as_the_one_before(task: TAETask, tmp_path: 
     assert torch.equal(before, after)
 
 
+def test_a_frozen_encoder_does_not_grow() -> None:
+    with pytest.raises(ConfigError, match=r"grow\.encoder_blocks"):
+        load(RunConfig, [*SOURCES, "init_from=x", "freeze_encoder=true", "grow.encoder_blocks=1"])
+
+
 @pytest.mark.parametrize("sources", [["model=tae"], ["model=dit", "init_from=x"]], ids=str)
-@pytest.mark.parametrize(("key", "value"), [("freeze_encoder", "true"), ("grow.blocks", "2")])
+@pytest.mark.parametrize(("key", "value"), [("freeze_encoder", "true"), ("grow.decoder_blocks", "2")])
 def test_only_a_trained_autoencoder_is_frozen_or_grows(sources: list[str], key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.partition(".")[0]):
         load(RunConfig, [*sources, f"{key}={value}"])
