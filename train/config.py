@@ -113,8 +113,7 @@ class RunConfig:
     release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
     the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
     and backbones that learned on them, stay valid. grow gives the autoencoder more layers, which start as the
-    identity. The *_every fields count optimizer steps; preview_every 0
-    makes no previews.
+    identity. The *_every fields count optimizer steps; preview_every 0 makes no previews.
     """
 
     model: Literal["tae", "dit", "text", "judge"] = "tae"

@@ -14,7 +14,7 @@ from configs import ConfigError
 from data.sheet import contact_sheet
 from tae import TAE
 from tae.discriminator import PatchDiscriminator
-from tae.grow import grown
+from tae.grow import Growth, grown
 from tae.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
 from tae.metrics import psnr
 from tae.model import Reconstruction
@@ -51,7 +51,7 @@ class TAETask:
             model.init_weights()
         else:
             model = TAE.from_pretrained(Path(config.init_from) / "tae")
-            model = grown(model, config.grow).train()
+            model = (model if config.grow == Growth() else grown(model, config.grow)).train()
             # DeepSpeed sends and flattens parameters as one run of memory; channels-last is for inference.
             model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         if config.freeze_encoder:

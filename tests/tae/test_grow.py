@@ -49,5 +49,5 @@ def test_what_cannot_grow_is_named():
         grown(detailed, Growth(detail_channels=12))
     with pytest.raises(ValueError, match="use 12 or more"):
         grown(random_tae(MINI), Growth(detail_channels=8))
-    with pytest.raises(ValueError, match=r"grow.decoder_blocks"):
+    with pytest.raises(ValueError, match=r"grow\.decoder_blocks"):
         Growth(decoder_blocks=-1)

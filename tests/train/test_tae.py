@@ -128,6 +128,8 @@ def test_a_decoder_that_grows_starts_as_the_one_before(task: TAETask, tmp_path: 
     later = TAETask(load(RunConfig, sources))
     assert isinstance(later.model, TAE)
     assert later.model.training
+    old, new = task.model.state_dict(), later.model.state_dict()
+    assert old.keys() < new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     assert later.model.config.decoder_blocks[0] == task.model.config.decoder_blocks[0] + 2
     batch = later.batch(0, 0, 1)
     with torch.no_grad():
