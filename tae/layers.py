@@ -220,7 +220,7 @@ class Detail(nn.Module):
         return map(self.to_patch, chunks)
 
     def _parted(self, x: Tensor) -> Tensor:
-        return unfold(x, self.stride).contiguous(memory_format=torch.channels_last_3d)
+        return unfold(x, self.stride)
 
 
 def activate(normalized: Tensor) -> Tensor:
@@ -241,6 +241,7 @@ def fold(x: Tensor, patch: Stride) -> Tensor:
 
 
 def unfold(x: Tensor, patch: Stride) -> Tensor:
-    """Inverse of `fold`."""
+    """Inverse of `fold`; channels-last in memory, in one copy."""
     pt, ph, pw = patch
-    return rearrange(x, "b (pt ph pw c) t h w -> b c (t pt) (h ph) (w pw)", pt=pt, ph=ph, pw=pw)
+    pixels = rearrange(x, "b (pt ph pw c) t h w -> b (t pt) (h ph) (w pw) c", pt=pt, ph=ph, pw=pw)
+    return pixels.movedim(-1, 1)
