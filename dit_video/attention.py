@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dit_video.blockwise import blockwise_attention
+
 KernelName = Literal["math", "sdpa", "xformers", "flex", "varlen"]
 
 
@@ -68,7 +70,7 @@ def math_attention(
     if isinstance(who, Segments):
         logits = logits.masked_fill(~who.mask(query.device), -torch.inf)
     elif who is not None:
-        logits = logits.masked_fill(~_keys(who), -torch.inf)
+        logits = logits.masked_fill(~_keys(who)[:, None, None, :], -torch.inf)
     return logits.softmax(dim=-1) @ value
 
 
@@ -78,11 +80,15 @@ def sdpa_attention(
     value: Float[Tensor, "b n k d"],
     who: Who = None,
 ) -> Float[Tensor, "b n q d"]:
-    """The same through torch's fused kernel; packed, one call a run without any mask."""
+    """The same fused: torch's kernel, or for bf16 on a CPU ours. Packed, one call a run without any mask."""
     if isinstance(who, Segments):
         runs = zip(query.split(who.queries, 2), key.split(who.keys, 2), value.split(who.keys, 2), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(*run) for run in runs], dim=2)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=None if who is None else _keys(who))
+        return torch.cat([sdpa_attention(*run) for run in runs], dim=2)
+    seen = None if who is None else _keys(who)
+    if query.device.type == "cpu" and _is_bf16(query):
+        return blockwise_attention(query, key, value, seen)
+    mask = None if seen is None else seen[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def xformers_attention(
@@ -171,9 +177,16 @@ def _runs(lengths: tuple[int, ...], device: torch.device) -> Int[Tensor, " l"]:
     return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
 
 
-def _keys(who: Who) -> Bool[Tensor, "b 1 1 k"]:
+def _keys(who: Who) -> Bool[Tensor, "b k"]:
     assert isinstance(who, Tensor), "a shard of a sequence reached the kernel itself"
-    return who[:, None, None, :]
+    return who
+
+
+def _is_bf16(x: Tensor) -> bool:
+    """Itself, or by autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type) == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 def _packed(who: Who, name: str) -> Segments:

@@ -3,9 +3,9 @@
 Every model has the same width, depth, head width, text and number of video tokens, and runs in its own
 process with the same threads and dtype; FFN ratio, norms and the way of the text are each model's own.
 
-  parameter-tokens/s = parameters x tokens/s: of two models with equal tokens/s the larger ranks higher.
-                       `token_parameters` counts only the weights that every video token is multiplied with
-                       (an adaptive norm's matrix sees one row a clip and has nothing to do per token).
+  per parameter      = tokens/s / parameters. At equal width and depth it is for a small model.
+  token-parameters   = tokens/s x the weights that every video token is multiplied with (an adaptive norm's
+                       matrix sees one row a clip): of two models with equal tokens/s the larger ranks higher.
   fraction of peak   = FLOPs / seconds / the fastest matmul. FlopCounterMode counts the forward, and with the
                        backward it is three times that: what is computed again counts for nothing.
 
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from conditioning.embedding import TextEmbedding
 from dit_video import DiTConfig, VideoDiT
@@ -67,8 +67,13 @@ class Subject:
     blocks: tuple[str, ...]
 
 
+def hidden_width(width: int, ratio: float) -> int:
+    """A feed-forward width near the ratio, a multiple of 64 as in every released model."""
+    return 64 * round(width * ratio / 64)
+
+
 def kinoflow(s: Settings) -> Subject:
-    config = DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, ffn=round(s.width * 8 / 3),
+    config = DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, ffn=hidden_width(s.width, 8 / 3),
                        text_widths=(TEXT_WIDTH,), max_tokens=(4, s.side, s.side))  # fmt: skip
     model = VideoDiT(config)
     model.init_weights()
@@ -87,7 +92,7 @@ def wan(s: Settings) -> Subject:
     from diffusers import WanTransformer3DModel
 
     model = WanTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, ffn_dim=round(s.width * 2.7),
+        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, ffn_dim=hidden_width(s.width, 2.7),
         num_layers=s.depth, text_dim=TEXT_WIDTH,
     ).to(DTYPES[s.dtype])  # fmt: skip
     latent, hidden, step = inputs(s, 16), text(s), torch.tensor([500])
@@ -168,6 +173,12 @@ def ltx(s: Settings) -> Subject:
         call=lambda: model(tokens, hidden, step, real, 4, s.side, s.side, return_dict=False)[0],
         blocks=("transformer_blocks",),
     )
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Torch counts its fused attention on every device but a CPU."""
+    return sdpa_flop_count(query, key, value)
 
 
 MODELS = {"kinoflow": kinoflow, "wan": wan, "hunyuanvideo": hunyuan, "cogvideox": cogvideox, "mochi": mochi,
@@ -252,7 +263,7 @@ def measure(name: str, s: Settings) -> dict[str, Any]:
         ("forward_backward", forward_backward, 3 * counter.get_total_flops()),
     ):
         figures[kind] = {"seconds": seconds, "flops": flops, "tokens_per_second": s.tokens / seconds,
-                         "parameter_tokens_per_second": parameters * s.tokens / seconds,
+                         "tokens_per_second_per_parameter": s.tokens / seconds / parameters,
                          "token_parameter_tokens_per_second": own * s.tokens / seconds,
                          "fraction_of_peak": flops / seconds / peak}  # fmt: skip
     return figures
@@ -289,7 +300,7 @@ def compare(found: list[dict[str, Any]]) -> dict[str, float]:
     peak = max(figures["matmul_peak"] for figures in found)
     ours, *peers = (figures["forward_backward"] for figures in found)
     result = {}
-    for key in ("tokens_per_second", "parameter_tokens_per_second", "token_parameter_tokens_per_second"):
+    for key in ("tokens_per_second", "tokens_per_second_per_parameter", "token_parameter_tokens_per_second"):
         theirs = [peer[key] for peer in peers]
         result[f"{key}_over_best"] = ours[key] / max(theirs)
         result[f"{key}_over_median"] = ours[key] / statistics.median(theirs)
@@ -301,13 +312,13 @@ def compare(found: list[dict[str, Any]]) -> dict[str, float]:
 
 def table(found: list[dict[str, Any]]) -> str:
     lines = [f"{'':14}{'M params':>9}{'M token':>9}{'MiB':>7}{'fwd tok/s':>11}{'f+b tok/s':>11}"
-             f"{'G param tok/s':>15}{'G token-param':>15}{'of peak':>9}"]  # fmt: skip
+             f"{'per M param':>13}{'G token-param':>15}{'of peak':>9}"]  # fmt: skip
     for f in found:
         both = f["forward_backward"]
         lines.append(
             f"{f['model']:14}{f['parameters'] / 1e6:9.1f}{f['token_parameters'] / 1e6:9.1f}"
             f"{f['peak_memory_bytes'] / 2**20:7.0f}{f['forward']['tokens_per_second']:11.0f}"
-            f"{both['tokens_per_second']:11.0f}{both['parameter_tokens_per_second'] / 1e9:15.1f}"
+            f"{both['tokens_per_second']:11.0f}{both['tokens_per_second_per_parameter'] * 1e6:13.1f}"
             f"{both['token_parameter_tokens_per_second'] / 1e9:15.1f}{both['fraction_of_peak']:9.2f}"
         )
     return "\n".join(lines)
