@@ -230,13 +230,15 @@ class VideoDiT(nn.Module):
         self.config = replace(self.config, max_tokens=max_tokens)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "VideoDiT":
-        """Read a model folder or hub id; fp32, in evaluation mode.
+    def from_pretrained(cls, source: str | Path, attention: KernelName | None = None) -> "VideoDiT":
+        """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
 
         Raises:
             configs.pretrained.PretrainedError: a missing or damaged file.
+            AttentionError: a kernel that cannot run here.
         """
         config, state = load_pretrained(source, DiTConfig)
+        config = replace(config, attention=attention or config.attention)
         with torch.device("meta"):
             model = cls(config)
         load_state(model, state, source)

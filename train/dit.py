@@ -197,9 +197,8 @@ def _continued(folder: Path, config: DiTConfig) -> VideoDiT:
     Raises:
         ConfigError: it differs in more than that, or its tables are longer.
     """
-    model = VideoDiT.from_pretrained(folder).train()
-    same = {"max_tokens": config.max_tokens, "attention": config.attention}
-    if replace(model.config, **same) != config:
+    model = VideoDiT.from_pretrained(folder, config.attention).train()
+    if replace(model.config, max_tokens=config.max_tokens) != config:
         raise ConfigError(f"dit: {folder} is another model ({model.config}); give this run the same dit.*")
     try:
         model.grow(config.max_tokens)

@@ -8,6 +8,7 @@ import torch
 
 from configs import ConfigError, load
 from dit_video import VideoDiT
+from dit_video.attention import math_attention
 from train.config import RunConfig
 from train.dit import DiTTask
 
@@ -37,6 +38,16 @@ def test_a_stage_grows_the_tables_of_the_one_before(earlier: Path) -> None:
     )
     torch.testing.assert_close(grown[:, ::3, ::3], small.expand(4, -1, -1, -1))
     assert torch.equal(model.blocks[0].attention.qkv.weight, before.blocks[0].attention.qkv.weight)
+
+
+def test_the_kernel_is_the_stages_own(earlier: Path) -> None:
+    model = task("dit.max_tokens=[1,2,3]", "dit.attention=math", f"init_from={earlier}").model
+    assert isinstance(model, VideoDiT)
+    assert VideoDiT.from_pretrained(earlier / "dit").config.attention == "sdpa"
+    assert model.config.attention == "math"
+    assert all(
+        block.attention.kernel is block.cross_attention.kernel is math_attention for block in model.blocks
+    )
 
 
 def test_what_does_not_fit_is_named(earlier: Path) -> None:
