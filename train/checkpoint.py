@@ -100,11 +100,13 @@ def resume(folder: Path, state: State) -> tuple[int, Pending]:
         return 0, {}
     record = json.loads((found / STATE).read_text(encoding="utf-8"))
     _compare(record, state.config, world.size, found, speak=world.rank == 0)
+    rank = world.rank if state.engine.stage > 0 else 0
+    average = found / f"ema_{rank:05d}.safetensors"
+    _compare_models(average, state.ema, found)
     state.engine.load(found, "model")
     if state.adversary is not None and (found / "discriminator").is_dir():
         state.adversary.load(found, "discriminator")
-    rank = world.rank if state.engine.stage > 0 else 0
-    state.ema.load(load_file(found / f"ema_{rank:05d}.safetensors", device=str(world.device)))
+    state.ema.load(load_file(average, device=str(world.device)))
     return record["step"], record["pending"][world.rank if len(record["pending"]) > world.rank else 0]
 
 
@@ -201,6 +203,19 @@ def _compare(record: dict[str, Any], config: RunConfig, size: int, found: Path, 
     if config.deepspeed.zero_stage > 0 and record["world_size"] != size:
         raise CheckpointError(f"{found} was made by {record['world_size']} processes and this run has "
                               f"{size}; start as many, or choose another run=")  # fmt: skip
+
+
+def _compare_models(average: Path, ema: EMA, found: Path) -> None:
+    """Refuse the checkpoint of another model: a release that the run began with may have changed since."""
+    with safe_open(average, framework="pt") as shard:
+        index = json.loads(shard.metadata()["fragments"])
+    before = {name: piece["shape"] for name, piece in index.items()}
+    now = {fragment.name: list(fragment.shape) for fragment in ema.fragments}
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            there, here = (shapes.get(name, "not trained") for shapes in (before, now))
+            raise CheckpointError(f"{found} holds another model ({name}: {there} there, {here} in this run); "
+                                  "choose another run=")  # fmt: skip
 
 
 def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

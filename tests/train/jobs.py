@@ -17,13 +17,13 @@ from train.__main__ import guard, main, run
 from train.config import RunConfig
 
 
-def toy(sources, adversarial=False, pause=0.0):
+def toy(sources, adversarial=False, pause=0.0, width=23):
     """The train command with the toy in place of a real task; its exit code."""
     # A test run in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def build(config):
-        return Toy(config, adversarial=adversarial, pause=pause)
+        return Toy(config, adversarial=adversarial, pause=pause, width=width)
 
     return guard(lambda: run(load(RunConfig, sources), build))
 

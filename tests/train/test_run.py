@@ -124,6 +124,16 @@ def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
     assert line in job.text() and job.text().count("\n") == 1
 
 
+def test_a_run_of_another_model_is_one_line(whole, start_job, tmp_path):
+    job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}"], True, 0.0, 24)
+    assert job.wait() == [2], job.text()
+    assert (
+        job.text().count("\n") == 1
+        and "00000024 holds another model (layers.0.bias: [23] there, [24]" in job.text()
+    )
+    assert figures(tmp_path) == figures(whole)
+
+
 def test_export(whole, tmp_path):
     task = Toy(load(RunConfig, COMMON))
     (tmp_path / "parts" / "text").mkdir(parents=True)

@@ -32,10 +32,10 @@ class Critic(nn.Module):
 class Toy:
     """A regression; with `adversarial` a critic joins from step 3 on. pause slows every step down."""
 
-    def __init__(self, config, *, adversarial=False, pause=0.0):
+    def __init__(self, config, *, adversarial=False, pause=0.0, width=23):
         torch.manual_seed(config.seed)
         self.config, self.pause = config, pause
-        self.model = Net()
+        self.model = Net(width)
         self.discriminator = Critic() if adversarial else None
         self._output = torch.empty(0)
 
