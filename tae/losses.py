@@ -20,7 +20,8 @@ class LossConfig:
 
     `adversarial` starts at step `adversarial_start`, so that the discriminator meets a decoder that
     already reconstructs. `perceptual_weights` names the trunk of the perceptual term: a file, or "stlpips"
-    for the one that the package stlpips-pytorch ships.
+    for the one that the package stlpips-pytorch ships. The term, which costs more than a small decoder, takes
+    every `perceptual_every`-th frame, one further at each step.
     """
 
     l1: float = 1.0
@@ -30,6 +31,7 @@ class LossConfig:
     outlier_radius: float = 3.0
     perceptual: float = 0.0
     perceptual_weights: str = "stlpips"
+    perceptual_every: int = 1
     adversarial: float = 0.0
     adversarial_start: int = 0
 
@@ -38,6 +40,8 @@ class LossConfig:
             value = getattr(self, field.name)
             if isinstance(value, float | int) and value < 0:
                 raise ValueError(f"loss.{field.name}: a weight is not negative, got {value}")
+        if self.perceptual_every < 1:
+            raise ValueError("loss.perceptual_every: at least 1, which is every frame, got 0")
 
 
 def kl_loss(posterior: Posterior) -> Float[Tensor, ""]:

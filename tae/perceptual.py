@@ -69,27 +69,28 @@ class PerceptualDistance(nn.Module):
     def forward(
         self, video: Float[Tensor, "b 3 t h w"], target: Float[Tensor, "b 3 t h w"]
     ) -> Float[Tensor, ""]:
-        """Mean distance of the frames, RGB in [-1, 1], at least 32 pixels a side."""
+        """Mean distance of the frames, RGB in [-1, 1], 32 pixels a side or more; `target` gets no gradient."""
         if min(video.shape[-2:]) < MIN_SIDE:
             raise ValueError(
                 f"perceptual: frames need {MIN_SIDE} pixels a side, got {tuple(video.shape[-2:])}"
             )
-        both = rearrange(torch.stack((video, target)), "two b c t h w -> (two b t) c h w")
-        distance = both.new_zeros(())
-        for features, head in zip(self._features((both - self.shift) / self.scale), self.heads, strict=True):
-            unit = F.normalize(features, dim=1, eps=1e-10)
-            one, other = unit.chunk(2)
+        with torch.no_grad():
+            others = self._features(target)
+        distance = video.new_zeros(())
+        for one, other, head in zip(self._features(video), others, self.heads, strict=True):
             distance = distance + ((one - other).square() * head.view(1, -1, 1, 1)).sum(dim=1).mean()
         return distance
 
-    def _features(self, x: Tensor) -> list[Tensor]:
+    def _features(self, video: Float[Tensor, "b 3 t h w"]) -> list[Tensor]:
+        """Unit vectors of every stage."""
+        x = (rearrange(video, "b c t h w -> (b t) c h w") - self.shift) / self.scale
         features = []
         for index, stage in enumerate(self.stages):
             if index > 0:
                 x = _pool(x)
             for conv in stage:  # pyright: ignore[reportGeneralTypeIssues]
                 x = F.relu(conv(x))
-            features.append(x)
+            features.append(F.normalize(x, dim=1, eps=1e-10))
         return features
 
 

@@ -93,7 +93,9 @@ class TAETask:
         if weights.outlier > 0:
             terms["outlier"] = (weights.outlier, outlier_penalty(output.latent, weights.outlier_radius))
         if self.perceptual is not None:
-            terms["perceptual"] = (weights.perceptual, self.perceptual(output.video, batch.video))
+            some = every_nth(batch.video.shape[2], weights.perceptual_every, step)
+            distance = self.perceptual(output.video[:, :, some], batch.video[:, :, some])
+            terms["perceptual"] = (weights.perceptual, distance)
         if self._adversarial(step) and self.discriminator is not None:
             terms["generator"] = (weights.adversarial, generator_hinge(self.discriminator(output.video)))
         self._reconstruction = output.video.detach()
@@ -139,6 +141,11 @@ class TAETask:
         if not self.config.freeze_encoder:
             model = model.with_statistics(*latent_statistics(model.eval(), self.clips))
         model.save_pretrained(folder / "tae", dtype=torch.float16)
+
+
+def every_nth(frames: int, every: int, step: int) -> slice:
+    """Every `every`-th of the frames, at least one; in `every` steps each has been there."""
+    return slice(step % min(every, frames), None, every)
 
 
 @torch.no_grad()

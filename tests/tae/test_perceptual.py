@@ -41,11 +41,12 @@ def test_equal_clips_are_at_zero_and_noise_moves_them_apart(distance: Perceptual
     assert 0 < near < far
 
 
-def test_gradient_reaches_the_video_and_not_the_trunk(distance: PerceptualDistance) -> None:
-    clip = torch.rand(1, 3, 1, 32, 32, requires_grad=True)
-    distance(clip, torch.rand(1, 3, 1, 32, 32)).backward()
+def test_gradient_reaches_the_video_and_neither_target_nor_trunk(distance: PerceptualDistance) -> None:
+    clip, target = (torch.rand(1, 3, 1, 32, 32, requires_grad=True) for _ in range(2))
+    distance(clip, target).backward()
     assert clip.grad is not None
     assert float(clip.grad.abs().sum()) > 0
+    assert target.grad is None
     assert all(parameter.grad is None for parameter in distance.parameters())
 
 

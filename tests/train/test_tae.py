@@ -9,8 +9,9 @@ from torch import nn
 from configs import ConfigError, load
 from tae import TAE
 from tae.losses import generator_hinge
+from tae.perceptual import PerceptualDistance
 from train.config import RunConfig
-from train.tae import TAETask
+from train.tae import TAETask, every_nth
 
 START = 2
 SOURCES = [
@@ -85,6 +86,32 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     assert task.discriminator is None
     _, parts = task.loss(task.model, task.batch(START, 0, 1), START)
     assert "generator" not in parts
+
+
+@pytest.mark.parametrize(("frames", "every"), [(16, 8), (16, 1), (5, 2), (3, 8), (1, 8)])
+def test_every_nth_comes_to_all_frames(frames: int, every: int) -> None:
+    chosen = [range(frames)[every_nth(frames, every, step)] for step in range(7, 7 + every)]
+    assert all(len(some) >= frames // every for some in chosen)
+    assert {frame for some in chosen for frame in some} == set(range(frames))
+
+
+def test_the_perceptual_term_is_the_distance_of_its_frames(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+
+    class Distance(nn.Module):
+        def forward(self, video: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            asked.append((video, target))
+            return (video - target).abs().mean()
+
+    monkeypatch.setattr(PerceptualDistance, "from_file", lambda _: Distance())
+    terms = ["loss.perceptual=0.5", "loss.perceptual_every=2", "loss.l1=0", "loss.kl=0", "loss.outlier=0"]
+    task = TAETask(load(RunConfig, [*SOURCES, *terms, f"run={tmp_path}"]))
+    batch = task.batch(1, 0, 1)
+    total, parts = task.loss(task.model, batch, 1)
+    ((video, target),) = asked
+    assert torch.equal(target, batch.video[:, :, 1::2])
+    assert video.shape == target.shape
+    torch.testing.assert_close(total, 0.5 * parts["perceptual"])
 
 
 def test_a_training_goes_on_from_a_release(task: TAETask, tmp_path: Path) -> None:
