@@ -69,7 +69,7 @@ class PerceptualDistance(nn.Module):
     def forward(
         self, video: Float[Tensor, "b 3 t h w"], target: Float[Tensor, "b 3 t h w"]
     ) -> Float[Tensor, ""]:
-        """Mean distance of the frames, RGB in [-1, 1], 32 pixels a side or more; `target` gets no gradient."""
+        """Mean distance of the frames, RGB in [-1, 1], of 32 pixels or more; `target` gets no gradient."""
         if min(video.shape[-2:]) < MIN_SIDE:
             raise ValueError(
                 f"perceptual: frames need {MIN_SIDE} pixels a side, got {tuple(video.shape[-2:])}"
