@@ -102,13 +102,13 @@ class _Softmax:
 
     def __init__(self, like: Tensor, seen: Tensor | None) -> None:
         self.scores, self._weights = _Buffer(like), _Buffer(like)
-        self._seen = seen
+        self._hidden = None if seen is None or seen.all() else ~seen
 
     def __call__(self, q: Tensor, k: Tensor, clips: slice) -> Tensor:
         shape = (len(q), q.shape[1], k.shape[1])
         scores = torch.bmm(q, k.mT, out=self.scores.of(shape))
-        if self._seen is not None:
-            hidden = ~self._seen[clips, None, None]
+        if self._hidden is not None:
+            hidden = self._hidden[clips, None, None]
             scores.unflatten(0, (len(hidden), -1)).masked_fill_(hidden, -torch.inf)
         return torch.softmax(scores, dim=-1, out=self._weights.of(shape))
 

@@ -51,6 +51,7 @@ class Settings:
     dtype: str = "bf16"
     compile: int = 0
     repeats: int = 5
+    rounds: int = 3
     threads: int = torch.get_num_threads()
 
     @property
@@ -285,6 +286,18 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def in_rounds(s: Settings) -> list[dict[str, Any]]:
+    """All models one after another, `rounds` times; of each the round of median forward + backward time.
+
+    A machine has faster and slower minutes, which one round would give to single models.
+    """
+    rounds = [[in_child(name, s) for name in MODELS] for _ in range(s.rounds)]
+    return [
+        sorted(figures, key=lambda f: f["forward_backward"]["seconds"])[s.rounds // 2]
+        for figures in zip(*rounds, strict=True)
+    ]
+
+
 def in_child(name: str, s: Settings) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__)), f"--only={name}", *arguments_of(s)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -337,7 +350,7 @@ def main(arguments: list[str]) -> None:
     if only:
         print(json.dumps(measure(only, s)))
         return
-    found = [in_child(name, s) for name in MODELS]
+    found = in_rounds(s)
     summary = compare(found)
     result: dict[str, Any] = {"settings": asdict(s), "models": found, "ours": summary}
     if torch.cuda.is_available():
