@@ -69,7 +69,11 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> 
 def _backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_query, grad_key, grad_value = (_tokens_first(x) for x in (query, key, value))
+    several = query.shape[2] * key.shape[2] > BLOCK_SCORES  # blocks of queries for the same keys
+    exact = torch.promote_types(key.dtype, torch.float32) if several else key.dtype
+    grad_query, grad_key, grad_value = (
+        _tokens_first(x, dtype) for x, dtype in ((query, query.dtype), (key, exact), (value, exact))
+    )
     softmax, grad_weights = _Softmax(query, seen), _Buffer(query)
     for block in blocks(query, key):
         clips, heads, queries = block
@@ -81,7 +85,7 @@ def _backward(
         later = queries.start > 0
         _put(grad_key[clips, heads], torch.bmm(s.mT, q), add=later)
         _put(grad_value[clips, heads], torch.bmm(w.mT, g), add=later)
-    return grad_query, grad_key, grad_value
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
 class _Buffer:
@@ -127,9 +131,10 @@ def _put(where: Float[Tensor, "b n l d"], rows: Float[Tensor, "r l d"], add: boo
     where.add_(rows) if add else where.copy_(rows)
 
 
-def _tokens_first(x: Float[Tensor, "b n l d"]) -> Float[Tensor, "b n l d"]:
+def _tokens_first(x: Float[Tensor, "b n l d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b n l d"]:
     """Empty, of the same shape; in memory "b l n d", as the next linear map wants it."""
-    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    b, n, length, d = x.shape
+    return x.new_empty((b, length, n, d), dtype=dtype).transpose(1, 2)
 
 
 @_forward.register_fake

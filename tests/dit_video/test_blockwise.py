@@ -123,6 +123,20 @@ def test_bf16_is_no_further_from_the_truth_than_math_is() -> None:
         assert ours < 2.5 * fused
 
 
+def test_many_blocks_of_queries_add_up_in_fp32(monkeypatch) -> None:
+    """A key's gradient is a sum over all queries, which bf16 would round 256 times."""
+    x = inputs(torch.bfloat16, clips=1, queries=256, keys=32)
+    exact = gradients(math_attention, [t.detach().double().requires_grad_() for t in x], None)
+
+    def errors() -> list[float]:
+        pairs = zip(gradients(blockwise_attention, x, None), exact, strict=True)
+        return [((one.double() - other).norm() / other.norm()).item() for one, other in pairs]
+
+    whole = errors()
+    monkeypatch.setattr(blockwise, "BLOCK_SCORES", 32)
+    assert all(one < 1.1 * other for one, other in zip(errors(), whole, strict=True))
+
+
 def test_flops_are_those_of_torchs_kernel() -> None:
     """Two products forward; five back, for the scores are computed again."""
     query, key, value = inputs(torch.bfloat16)
