@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-BLOCK_SCORES = 1 << 20
+BLOCK_SCORES = 1 << 21
 
 
 class Block(NamedTuple):
@@ -32,7 +32,7 @@ def blocks(query: Tensor, key: Tensor) -> Iterator[Block]:
     """All scores, at most `BLOCK_SCORES` at a time, but never less than one query's."""
     b, n, q, _ = query.shape
     k = key.shape[2]
-    clips, heads, queries = (max(BLOCK_SCORES // scores, 1) for scores in (n * q * k, q * k, k))
+    clips, heads, queries = (max(BLOCK_SCORES // max(scores, 1), 1) for scores in (n * q * k, q * k, k))
     for clip in range(0, b, clips):
         for head in range(0, n, heads):
             for first in range(0, q, queries):
@@ -71,9 +71,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     several = query.shape[2] * key.shape[2] > BLOCK_SCORES  # blocks of queries for the same keys
     exact = torch.promote_types(key.dtype, torch.float32) if several else key.dtype
-    grad_query, grad_key, grad_value = (
-        _tokens_first(x, dtype) for x, dtype in ((query, query.dtype), (key, exact), (value, exact))
-    )
+    grad_query = _tokens_first(query)
+    grad_key, grad_value = (_tokens_first(x, exact).zero_() for x in (key, value))
     softmax, grad_weights = _Softmax(query, seen), _Buffer(query)
     for block in blocks(query, key):
         clips, heads, queries = block
@@ -81,8 +80,8 @@ def _backward(
         g, w = _rows(grad[block]), softmax(q, k, clips)
         grad_w, s = torch.bmm(g, v.mT, out=grad_weights.of(w.shape)), softmax.scores.of(w.shape)
         torch._softmax_backward_data(grad_w, w, -1, w.dtype, grad_input=s)
-        _put(grad_query[block], _scaled(torch.bmm(s, k)))
         later = queries.start > 0
+        _put(grad_query[block], _scaled(torch.bmm(s, k)))
         _put(grad_key[clips, heads], torch.bmm(s.mT, q), add=later)
         _put(grad_value[clips, heads], torch.bmm(w.mT, g), add=later)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)

@@ -48,6 +48,13 @@ def test_blocks_cover_every_score_once_and_keep_to_the_limit(monkeypatch, limit:
     assert torch.equal(seen, torch.ones_like(seen))
 
 
+def test_nothing_asks_nothing() -> None:
+    """A run of a packed sequence may be empty."""
+    attended, *grads = gradients(blockwise_attention, inputs(queries=0), None)
+    assert attended.shape == (3, 2, 0, 8)
+    assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
+
+
 def test_the_memory_is_laid_out_for_the_next_linear_map() -> None:
     for x in gradients(blockwise_attention, inputs(), None):
         assert x.transpose(1, 2).is_contiguous()
