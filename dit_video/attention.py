@@ -70,7 +70,7 @@ def math_attention(
     if isinstance(who, Segments):
         logits = logits.masked_fill(~who.mask(query.device), -torch.inf)
     elif who is not None:
-        logits = logits.masked_fill(~_keys(who)[:, None, None, :], -torch.inf)
+        logits = logits.masked_fill(~_keys(who), -torch.inf)
     return logits.softmax(dim=-1) @ value
 
 
@@ -84,10 +84,9 @@ def sdpa_attention(
     if isinstance(who, Segments):
         runs = zip(query.split(who.queries, 2), key.split(who.keys, 2), value.split(who.keys, 2), strict=True)
         return torch.cat([sdpa_attention(*run) for run in runs], dim=2)
-    seen = None if who is None else _keys(who)
+    mask = None if who is None else _keys(who)
     if query.device.type == "cpu" and _is_bf16(query):
-        return blockwise_attention(query, key, value, seen)
-    mask = None if seen is None else seen[:, None, None, :]
+        return blockwise_attention(query, key, value, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -177,9 +176,9 @@ def _runs(lengths: tuple[int, ...], device: torch.device) -> Int[Tensor, " l"]:
     return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)
 
 
-def _keys(who: Who) -> Bool[Tensor, "b k"]:
+def _keys(who: Who) -> Bool[Tensor, "b 1 1 k"]:
     assert isinstance(who, Tensor), "a shard of a sequence reached the kernel itself"
-    return who
+    return who[:, None, None, :]
 
 
 def _is_bf16(x: Tensor) -> bool:

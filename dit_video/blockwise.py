@@ -37,9 +37,7 @@ def blocks(query: Tensor, key: Tensor) -> Iterator[Block]:
         for head in range(0, n, heads):
             for first in range(0, q, queries):
                 yield Block(
-                    slice(clip, min(clip + clips, b)),
-                    slice(head, min(head + heads, n)),
-                    slice(first, min(first + queries, q)),
+                    slice(clip, clip + clips), slice(head, head + heads), slice(first, first + queries)
                 )
 
 
@@ -47,9 +45,9 @@ def blockwise_attention(
     query: Float[Tensor, "b n q d"],
     key: Float[Tensor, "b n k d"],
     value: Float[Tensor, "b n k d"],
-    seen: Bool[Tensor, "b k"] | None = None,
+    seen: Bool[Tensor, "b 1 1 k"] | None = None,
 ) -> Float[Tensor, "b n q d"]:
-    """softmax(q kᵀ / √d) v; `seen` is true for the keys that may be seen."""
+    """softmax(q kᵀ / √d) v; `seen`, as torch's mask, is true for the keys that may be seen."""
     return _forward(query, key, value, seen)
 
 
@@ -111,7 +109,7 @@ class _Softmax:
         shape = (len(q), q.shape[1], k.shape[1])
         scores = torch.bmm(q, k.mT, out=self.scores.of(shape))
         if self._hidden is not None:
-            hidden = self._hidden[clips, None, None]
+            hidden = self._hidden[clips]
             scores.unflatten(0, (len(hidden), -1)).masked_fill_(hidden, -torch.inf)
         return torch.softmax(scores, dim=-1, out=self._weights.of(shape))
 

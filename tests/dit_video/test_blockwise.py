@@ -22,7 +22,15 @@ def inputs(dtype: torch.dtype = torch.float64, clips: int = 3, queries: int = 13
 
 
 def mask(clips: int = 3, keys: int = 9) -> torch.Tensor:
+    """Of the keys of each clip, "b k"; the operations take it as "b 1 1 k"."""
     return torch.arange(keys) < torch.tensor([keys, 1, keys // 2])[:clips, None]
+
+
+def errors(kernel, x: list) -> list[float]:
+    """Of values and gradients, relative to those of `math` in float64."""
+    exact = gradients(math_attention, [t.detach().double().requires_grad_() for t in x], None)
+    pairs = zip(gradients(kernel, x, None), exact, strict=True)
+    return [((one.double() - other).norm() / other.norm()).item() for one, other in pairs]
 
 
 @pytest.mark.parametrize("limit", [1, 2 * 9, 2 * 13 * 9 - 1, 2 * 13 * 9, 2 * 2 * 13 * 9, 1 << 20])
@@ -31,9 +39,8 @@ def test_blocks_of_any_size_equal_math(monkeypatch, limit: int, masked: bool) ->
     """Blocks of one query, of some, of a head, of a clip, of two clips, of all."""
     monkeypatch.setattr(blockwise, "BLOCK_SCORES", limit)
     x, who = inputs(), mask() if masked else None
-    for one, other in zip(
-        gradients(blockwise_attention, x, who), gradients(math_attention, x, who), strict=True
-    ):
+    ours = gradients(blockwise_attention, x, None if who is None else who[:, None, None])
+    for one, other in zip(ours, gradients(math_attention, x, who), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -62,7 +69,7 @@ def test_the_memory_is_laid_out_for_the_next_linear_map() -> None:
 
 def test_torch_finds_the_operations_sound() -> None:
     """Schema, shapes without data, the gradient's registration, and all of it traced."""
-    for who in (None, mask()):
+    for who in (None, mask()[:, None, None]):
         torch.library.opcheck(OPERATIONS[0].default, (*inputs(), who))
         x = [tensor.detach() for tensor in inputs()]
         torch.library.opcheck(OPERATIONS[1].default, (x[0], *x, who))
@@ -71,7 +78,7 @@ def test_torch_finds_the_operations_sound() -> None:
 def test_compiled_it_is_one_graph_and_equal() -> None:
     """The operation itself: around it the tests check types in a way that cannot be compiled."""
     compiled = torch.compile(OPERATIONS[0], fullgraph=True, backend="aot_eager")
-    x, who = inputs(torch.bfloat16), mask()
+    x, who = inputs(torch.bfloat16), mask()[:, None, None]
     for one, other in zip(gradients(compiled, x, who), gradients(OPERATIONS[0], x, who), strict=True):
         assert torch.equal(one, other)
 
@@ -114,18 +121,8 @@ def test_packed_bf16_is_each_run_alone() -> None:
 def test_bf16_is_no_further_from_the_truth_than_math_is() -> None:
     """Scores are rounded to bf16, as those of `math`: .6 % of the values; torch's kernel keeps them: .4 %."""
     x = [torch.randn(1, 4, 256, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-    exact = gradients(math_attention, [t.detach().double().requires_grad_() for t in x], None)
-
-    def errors(kernel) -> list[float]:
-        pairs = zip(gradients(kernel, x, None), exact, strict=True)
-        return [((one.double() - other).norm() / other.norm()).item() for one, other in pairs]
-
-    for ours, plain, fused in zip(
-        errors(blockwise_attention),
-        errors(math_attention),
-        errors(F.scaled_dot_product_attention),
-        strict=True,
-    ):
+    kernels = blockwise_attention, math_attention, F.scaled_dot_product_attention
+    for ours, plain, fused in zip(*(errors(kernel, x) for kernel in kernels), strict=True):
         assert ours < 1.1 * plain
         assert ours < 2.5 * fused
 
@@ -133,15 +130,9 @@ def test_bf16_is_no_further_from_the_truth_than_math_is() -> None:
 def test_many_blocks_of_queries_add_up_in_fp32(monkeypatch) -> None:
     """A key's gradient is a sum over all queries, which bf16 would round 256 times."""
     x = inputs(torch.bfloat16, clips=1, queries=256, keys=32)
-    exact = gradients(math_attention, [t.detach().double().requires_grad_() for t in x], None)
-
-    def errors() -> list[float]:
-        pairs = zip(gradients(blockwise_attention, x, None), exact, strict=True)
-        return [((one.double() - other).norm() / other.norm()).item() for one, other in pairs]
-
-    whole = errors()
+    whole = errors(blockwise_attention, x)
     monkeypatch.setattr(blockwise, "BLOCK_SCORES", 32)
-    assert all(one < 1.1 * other for one, other in zip(errors(), whole, strict=True))
+    assert all(one < 1.1 * other for one, other in zip(errors(blockwise_attention, x), whole, strict=True))
 
 
 def test_flops_are_those_of_torchs_kernel() -> None:
