@@ -1,5 +1,5 @@
 """What a prompt says to the video transformer: its text, its quoted words, its frame rate."""
 
-from conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.embedding import TextEmbedding
 
 __all__ = ["TextEmbedding"]

@@ -9,8 +9,6 @@ space, delete the folder, or the folders of encoders that are no longer used, at
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from conditioning.checkpoints import LIMITS
-from conditioning.embedding import TextEmbedding
-from conditioning.text_encoder import Encoded, warn_of_cuts
+from kinoflow.conditioning.checkpoints import LIMITS
+from kinoflow.conditioning.embedding import Encoded, TextEmbedding, warn_of_cuts
+from kinoflow.configs.errors import UserError, first_line
+from kinoflow.configs.files import replacing
 
 # Counts changes of this file's format and of what becomes of a text before and after the weights.
 _FORMAT = 1
-
-
-class CacheError(ValueError):
-    """A cache folder that can't be written; one line with the remedy."""
 
 
 @runtime_checkable
@@ -88,8 +83,8 @@ class CachedEncoder(nn.Module):
         """Encode texts to ``hidden (b, l, d)`` and ``mask (b, l)``, l the longest text's tokens.
 
         Raises:
-            CacheError: the cache's folder can't be written.
-            EncoderError: the encoder is needed and can't be loaded.
+            UserError: the cache's folder can't be written.
+            UserError: the encoder is needed and can't be loaded.
         """
         folder = self.cache / f"{self.name}-{self._hash()}"
         entries = {text: _read(_path(folder, text), text) for text in texts}
@@ -147,21 +142,11 @@ def _read(path: Path, text: str) -> _Entry | None:
 def _write(path: Path, text: str, entry: _Entry) -> None:
     entry = replace(entry, hidden=entry.hidden.detach().cpu().contiguous())
     about = {"text": text, "cut_at": str(entry.cut_at or 0), "sha256": _checksum(text, entry)}
-    aside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-        os.close(handle)
-        save_file({"hidden": entry.hidden}, aside, metadata=about)
-        Path(aside).chmod(0o644)  # mkstemp's files are their owner's alone, and a cache may be shared
-        Path(aside).replace(path)
-        aside = None
+        with replacing(path) as aside:
+            save_file({"hidden": entry.hidden}, aside, metadata=about)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CacheError(
-            f"{path.parents[2]}: text states can't be kept there ({reason}); free space, check its "
-            "rights, or name another cache folder"
+        raise UserError(
+            f"{path.parents[2]}: text states can't be kept there ({first_line(error)}); free space, check "
+            "its rights, or name another cache folder"
         ) from error
-    finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)

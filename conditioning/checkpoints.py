@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from conditioning.text_encoder import EncoderError
+from kinoflow.configs.errors import UserError
 
 # In the order in which the states are handed on. Limits in tokens, end token included (Movie Gen leaves the
 # first and the last open; others use these).
@@ -49,9 +49,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         for name in self.offload:
             if name not in ("ul2", "byt5"):
-                raise EncoderError(
-                    f"text.offload: {name!r} is not ul2 or byt5, the encoders made of T5 blocks"
-                )
+                raise UserError(f"text.offload: {name!r} is not ul2 or byt5, the encoders made of T5 blocks")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -84,12 +82,12 @@ class Source:
         """The local folder; what lies on the hub is fetched into its cache first, other libraries' files not.
 
         Raises:
-            EncoderError: no such folder, or the hub can't be reached and has not been before.
+            UserError: no such folder, or the hub can't be reached and has not been before.
         """
         if Path(self.location).is_dir():
             return Path(self.location) / self.subfolder
         if not _HUB_ID.fullmatch(self.location):
-            raise EncoderError(
+            raise UserError(
                 f"{self}: no such folder; a release has its {self.name} encoder there, give its text/ folder"
             )
         prefix = f"{self.subfolder}/" if self.subfolder else ""
@@ -105,7 +103,7 @@ class Source:
             return Path(snapshot_download(self.location, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EncoderError(
+            raise UserError(
                 f"{self}: the {self.name} encoder is neither a folder here nor readable from the hub; check "
                 f"the id and the network, or download it elsewhere and give its folder ({reason})"
             ) from None
@@ -115,7 +113,7 @@ def find(source: str | Path | Mapping[str, str | Path]) -> list[Source]:
     """The checkpoints of a mapping of names, or of a folder or hub id with ul2/, byt5/ and metaclip/."""
     if isinstance(source, Mapping):
         if set(source) != set(LIMITS):
-            raise EncoderError(
+            raise UserError(
                 f"text encoders: the names must be {', '.join(LIMITS)}, not {', '.join(source) or 'none'}"
             )
         return [Source(name=name, location=str(source[name])) for name in LIMITS]

@@ -1,6 +1,9 @@
-"""The states a text encoder hands to the video transformer."""
+"""What a text encoder is, and the states that it hands to the video transformer."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,3 +33,39 @@ class TextEmbedding:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"TextEmbedding: mask must be boolean, got {self.mask.dtype}")
+
+
+class TruncatedPromptWarning(UserWarning):
+    """A prompt was longer than an encoder can read; the rest was left out."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Text to states: real tokens first, then padding, no longer than the longest text of the batch.
+
+    The states of a text do not depend on the others in the batch.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    def __call__(self, texts: list[str]) -> TextEmbedding: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """States of some texts, and for each whether its end was left out."""
+
+    states: TextEmbedding
+    cut: tuple[bool, ...]
+
+
+def warn_of_cuts(name: str, limit: int, cut: Sequence[bool]) -> None:
+    """A TruncatedPromptWarning when an encoder that reads `limit` tokens left something out."""
+    if any(cut):
+        warnings.warn(
+            f"{name} reads at most {limit} tokens: the end of {sum(cut)} of {len(cut)} prompts "
+            "was left out; shorten the prompt",
+            TruncatedPromptWarning,
+            stacklevel=3,
+        )

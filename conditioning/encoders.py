@@ -17,22 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, ByT5Tokenizer, CLIPTextModel, T5EncoderModel
 
-from conditioning.checkpoints import LIMITS, Source
-from conditioning.embedding import TextEmbedding
-from conditioning.offload import stream
-from conditioning.prompt_encoder import PromptEncoder
-from conditioning.text_encoder import Encoded, EncoderError, TextEncoder, TruncatedPromptWarning, warn_of_cuts
-
-__all__ = [
-    "EncoderError",
-    "PretrainedEncoder",
-    "PromptEncoder",
-    "TextEncoder",
-    "TruncatedPromptWarning",
-    "load_encoder",
-    "quiet",
-    "stretch_positions",
-]
+from kinoflow.conditioning.checkpoints import LIMITS, Source
+from kinoflow.conditioning.embedding import (
+    Encoded,
+    TextEmbedding,
+    warn_of_cuts,
+)
+from kinoflow.conditioning.offload import stream
+from kinoflow.configs.errors import UserError
 
 _MODEL_TYPES = {"ul2": ("t5",), "byt5": ("t5",), "metaclip": ("clip", "clip_text_model")}
 _CLIP_POSITIONS = 77
@@ -132,18 +124,18 @@ def load_encoder(
     """Load an encoder from the folder where its source is, weights and states in `dtype`.
 
     Raises:
-        EncoderError: files that are missing, damaged or another model's; one line that names the source.
+        UserError: files that are missing, damaged or another model's; one line that names the source.
     """
     try:
         with quiet():
             return _load_unchecked(source, folder, dtype, offload)
-    except EncoderError:
+    except UserError:
         raise
     # What a damaged file raises depends on where the damage is: JSON, safetensors, sizes, tokenizer.
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         message = f"{source}: the {source.name} encoder can't be loaded; {_remedy(source, folder)} ({reason})"
-        raise EncoderError(message) from error
+        raise UserError(message) from error
 
 
 def _remedy(source: Source, folder: Path) -> str:
@@ -156,10 +148,10 @@ def _load_unchecked(source: Source, folder: Path, dtype: torch.dtype, offload: b
     again, where = _remedy(source, folder), {"local_files_only": True}
     config, _ = transformers.PretrainedConfig.get_config_dict(folder, **where)
     if not config:
-        raise EncoderError(f"{source}: has no config.json; {again}")
+        raise UserError(f"{source}: has no config.json; {again}")
     wanted = _MODEL_TYPES[source.name]
     if config.get("model_type") not in wanted:
-        raise EncoderError(
+        raise UserError(
             f"{source}: holds a {config.get('model_type')!r} model, {source.name} needs one of type "
             f"{' or '.join(map(repr, wanted))}; give another folder"
         )
@@ -169,7 +161,7 @@ def _load_unchecked(source: Source, folder: Path, dtype: torch.dtype, offload: b
     loaded: Any = model_class.from_pretrained(folder, **options)
     model, info = loaded
     if info["missing_keys"]:
-        raise EncoderError(f"{source}: the weights lack {min(info['missing_keys'])}; {again}")
+        raise UserError(f"{source}: the weights lack {min(info['missing_keys'])}; {again}")
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", **where)
     _check_tokenizer(source, tokenizer, model.get_input_embeddings().num_embeddings, again)
     limit = _limit(source.name, tokenizer, model)
@@ -179,12 +171,12 @@ def _load_unchecked(source: Source, folder: Path, dtype: torch.dtype, offload: b
 def _check_tokenizer(source: Source, tokenizer: Any, rows: int, again: str) -> None:
     """Hugging Face makes up an empty tokenizer where the files are missing, and says nothing."""
     if tokenizer.unk_token_id in tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise EncoderError(f"{source}: the tokenizer's files are missing or empty; {again}")
+        raise UserError(f"{source}: the tokenizer's files are missing or empty; {again}")
     if isinstance(tokenizer, ByT5Tokenizer) != (source.name == "byt5"):
-        raise EncoderError(f"{source}: holds {type(tokenizer).__name__}, not what {source.name} needs; "
+        raise UserError(f"{source}: holds {type(tokenizer).__name__}, not what {source.name} needs; "
                            "ByT5 reads bytes, the others pieces of words: give another folder")  # fmt: skip
     if len(tokenizer) > rows:
-        raise EncoderError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the weights {rows}; "
+        raise UserError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the weights {rows}; "
                            f"they belong to two models, {again}")  # fmt: skip
 
 

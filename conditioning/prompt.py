@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from kinoflow.configs.errors import UserError
+
 _FPS_DECIMALS = 3
 
 # One alternative a kind of quote. A mark next to a letter is an apostrophe or an inch mark: it opens
@@ -27,10 +29,6 @@ _QUOTED = re.compile(
 )
 
 
-class PromptError(ValueError):
-    """A prompt or a frame rate that can't be encoded."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PromptTexts:
     """The text for each encoder; all empty for the null prompt."""
@@ -44,11 +42,11 @@ def format_fps(fps: Fraction) -> str:
     """The rate as prompts write it: "16", "12.5", "29.97" for 30000/1001, "23.976" for 24000/1001.
 
     Raises:
-        PromptError: when the rate is not positive, or rounds to zero at three decimals.
+        UserError: when the rate is not positive, or rounds to zero at three decimals.
     """
     text = f"{float(fps):.{_FPS_DECIMALS}f}".rstrip("0").rstrip(".")
     if fps <= 0 or text == "0":
-        raise PromptError(f"fps: {fps} is not a frame rate; use a positive number such as 16 or 30000/1001")
+        raise UserError(f"fps: {fps} is not a frame rate; use a positive number such as 16 or 30000/1001")
     return text
 
 
@@ -80,12 +78,12 @@ def prepare(prompt: str, fps: Fraction) -> PromptTexts:
     here: each tokenizer has its own limit, and the encoder tells what it cut.
 
     Raises:
-        PromptError: when the prompt is not valid Unicode, or the frame rate not positive.
+        UserError: when the prompt is not valid Unicode, or the frame rate not positive.
     """
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PromptError(
+        raise UserError(
             f"prompt: character {error.start + 1} is not valid text; write the prompt in UTF-8"
         ) from error
     if is_null(prompt):

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from conditioning.cache import CachedEncoder
-from conditioning.checkpoints import Source, TextConfig, find, fingerprint
-from conditioning.embedding import TextEmbedding
-from conditioning.prompt import PromptTexts, prepare
-from conditioning.text_encoder import TextEncoder
+from kinoflow.conditioning.cache import CachedEncoder
+from kinoflow.conditioning.checkpoints import Source, TextConfig, find, fingerprint
+from kinoflow.conditioning.embedding import TextEmbedding, TextEncoder
+from kinoflow.conditioning.prompt import PromptTexts, prepare
 
 if TYPE_CHECKING:
-    from conditioning.encoders import PretrainedEncoder
+    from kinoflow.conditioning.encoders import PretrainedEncoder
 
 
 class PromptEncoder(nn.Module):
@@ -51,7 +50,7 @@ class PromptEncoder(nn.Module):
                 the first text that the folder does not know, and not at all when it meets none.
 
         Raises:
-            EncoderError: a folder that is missing, damaged or another model's; one line that names it.
+            UserError: a folder that is missing, damaged or another model's; one line that names it.
         """
         sources = find(source)
         if cache is None:
@@ -86,7 +85,7 @@ class PromptEncoder(nn.Module):
             States in the order (ul2, byt5, metaclip), each ``(b, l, d)`` with its own l and d.
 
         Raises:
-            PromptError: a prompt that is not valid text, or a frame rate that is not positive.
+            UserError: a prompt that is not valid text, or a frame rate that is not positive.
             ValueError: no prompts at all.
         """
         if not prompts:
@@ -107,6 +106,6 @@ class PromptEncoder(nn.Module):
 
 def _load(source: Source, folder: Path, dtype: torch.dtype, offload: bool) -> "PretrainedEncoder":
     # Seconds of imports, which a run that finds every text in its cache does without.
-    from conditioning.encoders import load_encoder
+    from kinoflow.conditioning.encoders import load_encoder
 
     return load_encoder(source, folder, dtype, offload=offload)

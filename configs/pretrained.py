@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from configs import ConfigError, from_dict, to_dict
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import from_dict, to_dict
 
 Schema = TypeVar("Schema")
 
@@ -25,10 +26,6 @@ CONFIG_NAME = "config.json"
 STEM = "model"
 WEIGHTS_PATTERN = STEM + "{suffix}.safetensors"
 INDEX_NAME = f"{STEM}.safetensors.index.json"
-
-
-class PretrainedError(ValueError):
-    """A model folder that cannot be read; the message names the file and the remedy."""
 
 
 def save_pretrained(
@@ -74,7 +71,7 @@ def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, d
     """Read (config, state) from a local folder or, when no such folder exists, a hub id.
 
     Raises:
-        PretrainedError: a missing folder, a missing or damaged file, or a config with unknown keys.
+        UserError: a missing folder, a missing or damaged file, or a config with unknown keys.
     """
     folder = resolve_folder(source)
     return load_config(folder, schema), read_weights(folder)
@@ -84,16 +81,16 @@ def read_weights(folder: Path, stem: str = STEM) -> dict[str, Tensor]:
     """Every tensor of the folder's safetensors files, which are named `stem`, in one file or sharded.
 
     Raises:
-        PretrainedError: a missing or damaged file.
+        UserError: a missing or damaged file.
     """
     state: dict[str, Tensor] = {}
     for weights in weight_files(folder, stem):
         try:
             state |= load_file(weights)
         except FileNotFoundError:
-            raise PretrainedError(f"{weights}: missing; fetch the folder again") from None
+            raise UserError(f"{weights}: missing; fetch the folder again") from None
         except (SafetensorError, OSError) as error:
-            raise PretrainedError(f"{weights}: damaged ({error}); fetch the folder again") from None
+            raise UserError(f"{weights}: damaged ({error}); fetch the folder again") from None
     return state
 
 
@@ -101,19 +98,17 @@ def load_config(folder: Path, schema: type[Schema]) -> Schema:
     """The config of a model folder, without its weights.
 
     Raises:
-        PretrainedError: a missing or damaged file, or a config with unknown keys.
+        UserError: a missing or damaged file, or a config with unknown keys.
     """
     path = folder / CONFIG_NAME
     try:
         return from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise PretrainedError(
-            f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors"
-        ) from None
+        raise UserError(f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PretrainedError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
-    except ConfigError as error:
-        raise PretrainedError(f"{path}: {error}") from None
+        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Path:
@@ -126,14 +121,12 @@ def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Pat
         return folder
     hub_id_parts = 2
     if folder.is_absolute() or len(folder.parts) != hub_id_parts or folder.parts[0].startswith("."):
-        raise PretrainedError(f"{folder}: no such folder; give a folder or a hub id such as owner/name")
+        raise UserError(f"{folder}: no such folder; give a folder or a hub id such as owner/name")
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise PretrainedError(
-            f"{source}: neither a folder here nor readable from the hub ({reason})"
-        ) from None
+        raise UserError(f"{source}: neither a folder here nor readable from the hub ({reason})") from None
 
 
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
@@ -144,7 +137,7 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise PretrainedError(f"{index}: damaged ({error}); fetch the folder again") from None
+        raise UserError(f"{index}: damaged ({error}); fetch the folder again") from None
     return [folder / name for name in sorted(set(names))]
 
 
@@ -152,7 +145,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str 
     """Load fp32 copies of `state` strictly.
 
     Raises:
-        PretrainedError: a name or shape that does not fit, with the first one that differs.
+        UserError: a name or shape that does not fit, with the first one that differs.
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(
@@ -161,7 +154,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str 
         if name not in own or name not in state or own[name] != state[name].shape
     )
     if wrong:
-        raise PretrainedError(
+        raise UserError(
             f"{source}: weights do not fit config.json, first at {wrong[0]}; fetch the folder again"
         )
     model.load_state_dict(

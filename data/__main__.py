@@ -1,37 +1,33 @@
 """Make, check and describe clip lists: `kinoflow data world | cut | check | info`."""
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from rich.console import Console
-from rich.progress import track
-
-from data import manifest, video, world
-from data.buckets import Bucket, choose, parse
-from data.cut import CutConfig, CutError, cut
-from data.manifest import ClipEntry
+from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.terminal import argument, parse_rate, print_json, progress_bar
+from kinoflow.data import video, world
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.buckets import Bucket, choose, parse
+from kinoflow.data.clips.cut import CutConfig, cut
+from kinoflow.data.clips.manifest import ClipEntry
 
 _T = TypeVar("_T")
 _CRF = 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when all is well, 1 when `check` finds a bad clip, 2 on a user's error."""
-    arguments = _parser().parse_args(argv)
-    try:
+    """Run one command; 0 when all is well, 1 when a clip is bad, 2 after a user's mistake."""
+
+    def command() -> int:
+        arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
-    except ValueError as error:
-        print(f"kinoflow data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kinoflow data: interrupted; the same command continues", file=sys.stderr)
-        return 130
+
+    return run(command, "kinoflow data")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     pieces.add_argument("--side", type=int, default=defaults.side, help="of each clip (default: 128 pixels)")
     pieces.add_argument("--per-minute", type=float, default=defaults.per_minute, help="clips (default: 300)")
     pieces.add_argument("--per-picture", type=int, default=defaults.per_picture, help="clips (default: 20)")
-    pieces.add_argument("--fps", type=Fraction, help="play the clips at this rate (default: their own)")
+    pieces.add_argument(
+        "--fps",
+        type=argument(parse_rate),
+        metavar="RATE",
+        help="play the clips at this rate (default: their own)",
+    )
     pieces.add_argument("--seed", type=int, default=defaults.seed, help="of the windows (default: 0)")
     pieces.set_defaults(run=_cut)
     test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
@@ -72,16 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _progress(items: Iterable[_T], title: str, total: int) -> Iterable[_T]:
-    return track(items, description=title, total=total, console=Console(stderr=True), transient=True)
+def _progress(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:
+    with progress_bar() as bar:
+        yield from bar.track(items, total=total, description=title)
 
 
 def _world(arguments: argparse.Namespace) -> int:
     """Draw the clips that aren't there yet, then list all of this command's clips."""
     if arguments.clips < 1:
-        raise world.WorldError(f"--clips: {arguments.clips} must be 1 or more")
+        raise UserError(f"--clips: {arguments.clips} must be 1 or more")
     if arguments.seed < 0:
-        raise world.WorldError(f"--seed: {arguments.seed} is negative; use 0 or more")
+        raise UserError(f"--seed: {arguments.seed} is negative; use 0 or more")
     buckets = [parse(text) for text in arguments.bucket or ["16x64x64@16"]]
     seeds = range(arguments.seed, arguments.seed + arguments.clips)
     entries, drawn = [], 0
@@ -131,18 +133,18 @@ def _cut(arguments: argparse.Namespace) -> int:
         stem for stem, count in Counter(source.stem for source in arguments.sources).items() if count > 1
     ]
     if twice:
-        raise CutError(f"{twice[0]}: two sources have this name, and clips are named after it; rename one")
+        raise UserError(f"{twice[0]}: two sources have this name, and clips are named after it; rename one")
     entries: list[ClipEntry] = []
     bad: list[str] = []
     for source in _progress(arguments.sources, "cutting", len(arguments.sources)):
         try:
             entries.extend(cut(source, arguments.out, config))
-        except (video.VideoError, CutError) as error:
+        except UserError as error:
             bad.append(str(error))
             print(f"kinoflow data: {error}", file=sys.stderr)
     listing = arguments.out / "manifest.jsonl"
     if not entries:
-        raise CutError(f"{listing}: no clip was cut; give longer or larger sources")
+        raise UserError(f"{listing}: no clip was cut; give longer or larger sources")
     manifest.write(listing, entries)
     _report({"manifest": str(listing), "clips": len(entries), "bad": bad}, arguments.json)
     return 1 if bad else 0
@@ -194,7 +196,7 @@ def _counts(values: Iterable[str], most: int = 12) -> dict[str, int]:
 def _report(figures: dict[str, object], as_json: bool) -> int:
     """One JSON object for a script, or a table for a person."""
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print_json(figures)
         return 0
     for key, value in figures.items():
         if isinstance(value, dict):

@@ -11,8 +11,6 @@ Texts are ragged: the states of caption k of clip i are rows offsets[i * caption
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,15 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
-from data.batch import Batch, PaddedText
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing, replacing_folder, write_json
 
 INDEX, NULL, FORMAT = "index.json", "null", 1
-
-
-class LatentError(ValueError):
-    """A latent folder that cannot be read or written; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ class LatentIndex:
         places = [name.partition(" ")[0] for name in self.buckets]
         for place in places:
             if places.count(place) > 1:
-                raise LatentError(f"buckets: {place} is listed twice, once is enough")
+                raise UserError(f"buckets: {place} is listed twice, once is enough")
 
     def num_shards(self, bucket: str) -> int:
         """Shards of a bucket; the last may be shorter."""
@@ -77,17 +73,13 @@ def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ 
         before, after = asdict(read_index(folder)), asdict(index)
         for key, value in before.items():
             if value != after[key]:
-                raise LatentError(f"{folder}: {key} was {value} and is {after[key]} now; "
+                raise UserError(f"{folder}: {key} was {value} and is {after[key]} now; "
                                   "choose another out= or delete the folder")  # fmt: skip
         return
-    (folder / NULL).mkdir(parents=True, exist_ok=True)
     for i, states in enumerate(null):
-        aside = folder / NULL / f".text_{i}.{os.getpid()}.npy"
-        np.save(aside, np.asarray(states, np.float16))
-        aside.replace(folder / NULL / f"text_{i}.npy")
-    aside = folder / f".{INDEX}.{os.getpid()}"
-    aside.write_text(json.dumps({"format": FORMAT, **asdict(index)}, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / INDEX)
+        with replacing(folder / NULL / f"text_{i}.npy") as aside:
+            np.save(aside, np.asarray(states, np.float16))
+    write_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
 
 
 def shard_path(folder: Path, bucket: str, shard: int) -> Path:
@@ -103,10 +95,7 @@ def is_finished(folder: Path, bucket: str, shard: int) -> bool:
 def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
     """Write a shard aside and rename it when whole."""
     whole = shard_path(folder, bucket, shard)
-    aside = whole.with_name(f".{whole.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with replacing_folder(whole) as aside:
         np.save(aside / "latent.npy", content.latent.astype(np.float16))
         for i, states in enumerate(content.texts):
             lengths = np.array([len(state) for state in states], np.int64)
@@ -114,30 +103,50 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
             np.save(aside / f"offsets_{i}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         lines = (json.dumps(list(captions), ensure_ascii=False) + "\n" for captions in content.captions)
         (aside / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
-        aside.rename(whole)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def read_index(folder: Path) -> LatentIndex:
     """The index of a latent folder.
 
     Raises:
-        LatentError: there is none, or it is damaged.
+        UserError: there is none, or it is damaged.
     """
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
-            raise LatentError(f"{folder / INDEX}: written by another version; run precompute again")
+            raise UserError(f"{folder / INDEX}: written by another version; run precompute again")
         return LatentIndex(**{**content, "widths": tuple(content["widths"])})
     except FileNotFoundError as error:
-        raise LatentError(f"{folder / INDEX} is missing: write it with `python -m train precompute "
+        raise UserError(f"{folder / INDEX} is missing: write it with `python -m kinoflow.train precompute "
                           f"out={folder}`") from error  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, LatentError):
+        if isinstance(error, UserError):
             raise
-        raise LatentError(f"{folder / INDEX} is damaged; delete {folder}, run precompute again") from error
+        raise UserError(f"{folder / INDEX} is damaged; delete {folder}, run precompute again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedText:
+    """States of one text encoder, padded to the longest of the batch; mask is True on real tokens."""
+
+    hidden: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"]
+
+    def to(self, device: torch.device) -> "PaddedText":
+        """The same on another device."""
+        return PaddedText(hidden=self.hidden.to(device), mask=self.mask.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Latents (normalized, float32) and the text states that belong to them, one entry per encoder."""
+
+    latent: Float[Tensor, "b c t h w"]
+    texts: tuple[PaddedText, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(latent=self.latent.to(device), texts=tuple(text.to(device) for text in self.texts))
 
 
 class LatentDataset:
@@ -149,7 +158,7 @@ class LatentDataset:
         for bucket in self.index.buckets:
             for shard in range(self.index.num_shards(bucket)):
                 if not is_finished(self.folder, bucket, shard):
-                    raise LatentError(f"{shard_path(self.folder, bucket, shard)} is missing: run the same "
+                    raise UserError(f"{shard_path(self.folder, bucket, shard)} is missing: run the same "
                                       "precompute command again, it makes what is left")  # fmt: skip
         self._null = [self._load(self.folder / NULL / f"text_{i}.npy") for i in range(len(self.index.widths))]
         self._open = lru_cache(maxsize=1024)(self._load)
@@ -207,7 +216,7 @@ class LatentDataset:
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise LatentError(f"{path} is unreadable ({error}); delete its shard's folder and run the same "
+            raise UserError(f"{path} is unreadable ({error}); delete its shard's folder and run the same "
                               "precompute command again") from error  # fmt: skip
 
 

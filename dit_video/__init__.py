@@ -1,5 +1,5 @@
 """The video backbone: a patchified spatiotemporal transformer that predicts flow-matching velocities."""
 
-from dit_video.model import DiTConfig, TextContext, VideoDiT
+from kinoflow.dit_video.video_dit import DiTConfig, TextContext, VideoDiT
 
 __all__ = ["DiTConfig", "TextContext", "VideoDiT"]

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dit_video.attention import Kernel, Segments, Shard, Who
+from kinoflow.dit_video.attention.kernels import Kernel, Segments, Shard, Who
 
 EPSILON = 1e-6
 

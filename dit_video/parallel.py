@@ -19,18 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dit_video.attention import Kernel, Segments, Shard, uncompiled
-from dit_video.layers import Layout
-from dit_video.model import TextContext, VideoDiT
+from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.attention.kernels import Kernel, Segments, Shard, uncompiled
+from kinoflow.dit_video.layers import Layout
+from kinoflow.dit_video.video_dit import TextContext, VideoDiT
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Trunk = Callable[..., Tensor]
-
-
-class ParallelError(ValueError):
-    """A model that cannot be spread as asked; the message names the key and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +44,9 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         if self.sequence < 1:
-            raise ParallelError(f"parallel.sequence: {self.sequence} is too small, the least is 1")
+            raise UserError(f"parallel.sequence: {self.sequence} is too small, the least is 1")
         if self.checkpoint_every < 0:
-            raise ParallelError(
+            raise UserError(
                 f"parallel.checkpoint_every: {self.checkpoint_every} is negative; 0 keeps all activations"
             )
 
@@ -60,7 +57,7 @@ def parallelize(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | 
     `group` holds the `config.sequence` processes that share a clip; None where each has its own.
 
     Raises:
-        ParallelError: the group has another size, or the heads do not divide among it.
+        UserError: the group has another size, or the heads do not divide among it.
     """
     if config.sequence > 1:
         _spread_sequence(model, config, group)
@@ -77,9 +74,9 @@ def parallelize(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | 
 def _spread_sequence(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:
     size = 1 if group is None else dist.get_world_size(group)
     if group is None or size != config.sequence:
-        raise ParallelError(f"parallel.sequence: {config.sequence}, but the group has {size} processes")
+        raise UserError(f"parallel.sequence: {config.sequence}, but the group has {size} processes")
     if model.config.heads % size:
-        raise ParallelError(f"parallel.sequence: {size} does not divide dit.heads={model.config.heads}")
+        raise UserError(f"parallel.sequence: {size} does not divide dit.heads={model.config.heads}")
     for block in model.blocks:
         attention: Any = block.attention
         attention.kernel = _exchanged(attention.kernel, group)

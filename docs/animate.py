@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.video import probe, read
+from kinoflow.data.video import probe, read
 
 COLUMNS, SCALE, GAP = 3, 1, 4
 

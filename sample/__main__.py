@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from conditioning.encoders import PromptEncoder
-    from data.buckets import Bucket
-    from dit_video.model import VideoDiT
-    from sample.generate import Sampling
-    from sample.output import Output
-    from sample.release import Release
-    from tae.model import TAE
+from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
 
-_PACKAGES = {"configs", "data", "tae", "conditioning", "dit_video", "sample"}
+if TYPE_CHECKING:
+    from kinoflow.conditioning.prompt_encoder import PromptEncoder
+    from kinoflow.data.clips.buckets import Bucket
+    from kinoflow.dit_video.video_dit import VideoDiT
+    from kinoflow.sample.generate import Sampling
+    from kinoflow.sample.output import Output
+    from kinoflow.sample.release import Release
+    from kinoflow.tae.model.tae import TAE
+
 _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray background"'
 
 
-class UsageError(ValueError):
-    """A command that makes no sense; one line with the remedy."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Request:
     """One clip to make; `out` is None where the name follows from the prompt and the seed."""
 
     prompt: str
@@ -44,26 +37,16 @@ class Job:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0, 1 if prompts of a list failed, 2 after a user's error, 130 after Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["evaluate"]:
-            from sample.evaluate import main as evaluate
-
-            return evaluate(argv[1:])
-        return _sample(_parser().parse_args(argv))
-    except KeyboardInterrupt:
-        print("kinoflow sample: interrupted; the unfinished clip left nothing behind", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        if not _is_ours(error):
-            raise
-        print(f"kinoflow sample: {error}", file=sys.stderr)
-        return 2
+    """Run the command; 0, 1 if prompts of a list failed, 2 after a user's mistake."""
+    return run(lambda: _command(sys.argv[1:] if argv is None else argv), "kinoflow sample")
 
 
-def _is_ours(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in _PACKAGES | {"__main__"}
+def _command(argv: list[str]) -> int:
+    if argv[:1] == ["evaluate"]:
+        from kinoflow.sample.evaluation.world import main as evaluate
+
+        return evaluate(argv[1:])
+    return _sample(_parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--negative", metavar="PROMPT", help="what to steer away from")
     add("--frames", type=int, help="number of frames; 1 is an image")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
-    add("--fps", type=_rate, help="frames per second, such as 16 or 24000/1001")
+    add("--fps", type=argument(parse_rate), help="frames per second, such as 16 or 24000/1001")
     add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
     add(
@@ -99,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
     add(
         "--memory",
-        type=_bytes,
+        type=argument(_bytes),
         metavar="SIZE",
         help="memory for the tiles in which large clips are decoded, 8GiB for example (default 4GiB)",
     )
@@ -121,23 +104,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _bytes(text: str) -> int:
-    from tae.memory import MemoryBudgetError, parse_bytes
+    from kinoflow.tae.tiles.memory import parse_bytes  # torch, which --help does without
 
-    try:
-        return parse_bytes(text)
-    except MemoryBudgetError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a frame rate; write 16 or 24000/1001") from None
+    return parse_bytes(text)
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from sample.release import Release
+    from kinoflow.sample.release import Release
 
     jobs = _jobs(args)
     release = Release.load(args.weights)
@@ -147,8 +120,8 @@ def _sample(args: argparse.Namespace) -> int:
         num_steps=args.steps, guidance_scale=args.guidance, solver=args.solver, diffusion=args.diffusion
     )
     if args.diffusion is not None and sampling.solver != "sde":
-        raise UsageError(f"diffusion: {sampling.solver} adds no noise; use --solver sde with it")
-    with _one_line_warnings():
+        raise UserError(f"diffusion: {sampling.solver} adds no noise; use --solver sde with it")
+    with one_line_warnings():
         sampler = Sampler(release, bucket, sampling, args)
         if args.prompts is None:
             results = [sampler.run(jobs[0])]
@@ -156,45 +129,43 @@ def _sample(args: argparse.Namespace) -> int:
         else:
             results, failures = _run_list(sampler, jobs)
     if args.json:
-        print(json.dumps({"clips": results, "failed": failures}, ensure_ascii=False))
+        print_json({"clips": results, "failed": failures})
     return 1 if failures else 0
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
+def _jobs(args: argparse.Namespace) -> list[Request]:
     if (args.prompt is None) == (args.prompts is None):
-        raise UsageError(f"give a PROMPT or --prompts FILE, one of the two; {_DESCRIBE}")
+        raise UserError(f"give a PROMPT or --prompts FILE, one of the two; {_DESCRIBE}")
     if args.threads < 1:
-        raise UsageError(f"threads: {args.threads}; use 1 or more")
+        raise UserError(f"threads: {args.threads}; use 1 or more")
     if args.prompts is None:
         if not args.prompt.strip():
-            raise UsageError(f"prompt: empty; {_DESCRIBE}")
-        return [Job(prompt=args.prompt, seed=args.seed, out=args.out)]
-    from sample.output import derived_seed
+            raise UserError(f"prompt: empty; {_DESCRIBE}")
+        return [Request(prompt=args.prompt, seed=args.seed, out=args.out)]
+    from kinoflow.sample.output import derived_seed
 
     try:
         lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"{args.prompts}: {reason}; give a text file with one prompt a line") from None
+        raise UserError(f"{args.prompts}: {reason}; give a text file with one prompt a line") from None
     if not any(lines):
-        raise UsageError(f"{args.prompts}: no prompt in it; write one a line")
+        raise UserError(f"{args.prompts}: no prompt in it; write one a line")
     jobs, seen, folder = [], Counter(), args.out or Path()
     for line in filter(None, lines):
         seed = derived_seed(args.seed, line, repeat=seen[line])
-        jobs.append(Job(prompt=line, seed=seed, folder=folder, skip_finished=True))
+        jobs.append(Request(prompt=line, seed=seed, folder=folder, skip_finished=True))
         seen[line] += 1
     return jobs
 
 
-def _run_list(sampler: Sampler, jobs: list[Job]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _run_list(sampler: Sampler, jobs: list[Request]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every job, whatever happens to one; what failed is listed at the end."""
     results, failures = [], []
     for number, job in enumerate(jobs, 1):
         try:
             results.append(sampler.run(job, label=f"{number}/{len(jobs)}"))
-        except ValueError as error:
-            if not _is_ours(error):
-                raise
+        except UserError as error:
             failures.append({"prompt": job.prompt, "seed": job.seed, "error": str(error)})
     for failure in failures:
         print(f"failed: {failure['prompt'][:60]!r}: {failure['error']}", file=sys.stderr)
@@ -210,7 +181,7 @@ class Sampler:
         self.release, self.bucket, self.sampling, self.args = release, bucket, sampling, args
         self._models: tuple[VideoDiT, TAE, PromptEncoder] | None = None
 
-    def run(self, job: Job, label: str = "sampling") -> dict[str, Any]:
+    def run(self, job: Request, label: str = "sampling") -> dict[str, Any]:
         """Make one clip, say where it is, and return its figures."""
         started = time.perf_counter()
         metadata = self._metadata(job)
@@ -224,12 +195,12 @@ class Sampler:
         self._say(f"{output.path}{note}  {seconds:.1f} s")
         return {"path": str(output.path)} | metadata | {"seed": job.seed, "seconds": round(seconds, 3)}
 
-    def _clip(self, job: Job, output: Output, label: str) -> Any:
+    def _clip(self, job: Request, output: Output, label: str) -> Any:
         import torch
 
-        from sample.generate import decode_latent, null_states, sample_latent
-        from tae.memory import MemoryBudgetError
-        from tae.tiled import DEFAULT_MEMORY
+        from kinoflow.configs.errors import UserError
+        from kinoflow.sample.generate import decode_latent, null_states, sample_latent
+        from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
         torch.set_num_threads(self.args.threads)
         if self._models is None:
@@ -238,20 +209,22 @@ class Sampler:
         b = self.bucket
         shape = tae.config.latent_shape(b.frames, b.height, b.width)
         text, null_text = encoder([job.prompt], b.fps), null_states(encoder, self.args.negative, b.fps)
-        with show_progress(self.sampling.num_evaluations, label) as advance:
+        with progress_bar() as bar:
+            task = bar.add_task(label, total=self.sampling.num_evaluations)
             latent = sample_latent(
-                dit, text, null_text, shape, seed=job.seed, sampling=self.sampling, progress=advance
-            )
+                dit, text, null_text, shape,
+                seed=job.seed, sampling=self.sampling, progress=lambda: bar.advance(task),
+            )  # fmt: skip
         try:
             return decode_latent(tae, latent, b.frames, self.args.memory or DEFAULT_MEMORY)[0].numpy()
-        except (RuntimeError, MemoryError, MemoryBudgetError) as error:
+        except (RuntimeError, MemoryError, UserError) as error:
             kept = output.save_latent(latent)
             reason = str(error).partition("\n")[0]
-            raise UsageError(f"{output.path}: decoding failed ({reason}); the latent is in {kept}") from error
+            raise UserError(f"{output.path}: decoding failed ({reason}); the latent is in {kept}") from error
 
-    def _output(self, job: Job, metadata: dict[str, str]) -> tuple[Output | None, str]:
+    def _output(self, job: Request, metadata: dict[str, str]) -> tuple[Output | None, str]:
         """Where the clip goes and a note about it; no output when it is there already."""
-        from sample.output import Output, finished, free_path, slug
+        from kinoflow.sample.output import Output, finished, free_path, slug
 
         b, note = self.bucket, ""
         path = job.out
@@ -270,8 +243,8 @@ class Sampler:
         size = {"frames": b.frames, "height": b.height, "width": b.width, "fps": b.fps}
         return Output(path, **size, crf=self.args.crf, metadata=metadata), note
 
-    def _metadata(self, job: Job) -> dict[str, str]:
-        from sample.output import kinoflow_version
+    def _metadata(self, job: Request) -> dict[str, str]:
+        from kinoflow.sample.output import kinoflow_version
 
         values = {
             "prompt": job.prompt,
@@ -291,35 +264,6 @@ class Sampler:
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr if self.args.json else sys.stdout)
-
-
-@contextmanager
-def show_progress(total: int, label: str) -> Iterator[Callable[[], None]]:
-    """A bar on stderr of `total` steps; yields what to call after each."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    console = Console(stderr=True)
-    # Without a terminal a bar would leave stray lines.
-    quiet = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Our own warnings as one line each; those of libraries stay silent."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if category.__module__.partition(".")[0] in _PACKAGES:
-            print(f"warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = show
-        yield
 
 
 if __name__ == "__main__":

@@ -13,24 +13,21 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from conditioning.embedding import TextEmbedding
-from dit_video.paths import cond_ot, cosine
-from sample import schedule as grids
-from sample import solver as solvers
-from sample.guidance import VelocityModel, guided_velocity
-from tae.config import LatentShape
-from tae.model import TAE
-from tae.pixels import to_bytes
-from tae.tiled import DEFAULT_MEMORY, TiledTAE
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.sample import schedule as grids
+from kinoflow.sample import solver as solvers
+from kinoflow.sample.guidance import VelocityModel, guided_velocity
+from kinoflow.tae.model.config import LatentShape
+from kinoflow.tae.model.pixels import to_bytes
+from kinoflow.tae.model.tae import TAE
+from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY, TiledTAE
 
 ScheduleName = Literal["linear", "linear-quadratic"]
 SolverName = Literal["euler", "midpoint", "heun", "sde"]
 PathName = Literal["cond_ot", "cosine"]
 _EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "sde": 1}
-
-
-class GenerateError(ValueError):
-    """A request that cannot be sampled; the message names the key."""
 
 
 @runtime_checkable
@@ -50,7 +47,7 @@ class Sampling:
     are crossed by `solver`. The SDE's noise is `diffusion` √β, on the `path` that the model was trained on.
 
     Raises:
-        GenerateError, ScheduleError: a value outside its range.
+        UserError: a value outside its range.
     """
 
     guidance_scale: float = 4.0
@@ -62,9 +59,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale <= 100:
-            raise GenerateError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
+            raise UserError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
         if not 0 <= self.diffusion <= 10:
-            raise GenerateError(f"diffusion: {self.diffusion} is not in 0..10; try 0.5 to 1")
+            raise UserError(f"diffusion: {self.diffusion} is not in 0..10; try 0.5 to 1")
         self.times()
 
     def times(self) -> Float[Tensor, " points"]:
@@ -106,11 +103,11 @@ def generate(
     after each velocity.
 
     Raises:
-        GenerateError: not one seed for each prompt, or a setting outside its range.
+        UserError: not one seed for each prompt, or a setting outside its range.
         ValueError: a clip that the autoencoder or the transformer cannot make.
     """
     if len(prompts) != len(seeds) or not prompts:
-        raise GenerateError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
+        raise UserError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
     sampling = Sampling(
         guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver,
         diffusion=diffusion, path=path,
@@ -172,7 +169,7 @@ def draw_noise(shape: LatentShape, seed: int) -> Float[Tensor, "1 c t h w"]:
     """Standard normal noise from this sample's own generator: where its flow starts.
 
     Raises:
-        GenerateError: a seed that is not in 0 .. 2^63 - 1.
+        UserError: a seed that is not in 0 .. 2^63 - 1.
     """
     return noise_stream(shape, seed)()
 
@@ -181,10 +178,10 @@ def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1
     """Draws from this sample's own generator: first the start of its flow, then the noise of an SDE's steps.
 
     Raises:
-        GenerateError: a seed that is not in 0 .. 2^63 - 1.
+        UserError: a seed that is not in 0 .. 2^63 - 1.
     """
     if not 0 <= seed < 2**63:
-        raise GenerateError(f"seed: {seed} is not in 0 .. 2^63 - 1")
+        raise UserError(f"seed: {seed} is not in 0 .. 2^63 - 1")
     generator = torch.Generator().manual_seed(seed)
     size = (1, shape.channels, shape.frames, shape.height, shape.width)
     return lambda: torch.randn(size, generator=generator)
@@ -197,7 +194,7 @@ def decode_latent(
     """Frames, RGB 0..255 on the CPU, of a normalized latent, in tiles that take up to `memory` bytes.
 
     Raises:
-        tae.memory.MemoryBudgetError: frames too large for `memory`.
+        UserError: frames too large for `memory`.
     """
     pieces = TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames)
     return torch.cat([to_bytes(piece).cpu() for piece in pieces], dim=1)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from conditioning.embedding import TextEmbedding
-from sample.solver import VelocityFn
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.sample.solver import VelocityFn
 
 
 @runtime_checkable

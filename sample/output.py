@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -17,8 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.atomic import VideoError, os_error_line, replacing
-from data.video import VideoWriter, probe
+from kinoflow.configs.errors import UserError, os_error_line
+from kinoflow.configs.files import replacing, seeded
+from kinoflow.data.video import VideoWriter, probe
 
 _SLUG_LENGTH = 60
 
@@ -31,8 +31,7 @@ def slug(prompt: str) -> str:
 
 def derived_seed(seed: int, prompt: str, repeat: int = 0) -> int:
     """A seed of its own for each prompt of a list, whatever stands before it; `repeat` counts equal lines."""
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
-    return (seed + int.from_bytes(digest[:4], "big") + repeat) % 2**32
+    return seeded("prompt", seed, repeat, prompt) % 2**32
 
 
 def free_path(path: Path) -> Path:
@@ -48,7 +47,7 @@ def finished(path: Path, metadata: Mapping[str, str]) -> bool:
     """Whether a readable file made with exactly this metadata is at the path."""
     try:
         written = _png_metadata(path) if path.suffix.lower() == ".png" else probe(path).metadata
-    except (VideoError, OSError):
+    except (UserError, OSError):
         return False
     return all(written.get(key) == value for key, value in metadata.items())
 
@@ -61,7 +60,7 @@ class Output:
         metadata: goes into the file.
 
     Raises:
-        VideoError: a name, quality or folder that does not work.
+        UserError: a name, quality or folder that does not work.
     """
 
     def __init__(
@@ -78,21 +77,21 @@ class Output:
         self.path, self._metadata, self._writer = path, dict(metadata), None
         if path.suffix.lower() == ".png":
             if frames != 1:
-                raise VideoError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
+                raise UserError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
         else:
             self._writer = VideoWriter(path, fps=fps, width=width, height=height, crf=crf, metadata=metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VideoError(os_error_line(path, error)) from None
+            raise UserError(os_error_line(path, error)) from None
         if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise VideoError(f"{path}: cannot be written there; name a file in a folder of yours with --out")
+            raise UserError(f"{path}: cannot be written there; name a file in a folder of yours with --out")
 
     def write(self, clip: UInt8[np.ndarray, "frames height width 3"]) -> None:
         """Write the clip; the file appears whole or not at all.
 
         Raises:
-            VideoError: the disk is full, or the file cannot be written.
+            UserError: the disk is full, or the file cannot be written.
         """
         if self._writer is not None:
             with self._writer as writer:
@@ -105,7 +104,7 @@ class Output:
             with replacing(self.path) as aside:
                 Image.fromarray(np.ascontiguousarray(clip[0])).save(aside, format="PNG", pnginfo=info)
         except OSError as error:
-            raise VideoError(os_error_line(self.path, error)) from error
+            raise UserError(os_error_line(self.path, error)) from error
 
     def save_latent(self, latent: Tensor) -> Path:
         """Keep the normalized latent beside the clip that could not be decoded; returns its path."""
@@ -114,7 +113,7 @@ class Output:
             with replacing(path) as aside:
                 save_file({"latent": latent.cpu().contiguous()}, aside, metadata=self._metadata)
         except OSError as error:
-            raise VideoError(os_error_line(path, error)) from error
+            raise UserError(os_error_line(path, error)) from error
         return path
 
 

@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-class ScheduleError(ValueError):
-    """A number of steps from which no grid can be made."""
+from kinoflow.configs.errors import UserError
 
 
 def linear(num_steps: int) -> Float[Tensor, " points"]:
@@ -23,11 +21,11 @@ def linear_quadratic(num_steps: int, emulated: int = 250) -> Float[Tensor, " poi
     is linear.
 
     Raises:
-        ScheduleError: no step at all, or more steps than `emulated`.
+        UserError: no step at all, or more steps than `emulated`.
     """
     _require_steps(num_steps)
     if emulated < num_steps:
-        raise ScheduleError(
+        raise UserError(
             f"num_steps: {num_steps} is more than the {emulated} linear steps that linear_quadratic "
             f"emulates; use at most {emulated} or the linear schedule"
         )
@@ -48,4 +46,4 @@ def linear_quadratic(num_steps: int, emulated: int = 250) -> Float[Tensor, " poi
 
 def _require_steps(num_steps: int) -> None:
     if num_steps < 1:
-        raise ScheduleError(f"num_steps: {num_steps} is not a number of steps; use 1 or more")
+        raise UserError(f"num_steps: {num_steps} is not a number of steps; use 1 or more")

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dit_video.flow import score_from_velocity
-from dit_video.paths import GaussianPath
+from kinoflow.dit_video.flow.matching import score_from_velocity
+from kinoflow.dit_video.flow.paths import GaussianPath
 
 VelocityFn = Callable[[Tensor, Tensor], Tensor]
 """(x, time) -> velocity of the shape of x; `time` is a scalar tensor of x's dtype and device."""

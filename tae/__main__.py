@@ -1,57 +1,41 @@
 """`kinoflow tae`: clips to latent files and back, with figures of what was lost."""
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from fractions import Fraction
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from configs.pretrained import PretrainedError
-from data.video import VideoError
-from tae import folders, jobs
-from tae.codec import Codec
-from tae.inflate import inflate, save_start
-from tae.jobs import Comparison, Figures
-from tae.latent_file import LatentFileError
-from tae.memory import MemoryBudgetError, parse_bytes
-from tae.model import TAE
-from tae.perceptual import PerceptualDistance, PerceptualError, installed
-from tae.plan import Mode
-from tae.tiled import DEFAULT_MEMORY
+from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.terminal import argument, parse_rate, print_json, progress_bar
+from kinoflow.tae.codec import folders, jobs
+from kinoflow.tae.codec.codec import Codec
+from kinoflow.tae.codec.jobs import Comparison, Figures
+from kinoflow.tae.model.inflate import inflate, save_start
+from kinoflow.tae.model.tae import TAE
+from kinoflow.tae.tiles.memory import parse_bytes
+from kinoflow.tae.tiles.plan import Mode
+from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
+from kinoflow.tae.training.perceptual import PerceptualDistance, installed
 
 DEFAULT_WEIGHTS = Path(__file__).resolve().parents[1] / "sample" / "mini" / "tae"
 
 
-class CommandError(ValueError):
-    """Arguments that do not go together; one line that names them."""
-
-
-_FAULTS = (VideoError, LatentFileError, MemoryBudgetError, PretrainedError, PerceptualError, CommandError)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 1 when a file of a folder failed, 2 for a fault of the input, 130
-    after Ctrl-C."""
+    """Run one command; 0 when it worked, 1 when a file of a folder failed, 2 after a user's mistake."""
+    return run(lambda: _command(argv), "kinoflow tae")
+
+
+def _command(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        figures = arguments.run(arguments)
-    except _FAULTS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; no file is left half written", file=sys.stderr)
-        return 130
+    figures = arguments.run(arguments)
     if arguments.json:
-        print(json.dumps(figures))
+        print_json(figures)
     else:
         _show(figures)
     return 1 if figures.get("failed") else 0
@@ -129,7 +113,7 @@ def _model_options() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--memory",
-        type=_memory,
+        type=argument(parse_bytes),
         default=DEFAULT_MEMORY,
         metavar="SIZE",
         help="memory for the model and its tiles, 8GiB for example; the process takes up to 1 GiB more "
@@ -142,7 +126,7 @@ def _source_options() -> argparse.ArgumentParser:
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument(
         "--fps",
-        type=_rate,
+        type=argument(parse_rate),
         metavar="RATE",
         help="bring a clip to this constant rate, 30000/1001 for example, by repeating and dropping frames; "
         "the rate of a folder of pictures (default: the clip's own times; 24 for pictures)",
@@ -168,28 +152,11 @@ def _count(text: str) -> int:
     return count
 
 
-def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text}: give a rate such as 25 or 30000/1001") from None
-    if not 0 < rate <= 1000:
-        raise argparse.ArgumentTypeError(f"{text}: use a rate above 0 and up to 1000")
-    return rate
-
-
 def _pixels(text: str) -> int:
     side = int(text)
     if side < 64:
         raise argparse.ArgumentTypeError(f"{side}: use 64 pixels or more")
     return side
-
-
-def _memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except MemoryBudgetError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _device(text: str) -> torch.device:
@@ -242,7 +209,7 @@ def _decode(arguments: argparse.Namespace) -> Figures:
 def _reconstruct(arguments: argparse.Namespace) -> Figures:
     many = _many(arguments, _MP4)
     if many and arguments.report is not None:
-        raise CommandError("--report: shows one clip; leave it out for a folder")
+        raise UserError("--report: shows one clip; leave it out for a folder")
     codec = _codec(arguments)
     distance, why = _perceptual(arguments)
     comparison = Comparison(
@@ -296,7 +263,7 @@ One = Callable[[folders.Job, jobs.Progress], Figures]
 
 def _single(arguments: argparse.Namespace, one: One) -> Figures:
     job = folders.Job(source=arguments.input, output=arguments.output)
-    with _bar(arguments) as bar:
+    with progress_bar(quiet=arguments.json) as bar:
         task = bar.add_task(escape(arguments.input.name), total=None)
         return one(job, lambda done, total: bar.update(task, completed=done, total=total))
 
@@ -307,7 +274,7 @@ def _all(
     one: One,
     done: Callable[[folders.Job], bool] = lambda _: False,
 ) -> Figures:
-    with _bar(arguments) as bar:
+    with progress_bar(quiet=arguments.json) as bar:
         clips = bar.add_task("clips", total=len(plan.jobs))
         frames = bar.add_task("", total=None)
 
@@ -321,15 +288,6 @@ def _all(
             done=done,
             progress=begin,
         )
-
-
-@contextmanager
-def _bar(arguments: argparse.Namespace) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    hidden = arguments.json or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield bar
 
 
 def _show(figures: Figures) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from dit_video.attention import math_attention
-from dit_video.layers import Block
+from kinoflow.dit_video.attention.kernels import math_attention
+from kinoflow.dit_video.layers import Block
 
 
 def rms_norm(x: Tensor, gain: Tensor | None = None) -> Tensor:

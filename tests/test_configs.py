@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from configs import load, to_dict
-from data.buckets import parse
-from dit_video.model import VideoDiT
-from sample.judge import Judge, JudgeConfig
-from tae.model import TAE
-from train.config import RunConfig
-from train.plan_config import PlanConfig
-from train.precompute import PrecomputeConfig
-from train.text_config import EncoderConfig, TextTrainConfig
+from kinoflow.configs.schema import load, to_dict
+from kinoflow.data.clips.buckets import parse
+from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
+from kinoflow.tae.model.tae import TAE
+from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
+from kinoflow.train.plan.config import PlanConfig
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks.precompute import PrecomputeConfig
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").glob("*.yaml"))
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 # What stands behind `train` in a launch command -> the schema of its sources.
 SCHEMAS: dict[str, type] = {"": RunConfig, "precompute": PrecomputeConfig, "plan": PlanConfig}
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
@@ -45,14 +45,14 @@ def read_header(text: str) -> Header:
         lines.append(line.removeprefix("#"))
     joined = "\n".join(lines).replace("\\\n", " ")
     commands = [line for line in joined.splitlines() if line.startswith("   ")]
-    launches = [launch(line) for line in commands if re.search(r"-m train\b|\bkinoflow train\b", line)]
+    launches = [launch(line) for line in commands if re.search(r"\bkinoflow[. ]train\b", line)]
     expected = re.search(r"^ Expected:(.+)", joined, re.MULTILINE | re.DOTALL)
     return Header(launches=launches, expected=" ".join(expected[1].split()) if expected else "")
 
 
 def launch(command: str) -> tuple[type, list[str]]:
     words = shlex.split(command)
-    words = words[words.index("train") + 1 :]
+    words = words[next(i for i, word in enumerate(words) if word in ("train", "kinoflow.train")) + 1 :]
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else ""
     return SCHEMAS[verb], sources(verb, words)
 
@@ -108,9 +108,9 @@ def test_there_are_configs() -> None:
 @every_file
 def test_the_header_states_command_and_result(path: Path) -> None:
     header = read_header(path.read_text(encoding="utf-8"))
-    assert header.launches, "no comment line '#   ... -m train configs/...' before the first key"
+    assert header.launches, "no comment line '#   ... -m kinoflow.train configs/...' before the first key"
     assert header.expected, "no comment line '# Expected: ...' before the first key"
-    own = f"configs/{path.name}"
+    own = path.relative_to(ROOT).as_posix()
     assert all(own in sources for _, sources in header.launches), f"a launch command leaves out {own}"
 
 
@@ -118,7 +118,7 @@ def test_the_header_states_command_and_result(path: Path) -> None:
 def test_the_file_loads_alone_and_as_launched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for schema, sources in read_header(path.read_text(encoding="utf-8")).launches:
-        alone = load(schema, [f"configs/{path.name}"])
+        alone = load(schema, [path.relative_to(ROOT).as_posix()])
         assert to_dict(alone) != to_dict(schema()), "the file changes nothing"
         launched = load(schema, sources)
         assert launched.run if schema is RunConfig else launched.out
@@ -148,7 +148,7 @@ def test_the_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_30b_model_is_the_papers() -> None:
     """48 (8 d² + 3 d f) in the layers; the rest is shared (Movie Gen, table 5)."""
     with torch.device("meta"):
-        model = VideoDiT(load(RunConfig, ["configs/dit_30b.yaml"]).dit)
+        model = VideoDiT(load(RunConfig, ["configs/models/dit_30b.yaml"]).dit)
     layers = [p.numel() for p in model.blocks.parameters() if p.ndim == 2 and p.shape[0] != 6]
     assert sum(layers) == 48 * (8 * 6144**2 + 3 * 6144 * 16384)
     assert 28.9e9 <= sum(p.numel() for p in model.parameters()) <= 31e9
@@ -158,9 +158,11 @@ def test_the_30b_model_is_the_papers() -> None:
 def test_the_stage_fits_model_and_cluster(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its buckets fit its tables, its batch the cluster of its command, its images the paper's share."""
     monkeypatch.chdir(ROOT)
-    ((_, sources),) = read_header((ROOT / f"configs/{stage}.yaml").read_text(encoding="utf-8")).launches
+    ((_, sources),) = read_header(
+        (ROOT / f"configs/stages/{stage}.yaml").read_text(encoding="utf-8")
+    ).launches
     config = load(RunConfig, sources)
-    gpus = int(re.search(r"--ntasks (\d+)", (ROOT / f"configs/{stage}.yaml").read_text())[1])
+    gpus = int(re.search(r"--ntasks (\d+)", (ROOT / f"configs/stages/{stage}.yaml").read_text())[1])
     assert gpus % config.parallel.sequence == 0
     replicas = gpus // config.parallel.sequence
     assert config.data.batch_size % (replicas * config.deepspeed.accumulation) == 0
@@ -187,7 +189,7 @@ def test_the_tables_grow_from_stage_to_stage() -> None:
 def test_a_header_is_read() -> None:
     header = read_header(
         "# What it is.\n#\n"
-        "#   torchrun --nproc-per-node 8 -m train configs/a.yaml \\\n#     configs/b.yaml run=x\n"
+        "#   torchrun --nproc-per-node 8 -m kinoflow.train configs/a.yaml \\\n#     configs/b.yaml run=x\n"
         "#   kinoflow train precompute configs/a.yaml out=y\n#\n"
         "# Expected: 30.1B parameters,\n# slow.\nmodel: dit\n"
     )

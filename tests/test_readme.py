@@ -17,10 +17,11 @@ from unittest import mock
 import pytest
 from torch.distributed.run import get_args_parser
 
-import kinoflow
-from configs import ConfigError, load
+from kinoflow import __main__ as kinoflow
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.train.__main__ import USAGE as TRAIN_USAGE
 from tests.test_configs import SCHEMAS, sources
-from train.__main__ import USAGE as TRAIN_USAGE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -128,6 +129,7 @@ def extras_problems(words: list[str]) -> Iterator[str]:
 
 def kinoflow_problems(words: list[str]) -> Iterator[str]:
     """Send ``kinoflow WORDS`` through its parsers."""
+    words = [words[0].removeprefix("kinoflow."), *words[1:]]
     if words[:1] == ["train"] and "--help" not in words:
         yield from train_problems(words[1:])
         return
@@ -162,7 +164,7 @@ def train_problems(words: list[str]) -> Iterator[str]:
     elif verb in SCHEMAS:
         try:
             load(SCHEMAS[verb], sources(verb, words[1:] if verb else words))
-        except ConfigError as error:
+        except UserError as error:
             yield str(error)
     elif verb == "export" and len(words) != 3:
         yield "kinoflow train export takes RUN and RELEASE"
@@ -223,9 +225,12 @@ def test_the_readme_shows_the_commands() -> None:
         ("kinoflow sample evaluate --realease x", "unrecognized arguments"),
         ("kinoflow tae encode a.mp4", "the following arguments are required"),
         ("kinoflow tae encoode a.mp4 b.kino", "invalid choice: 'encoode'"),
-        ("python -m data world out --clip", "expected one argument"),
-        ("python -m train configs/none.yaml run=x", "configs/none.yaml does not exist"),
-        ("OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m train stps=3 run=x", 'did you mean "steps"?'),
+        ("python -m kinoflow.data world out --clip", "expected one argument"),
+        ("python -m kinoflow.train configs/none.yaml run=x", "configs/none.yaml does not exist"),
+        (
+            "OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m kinoflow.train stps=3 run=x",
+            'did you mean "steps"?',
+        ),
         ("torchrun train.py", "has no -m"),
         ("kinoflow train exprt a b", "kinoflow train has no exprt"),
         ("kinoflow train plan cluster.gpu=8 --json", 'did you mean "cluster.gpus"?'),
@@ -253,9 +258,9 @@ def test_a_wrong_command_is_caught(line: str, problem: str) -> None:
         "kinoflow --version",
         "kinoflow tae reconstruct in.mp4 out.mp4 --side-by-side --device cuda",
         ".venv/bin/kinoflow data world out --clips 3 | head",
-        "torchrun --nproc-per-node 2 -m train run=x steps=3 deepspeed.zero_stage=3",
+        "torchrun --nproc-per-node 2 -m kinoflow.train run=x steps=3 deepspeed.zero_stage=3",
         "kinoflow train export runs/a out",
-        "kinoflow train plan configs/mini_dit.yaml cluster.gpus=8 --json",
+        "kinoflow train plan configs/mini/mini_dit.yaml cluster.gpus=8 --json",
         "git clone https://example.org/kinoflow && cd kinoflow && .ci/run",
         "pip install 'kinoflow[train,gpu]'",
     ],

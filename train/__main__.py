@@ -1,7 +1,5 @@
-"""`python -m train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
+"""`python -m kinoflow.train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
 
-import errno
-import json
 import platform
 import subprocess
 import sys
@@ -9,41 +7,21 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from configs import ConfigError, dump, load
-from train.config import RunConfig
-from train.task import Task
+from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.files import write_json
+from kinoflow.configs.schema import dump, load
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.task import Task
 
-USAGE = """usage: python -m train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
-       python -m train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
-       python -m train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
-       python -m train export RUN RELEASE                      averaged weights into a release folder"""
-PACKAGES = {"configs", "data", "tae", "conditioning", "dit_video", "sample", "train"}
+USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
+       kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
+       kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
+       kinoflow train export RUN RELEASE                      averaged weights into a release folder"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 after a user's error (one line), 130 by Ctrl-C, 143 by SIGTERM."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return guard(lambda: _command(arguments))
-
-
-def guard(command: Callable[[], int]) -> int:
-    """The exit code of a command, with a user's errors as one line on stderr instead of a traceback."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        if type(error).__module__.partition(".")[0] not in PACKAGES:
-            raise
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise
-        print(f"train: {error.filename or 'a file'}: {error.strerror}; free space or permit it, then run the "
-              "same command again", file=sys.stderr)  # fmt: skip
-        return 2
+    """Run one command; 0 on success, 2 after a user's mistake, 143 when SIGTERM ended a training."""
+    return run(lambda: _command(sys.argv[1:] if argv is None else argv), "kinoflow train")
 
 
 def _command(argv: list[str]) -> int:
@@ -51,11 +29,11 @@ def _command(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     if argv[0] == "precompute":
-        from train.precompute import main as precompute
+        from kinoflow.train.tasks.precompute import main as precompute
 
         return precompute(argv[1:])
     if argv[0] == "plan":
-        from train.plan_report import main as plan
+        from kinoflow.train.plan.report import main as plan
 
         return plan(argv[1:])
     if argv[0] == "export":
@@ -66,23 +44,23 @@ def _command(argv: list[str]) -> int:
 def _train(sources: list[str]) -> int:
     config = load(RunConfig, sources)
     if not config.run:
-        raise ConfigError("run: name the folder of this run, for example run=runs/first")
+        raise UserError("run: name the folder of this run, for example run=runs/first")
     if config.model == "text":
-        from train import text
+        from kinoflow.train.mini import text
 
         return text.main(config)
     if config.model == "judge":
-        from train import judge
+        from kinoflow.train.mini import judge
 
         return judge.main(config)
-    return run(config, _task)
+    return start(config, _task)
 
 
 def _export(arguments: list[str]) -> int:
-    from train import checkpoint
+    from kinoflow.train.run import checkpoint
 
     if len(arguments) != 2:
-        raise ConfigError("export: name the run and the release folder: python -m train export RUN RELEASE")
+        raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
     folder, release = Path(arguments[0]), Path(arguments[1])
     config = load(RunConfig, [str(folder / "config.yaml")])
     found = checkpoint.export(folder, release, _task(config), Path(config.release))
@@ -90,15 +68,15 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
-def run(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
+def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
     """Train the task that build makes, inside a process group, leaving config.yaml and env.json."""
-    from train import engine, loop
+    from kinoflow.train.run import engine, loop
 
     world = engine.start(config.threads, config.parallel.sequence)
     try:
         slices = world.replicas * config.deepspeed.accumulation
         if config.data.batch_size % slices:
-            raise ConfigError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
+            raise UserError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
                               f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
         if world.rank == 0:
             record(config, Path(config.run))
@@ -109,10 +87,10 @@ def run(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
 
 def _task(config: RunConfig) -> Task:
     if config.model == "tae":
-        from train.tae import TAETask
+        from kinoflow.train.tasks.tae import TAETask
 
         return TAETask(config)
-    from train.dit import DiTTask
+    from kinoflow.train.tasks.dit import DiTTask
 
     return DiTTask(config)
 
@@ -124,9 +102,7 @@ def record(config: object, folder: Path) -> None:
     environment = {"git": _git_hash(), "python": platform.python_version(), "platform": platform.platform(),
                    "packages": {name: _version(name) for name in ("kinoflow", "torch", "deepspeed", "numpy")},
                    "command": sys.argv}  # fmt: skip
-    aside = folder / "env.json.partial"
-    aside.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / "env.json")
+    write_json(folder / "env.json", environment)
 
 
 def _version(package: str) -> str | None:

@@ -9,7 +9,8 @@ process with the same threads and dtype; FFN ratio, norms and the way of the tex
   fraction of peak   = FLOPs / seconds / the fastest matmul. FlopCounterMode counts the forward, and with the
                        backward it is three times that: what is computed again counts for nothing.
 
-With a CUDA device also the training MFU of configs/dit_1b.yaml, compiled, bf16, with sdpa and xformers.
+With a CUDA device also the training MFU of configs/models/dit_1b.yaml, compiled, bf16, with sdpa and with
+xformers.
 """
 
 import argparse
@@ -29,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
-from conditioning.embedding import TextEmbedding
-from dit_video import DiTConfig, VideoDiT
-from dit_video.parallel import ParallelConfig, parallelize
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 
 HEAD = 128
 TEXT_WIDTH = 4096

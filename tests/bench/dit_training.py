@@ -1,4 +1,4 @@
-"""Training MFU of configs/dit_1b.yaml on a CUDA device: `python tests/bench/dit_training.py`, JSON.
+"""Training MFU of configs/models/dit_1b.yaml on a CUDA device: `python tests/bench/dit_training.py`, JSON.
 
 bf16, each block compiled, AdamW, two clips of 8,192 tokens; with sdpa and with xformers. The FLOPs are three
 times those of a forward: what is computed again counts for nothing.
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from conditioning.embedding import TextEmbedding
-from configs import load
-from dit_video import DiTConfig, VideoDiT
-from dit_video.attention import AttentionError, KernelName
-from dit_video.parallel import ParallelConfig, parallelize
-from train.config import RunConfig
-from train.metrics import peak_flops
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video.attention.kernels import KernelName
+from kinoflow.dit_video.parallel import ParallelConfig, parallelize
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.log import peak_flops
 
 
 def training(kernel: KernelName, repeats: int = 10) -> dict[str, Any]:
     """Tokens/s and MFU of optimizer steps of dit_1b on clips of 8,192 tokens, on the CUDA device."""
-    config = replace(load(RunConfig, ["configs/dit_1b.yaml"]).dit, attention=kernel)
+    config = replace(load(RunConfig, ["configs/models/dit_1b.yaml"]).dit, attention=kernel)
     shape, lengths = (2, config.latent_channels, 32, 32, 32), (96, 16, 16)
     flops = 3 * forward_flops(replace(config, attention="math"), shape, lengths)
     model = VideoDiT(config).to("cuda", torch.bfloat16)
@@ -82,7 +83,7 @@ def on_cuda() -> dict[str, Any]:
     for kernel in ("sdpa", "xformers"):
         try:
             found[kernel] = training(kernel)
-        except AttentionError as error:
+        except UserError as error:
             found[kernel] = {"unavailable": str(error)}
     return found
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.video import VideoWriter
+from kinoflow.data.video import VideoWriter
 
 FPS = 24
 ROOT = Path(__file__).parents[2]

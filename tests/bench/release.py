@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from sample.release import Release
+from kinoflow.sample.release import Release
 
 REPEATS = 5
 

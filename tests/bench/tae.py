@@ -25,9 +25,9 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from configs import load  # noqa: E402
-from tae import TAE  # noqa: E402
-from train.config import RunConfig  # noqa: E402
+from kinoflow.configs.schema import load  # noqa: E402
+from kinoflow.tae import TAE  # noqa: E402
+from kinoflow.train.run.config import RunConfig  # noqa: E402
 
 OURS = ("tae_movie_gen", "tae_fast", "tae_mini")
 # diffusers' defaults of each class are the released configuration (Cosmos: CV8x8x8).

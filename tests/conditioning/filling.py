@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from conditioning.cache import CachedEncoder
-from conditioning.embedding import TextEmbedding
-from conditioning.text_encoder import Encoded
+from kinoflow.conditioning.cache import CachedEncoder
+from kinoflow.conditioning.embedding import Encoded, TextEmbedding
 
 
 class HashEncoder:

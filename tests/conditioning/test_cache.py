@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import conditioning.prompt_encoder
-from conditioning.cache import CacheError
-from conditioning.encoders import PromptEncoder
-from conditioning.text_encoder import TruncatedPromptWarning
+import kinoflow.conditioning.prompt_encoder
+from kinoflow.conditioning.embedding import TruncatedPromptWarning
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
 from tests.conditioning.filling import TEXTS, HashEncoder, cached
 from tests.conditioning.writing import write_encoders
 
@@ -185,7 +185,7 @@ def test_a_killed_process_leaves_whole_entries(tmp_path):
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        CacheError, match=r"text states can't be kept there.*name another cache folder"
+        UserError, match=r"text states can't be kept there.*name another cache folder"
     ) as caught:
         cached(tmp_path / "file", HashEncoder())(["a"])
     assert "\n" not in str(caught.value)
@@ -208,7 +208,7 @@ def test_real_encoders_are_not_loaded_when_nothing_is_missing(checkpoints, tmp_p
     def fail(*_):
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(conditioning.prompt_encoder, "_load", fail)
+    monkeypatch.setattr(kinoflow.conditioning.prompt_encoder, "_load", fail)
     again = PromptEncoder.from_pretrained(checkpoints, cache=tmp_path)
     assert again.widths == plain.widths == (24, 24, 16)
     for states, expected in zip((again(PROMPTS, FPS), again.null()), first, strict=True):

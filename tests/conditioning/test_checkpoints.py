@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import T5ForConditionalGeneration
 
-from conditioning.checkpoints import Source, TextConfig, fingerprint
-from conditioning.encoders import EncoderError, PromptEncoder, quiet
-from conditioning.offload import stream
+from kinoflow.conditioning.checkpoints import Source, TextConfig, fingerprint
+from kinoflow.conditioning.encoders import quiet
+from kinoflow.conditioning.offload import stream
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
 from tests.conditioning.writing import (
     sentencepiece_model,
     to_bin,
@@ -102,7 +104,7 @@ def test_what_is_asked_of_the_hub_is_weights_of_one_kind(folder, tmp_path, monke
         asked.append((repository, allow_patterns))
         return str(tmp_path / "fetched")
 
-    monkeypatch.setattr("conditioning.checkpoints.snapshot_download", fetch)
+    monkeypatch.setattr("kinoflow.conditioning.checkpoints.snapshot_download", fetch)
     shutil.copytree(folder / "ul2", tmp_path / "fetched")
     Source(name="ul2", location="google/ul2").folder()
     assert [patterns[-1] for _, patterns in asked] == ["model*.safetensors"]
@@ -116,7 +118,7 @@ def test_what_is_asked_of_the_hub_is_weights_of_one_kind(folder, tmp_path, monke
 def test_a_hub_out_of_reach_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        EncoderError, match=r"^google/ul2: the ul2 encoder is neither a folder here nor"
+        UserError, match=r"^google/ul2: the ul2 encoder is neither a folder here nor"
     ) as caught:
         PromptEncoder.from_pretrained(IDS)
     assert "\n" not in str(caught.value) and "give its folder" in str(caught.value)
@@ -125,7 +127,7 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path, monkeypatch):
 def test_half_a_snapshot_is_one_line(hub):
     for shard in (hub / "models--google--ul2" / "snapshots" / COMMIT).glob("*.safetensors"):
         shard.unlink()
-    with pytest.raises(EncoderError, match=r"^google/ul2: .*delete .*fetch it again") as caught:
+    with pytest.raises(UserError, match=r"^google/ul2: .*delete .*fetch it again") as caught:
         PromptEncoder.from_pretrained(IDS)
     assert "\n" not in str(caught.value)
 
@@ -211,5 +213,5 @@ def test_a_release_names_its_encoders(tmp_path):
     expected = {"ul2": "google/ul2", "byt5": f"{tmp_path}/ours", "metaclip": f"{tmp_path}/text/metaclip"}
     assert config.sources(tmp_path) == expected
     assert config.torch_dtype is torch.bfloat16
-    with pytest.raises(EncoderError, match=r"^text.offload: 'metaclip'"):
+    with pytest.raises(UserError, match=r"^text.offload: 'metaclip'"):
         TextConfig(offload=("metaclip",))

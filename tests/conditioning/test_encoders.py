@@ -20,15 +20,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from conditioning.embedding import TextEmbedding
-from conditioning.encoders import (
-    EncoderError,
-    PromptEncoder,
-    TruncatedPromptWarning,
-    quiet,
-    stretch_positions,
-)
-from conditioning.prompt import PromptError
+from kinoflow.conditioning.embedding import TextEmbedding, TruncatedPromptWarning
+from kinoflow.conditioning.encoders import quiet, stretch_positions
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
 from tests.conditioning.writing import write_encoders
 
 FPS = Fraction(16)
@@ -175,14 +170,14 @@ def test_a_mapping_names_each_folder(folder, encoder):
     again = PromptEncoder.from_pretrained(paths)
     for one, other in zip(again(PROMPTS, FPS), encoder(PROMPTS, FPS), strict=True):
         assert torch.equal(one.hidden, other.hidden)
-    with pytest.raises(EncoderError, match="ul2, byt5, metaclip, not ul2"):
+    with pytest.raises(UserError, match="ul2, byt5, metaclip, not ul2"):
         PromptEncoder.from_pretrained({"ul2": folder / "ul2"})
 
 
 def test_no_prompts_and_bad_rates_are_errors(encoder):
     with pytest.raises(ValueError, match=r"^prompts: at least one"):
         encoder([], FPS)
-    with pytest.raises(PromptError, match=r"^fps: 0"):
+    with pytest.raises(UserError, match=r"^fps: 0"):
         encoder(["a"], Fraction(0))
 
 
@@ -233,7 +228,7 @@ def _set_type(path):
 )
 def test_damage_gives_one_line_that_names_the_folder(copy, name, file, damage, message):
     damage(copy / name / file)
-    with pytest.raises(EncoderError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         PromptEncoder.from_pretrained(copy)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(copy / name))
@@ -241,15 +236,15 @@ def test_damage_gives_one_line_that_names_the_folder(copy, name, file, damage, m
 
 def test_folders_of_two_encoders_changed_about_are_noticed(folder):
     swapped = {"ul2": folder / "byt5", "byt5": folder / "byt5", "metaclip": folder / "metaclip"}
-    with pytest.raises(EncoderError, match="holds ByT5Tokenizer, not what ul2 needs"):
+    with pytest.raises(UserError, match="holds ByT5Tokenizer, not what ul2 needs"):
         PromptEncoder.from_pretrained(swapped)
-    with pytest.raises(EncoderError, match="holds a 't5' model, metaclip needs"):
+    with pytest.raises(UserError, match="holds a 't5' model, metaclip needs"):
         PromptEncoder.from_pretrained({**swapped, "ul2": folder / "ul2", "metaclip": folder / "ul2"})
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "no such folder", "runs/a/b"])
 def test_a_folder_that_is_not_there_is_never_looked_for_elsewhere(source):
-    with pytest.raises(EncoderError, match=f"^{source}/?.*no such folder"):
+    with pytest.raises(UserError, match=f"^{source}/?.*no such folder"):
         PromptEncoder.from_pretrained(source)
 
 

@@ -6,15 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conditioning.prompt import (
-    PromptError,
-    PromptTexts,
-    format_fps,
-    fps_prefix,
-    is_null,
-    prepare,
-    quoted_text,
-)
+from kinoflow.conditioning.prompt import PromptTexts, format_fps, fps_prefix, is_null, prepare, quoted_text
+from kinoflow.configs.errors import UserError
 
 FPS = Fraction(16)
 
@@ -38,7 +31,7 @@ def test_frame_rates_are_written_as_people_write_them(fps, text):
 
 @pytest.mark.parametrize("fps", [Fraction(0), Fraction(-24), Fraction(1, 100000)])
 def test_a_rate_that_is_none_is_refused_by_name(fps):
-    with pytest.raises(PromptError, match=r"^fps: .*positive") as caught:
+    with pytest.raises(UserError, match=r"^fps: .*positive") as caught:
         prepare("a red star", fps)
     assert "\n" not in str(caught.value)
 
@@ -122,6 +115,6 @@ def test_the_null_prompt_is_empty_at_every_rate(prompt):
 
 
 def test_bytes_that_are_no_text_are_refused_in_one_line():
-    with pytest.raises(PromptError, match=r"^prompt: character 3 .*UTF-8") as caught:
+    with pytest.raises(UserError, match=r"^prompt: character 3 .*UTF-8") as caught:
         prepare("a \udcff star", FPS)
     assert "\n" not in str(caught.value)

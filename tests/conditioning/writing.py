@@ -21,7 +21,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from conditioning.encoders import quiet
+from kinoflow.conditioning.encoders import quiet
 
 WORDS = ("a", "red", "star", "blue", "ring", "spins")
 

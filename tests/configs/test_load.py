@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import ConfigError, dump, from_dict, load, to_dict
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import dump, from_dict, load, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 
 def message(*sources: str) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(Run, sources)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -244,7 +245,7 @@ def test_dump_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be written: No space left on device"):
         dump(Run(model="dit"), path)
     assert path.read_text(encoding="utf-8") == before
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
@@ -254,7 +255,7 @@ def test_packaged_configs_are_found_from_any_folder(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     packaged = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     assert packaged
-    with pytest.raises(ConfigError) as caught:  # found and read: its keys are not this schema's
+    with pytest.raises(UserError) as caught:  # found and read: its keys are not this schema's
         load(Run, [f"configs/{packaged[0].name}", "zzz=1"])
     assert "there is no such file" not in str(caught.value)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.pretrained import PretrainedError, fingerprint, load_pretrained, load_state, save_pretrained
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.pretrained import fingerprint, load_pretrained, load_state, save_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,14 @@ def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
         case "weights cut":
             weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(
-        PretrainedError, match=r"config\.json" if "config" in damage else r"model\.safetensors"
+        UserError, match=r"config\.json" if "config" in damage else r"model\.safetensors"
     ) as info:
         load_pretrained(tmp_path, Shape)
     assert "\n" not in str(info.value)
 
 
 def test_no_such_folder() -> None:
-    with pytest.raises(PretrainedError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         load_pretrained("/nowhere/at/all", Shape)
 
 
@@ -84,15 +85,15 @@ def test_a_hub_id_is_fetched_once_no_such_folder_is_here(
         asked.append(name)
         return str(tmp_path / "cache")
 
-    monkeypatch.setattr("configs.pretrained.snapshot_download", download)
+    monkeypatch.setattr("kinoflow.configs.pretrained.snapshot_download", download)
     config, _ = load_pretrained("owner/name", Shape)
     assert (config, asked) == (Shape(width=5), ["owner/name"])
     monkeypatch.undo()
-    with pytest.raises(PretrainedError, match="neither a folder here nor readable from the hub") as info:
+    with pytest.raises(UserError, match="neither a folder here nor readable from the hub") as info:
         load_pretrained("owner/no-such-model", Shape)  # the suite is offline
     assert "\n" not in str(info.value)
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    with pytest.raises(PretrainedError, match="weight"):
+    with pytest.raises(UserError, match="weight"):
         load_state(torch.nn.Linear(3, 4), {"weight": torch.zeros(4, 2), "bias": torch.zeros(4)}, "here")

@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from data import video
-from data.audio import extract, sound
-from data.video import VideoError, VideoWriter
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.video import VideoWriter
+from kinoflow.data.video.audio import extract, sound
 from tests.data.making import encode, gradient, onsets, rgb_frames, with_sound
 
 BEEPS = [0.2, 0.7, 1.2, 1.7]
@@ -75,7 +76,7 @@ def test_clip_without_sound(tmp_path):
 def test_no_sound_file_is_named(tmp_path):
     (tmp_path / "a.nut").write_bytes(b"nothing")
     with (
-        pytest.raises(VideoError, match=r"clip\.kino: its sound is damaged"),
+        pytest.raises(UserError, match=r"clip\.kino: its sound is damaged"),
         sound(
             tmp_path / "a.nut",
             origin=Fraction(0),

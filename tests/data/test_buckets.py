@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.buckets import Bucket, BucketError, admissible, choose, frame_at, nearest, parse
+from kinoflow.configs.errors import UserError
+from kinoflow.data.clips.buckets import Bucket, admissible, choose, frame_at, nearest, parse
 
 SHAPES = st.builds(
     Bucket,
@@ -45,7 +46,7 @@ def test_forms_that_parse_reads():
     ],
 )  # fmt: skip
 def test_forms_that_it_refuses(text):
-    with pytest.raises(BucketError, match="bucket") as caught:
+    with pytest.raises(UserError, match="bucket") as caught:
         parse(text)
     assert "\n" not in str(caught.value)
 
@@ -57,7 +58,7 @@ def test_choice_follows_the_weights_and_only_seed_and_step():
     assert drawn[str(buckets[2])] == 0
     assert [choose(7, s, buckets) for s in (5, 3, 5)] == [choose(7, s, buckets) for s in (5, 3, 5)]
     assert [choose(7, s, buckets) for s in range(50)] != [choose(8, s, buckets) for s in range(50)]
-    with pytest.raises(BucketError, match="weight above 0"):
+    with pytest.raises(UserError, match="weight above 0"):
         choose(0, 0, buckets[2:])
 
 
@@ -85,5 +86,5 @@ def test_the_nearest_bucket():
     assert nearest(buckets, frames=2, height=360, width=640, fps=fps) == image
     serves = admissible(buckets, frames=99, height=360, width=640, fps=fps)
     assert set(serves) == {wide, short, image, large}
-    with pytest.raises(BucketError, match="3 frames at 32 fps fills none"):
+    with pytest.raises(UserError, match="3 frames at 32 fps fills none"):
         nearest([square], frames=3, height=64, width=64, fps=fps)

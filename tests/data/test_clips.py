@@ -6,10 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data import manifest, video
-from data.buckets import parse
-from data.clips import Clips, ClipsError, fit
-from data.manifest import ClipEntry
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.clips.fit import Clips, fit
+from kinoflow.data.clips.manifest import ClipEntry
 
 SHORT, LONG, IMAGE = parse("4x16x16@16"), parse("16x16x16@16"), parse("1x16x16@16")
 
@@ -91,7 +93,7 @@ def test_when_every_clip_is_bad(listing):
     for number in (0, 1, 3, 5):
         (listing.path.parent / f"{number}.mp4").write_bytes(b"")
     source = clips(listing)
-    with pytest.raises(ClipsError, match="no good clip fills 16x16x16@16") as caught:
+    with pytest.raises(UserError, match="no good clip fills 16x16x16@16") as caught:
         source.get(0, LONG)
     assert "\n" not in str(caught.value)
 

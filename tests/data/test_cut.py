@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import manifest, video
-from data.__main__ import main
-from data.cut import CutConfig, CutError, cut, windows
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.__main__ import main
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.cut import CutConfig, cut, windows
 
 CONFIG = CutConfig(frames=8, side=32, per_minute=600.0, per_picture=3)
 
@@ -91,10 +93,10 @@ def test_command_lists_what_was_cut_and_what_could_not_be(tmp_path, capsys):
 
 
 def test_what_makes_no_sense_is_refused(tmp_path):
-    with pytest.raises(CutError, match="--side"):
+    with pytest.raises(UserError, match="--side"):
         windows(CONFIG, frames=40, height=16, width=96, fps=Fraction(24))
     for wrong in ({"frames": 0}, {"side": 33}, {"per_minute": 0.0}):
-        with pytest.raises(CutError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
+        with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
             CutConfig(**wrong)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import video
-from data.footage import footage, stamp
-from data.timeline import Presentation
-from data.video import VideoError, VideoWriter
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.video import VideoWriter
+from kinoflow.data.video.footage import footage, stamp
+from kinoflow.data.video.timeline import Presentation
 from tests.data.making import encode, gradient, real_clip, rgb_frames
 
 STAMPS = np.cumsum([0, *([40, 40, 120, 40, 33] * 4)]).tolist()
@@ -46,7 +47,7 @@ def test_constant_rates_need_no_times(tmp_path):
 def test_more_frames_than_times(tmp_path):
     times = Presentation.constant(2, Fraction(25))
     with (
-        pytest.raises(VideoError, match="more frames than"),
+        pytest.raises(UserError, match="more frames than"),
         VideoWriter(tmp_path / "b.mp4", fps=25, width=64, height=48, presentation=times) as writer,
     ):
         writer.write(gradient(3))
@@ -86,7 +87,7 @@ def test_resampled_stream(variable, chunk):
 def test_same_rate_is_not_resampled(tmp_path):
     video.write(tmp_path / "a.mp4", gradient(4), fps=25)
     assert not footage(tmp_path / "a.mp4", Fraction(25)).resampled
-    with pytest.raises(VideoError, match="use a rate"):
+    with pytest.raises(UserError, match="use a rate"):
         footage(tmp_path / "a.mp4", Fraction(0))
 
 
@@ -94,7 +95,7 @@ def test_absurd_times_are_refused(tmp_path):
     path = encode(
         tmp_path / "a.mkv", rgb_frames(gradient(3)), "libx264", stamps=[0, 40, 40_000_000], options={"bf": 0}
     )
-    with pytest.raises(VideoError, match=r"a\.mkv: 3 frames would become"):
+    with pytest.raises(UserError, match=r"a\.mkv: 3 frames would become"):
         footage(path, Fraction(60))
 
 
@@ -132,9 +133,9 @@ def test_pictures_of_other_kinds(tmp_path, mode):
 
 def test_pictures_of_two_sizes_and_folders_without_any(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VideoError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no picture"):
         footage(tmp_path / "empty")
     Image.fromarray(gradient(1)[0]).save(tmp_path / "0.png")
     Image.fromarray(gradient(1, 48, 60)[0]).save(tmp_path / "1.png")
-    with pytest.raises(VideoError, match=r"1\.png: has 60x48 pixels, 0\.png has 64x48"):
+    with pytest.raises(UserError, match=r"1\.png: has 60x48 pixels, 0\.png has 64x48"):
         list(footage(tmp_path).stream(8))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data import latents
-from data.batch import prefetch
-from data.latents import LatentDataset, LatentError, LatentIndex, Shard
+from kinoflow.configs.errors import UserError
+from kinoflow.data import latents
+from kinoflow.data.latents import LatentDataset, LatentIndex, Shard
+from kinoflow.data.prefetch import prefetch
 
 NAMES = ("4x16x16@24000/1001 weight=0.7", "1x16x16@16")
 INDEX = LatentIndex(
@@ -66,27 +67,27 @@ def test_null_prompt_for_one_encoder_or_all(folder):
 
 def test_missing_shard_and_index(folder):
     (folder / "1x16x16@16" / "00000").rename(folder / "away")
-    with pytest.raises(LatentError, match=r"1x16x16@16/00000 is missing: run the same precompute command"):
+    with pytest.raises(UserError, match=r"1x16x16@16/00000 is missing: run the same precompute command"):
         LatentDataset(folder)
     (folder / "index.json").write_text("{")
-    with pytest.raises(LatentError, match=r"index\.json is damaged"):
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
         LatentDataset(folder)
     (folder / "index.json").unlink()
-    with pytest.raises(LatentError, match=r"index\.json is missing"):
+    with pytest.raises(UserError, match=r"index\.json is missing"):
         LatentDataset(folder)
 
 
 def test_truncated_file_is_named(folder):
     path = folder / "1x16x16@16" / "00000" / "latent.npy"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(LatentError, match=r"00000/latent\.npy is unreadable"):
+    with pytest.raises(UserError, match=r"00000/latent\.npy is unreadable"):
         LatentDataset(folder).get(NAMES[1], np.array([0]), np.array([0]))
 
 
 def test_begin_again(folder):
     latents.begin(folder, INDEX, NULL)
     other = LatentIndex(**{**vars(INDEX), "made_from": {"tae": "b"}})
-    with pytest.raises(LatentError, match=r"made_from was .* choose another out="):
+    with pytest.raises(UserError, match=r"made_from was .* choose another out="):
         latents.begin(folder, other, NULL)
 
 
@@ -99,7 +100,7 @@ def test_failed_shard_leaves_nothing(tmp_path):
 
 
 def test_bucket_listed_twice():
-    with pytest.raises(LatentError, match="1x16x16@16 is listed twice"):
+    with pytest.raises(UserError, match="1x16x16@16 is listed twice"):
         LatentIndex(**{**vars(INDEX), "buckets": {"1x16x16@16": 1, "1x16x16@16 weight=2": 1}})
 
 

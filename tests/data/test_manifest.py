@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import manifest, video
-from data.__main__ import main
-from data.manifest import ClipEntry, ManifestError
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.__main__ import main
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.manifest import ClipEntry
 
 ENTRIES = [
     ClipEntry(path="a b/clip_1.mp4", caption='a sign that reads "KITE" – ☃'),
@@ -74,7 +76,7 @@ def test_fps_is_exact_and_unknown_columns_are_kept(tmp_path):
 def test_malformed_lists(tmp_path, text, wanted):
     path = tmp_path / "clips.jsonl"
     path.write_text(text)
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(UserError) as caught:
         manifest.read(path)
     assert wanted in str(caught.value)
     assert str(caught.value).startswith(str(path))
@@ -88,7 +90,7 @@ def test_files_that_are_no_lists(tmp_path):
         ("a.jsonl", "not UTF-8"), ("b.parquet", "not a Parquet file"), ("c.jsonl", "no such file"),
         ("d.csv", "ends in .jsonl or .parquet"),
     ):  # fmt: skip
-        with pytest.raises(ManifestError, match=wanted):
+        with pytest.raises(UserError, match=wanted):
             manifest.read(tmp_path / name)
 
 
@@ -102,7 +104,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
     (tmp_path / "c.parquet").write_text("x")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ManifestError, match=r"kinoflow\[train\]"):
+    with pytest.raises(UserError, match=r"kinoflow\[train\]"):
         manifest.read(tmp_path / "c.parquet")
     manifest.write(tmp_path / "c.jsonl", ENTRIES)  # and JSON lines need nothing
 
@@ -110,7 +112,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 def test_a_failed_write_leaves_the_old_list(tmp_path):
     path = tmp_path / "clips.jsonl"
     manifest.write(path, ENTRIES)
-    with pytest.raises(ManifestError, match="can't be written"):
+    with pytest.raises(UserError, match="can't be written"):
         manifest.write(path, [ClipEntry(path="a", extra={"score": float("nan")})])
     assert manifest.read(path).entries == tuple(ENTRIES)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data.sampler import Sampler, SamplerError, permuted
+from kinoflow.configs.errors import UserError
+from kinoflow.data.clips.order import Sampler, permuted
 
 LENGTHS, WEIGHTS, SIZES = [101, 1000, 7], [0.3, 0.6, 0.1], [4, 8, 12]
 
@@ -77,10 +78,10 @@ def test_seeds_differ():
     ],
 )
 def test_bad_buckets(lengths, weights, sizes, message):
-    with pytest.raises(SamplerError, match=message):
+    with pytest.raises(UserError, match=message):
         Sampler(lengths, weights=weights, batch_sizes=sizes, seed=0)
 
 
 def test_uneven_split_names_the_key():
-    with pytest.raises(SamplerError, match=r"batch_size: \d+ does not divide into 3 slices"):
+    with pytest.raises(UserError, match=r"batch_size: \d+ does not divide into 3 slices"):
         Sampler([5], weights=[1.0], batch_sizes=[4], seed=0).draw(0, 0, 3)

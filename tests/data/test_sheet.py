@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import video
-from data.video import VideoError
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
 from tests.data.making import gradient
 
 
@@ -20,7 +20,7 @@ def test_contact_sheet(tmp_path):
     captions = ["one", "a caption that is much longer than its row is wide", "three"]
     video.contact_sheet(tmp_path / "b.png", clips, columns=3, captions=captions)
     assert len(np.asarray(Image.open(tmp_path / "b.png"))) > len(sheet) + 3 * 12
-    with pytest.raises(VideoError, match="captions: 1 for 3"):
+    with pytest.raises(UserError, match="captions: 1 for 3"):
         video.contact_sheet(tmp_path / "c.png", clips, columns=3, captions=["one"])
-    with pytest.raises(VideoError, match="nothing to show"):
+    with pytest.raises(UserError, match="nothing to show"):
         video.contact_sheet(tmp_path / "c.png", [], columns=3)

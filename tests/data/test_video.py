@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import video
-from data.video import VideoError
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
 from tests.data.making import NTSC, encode, gradient, planes, real_clip, rgb_frames, to_rgb
 
 COLORS = [(81, 90, 220), (145, 54, 34), (41, 220, 110), (200, 100, 150), (16, 128, 128), (235, 128, 128)]
@@ -220,7 +220,7 @@ def broken(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize("reader", [video.probe, video.read])
 def test_unreadable_files_are_named_in_one_line(tmp_path, kind, message, reader):
     path = broken(kind, tmp_path)
-    with pytest.raises(VideoError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         reader(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -230,7 +230,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path, kind, message, reader)
 def test_permission_is_named(tmp_path):
     video.write(tmp_path / "a.mp4", gradient(1), fps=NTSC)
     (tmp_path / "a.mp4").chmod(0)
-    with pytest.raises(VideoError, match="permission denied"):
+    with pytest.raises(UserError, match="permission denied"):
         video.read(tmp_path / "a.mp4")
 
 
@@ -245,7 +245,7 @@ def test_truncated_clip_says_so_and_gives_its_frames_on_demand(tmp_path, name):
     whole = video.read(tmp_path / name)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
-    with pytest.raises(VideoError, match="truncated or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         video.read(tmp_path / name)
     part = video.read(tmp_path / name, partial=True)
     assert 20 < len(part) < 50
@@ -256,7 +256,7 @@ def test_truncated_clip_says_so_and_gives_its_frames_on_demand(tmp_path, name):
 @pytest.mark.parametrize(("start", "end"), [(0, 6), (5, 6), (3, 3), (-1, 2), (4, 2)])
 def test_range_outside_the_clip(tmp_path, start, end):
     video.write(tmp_path / "a.mp4", gradient(5), fps=NTSC)
-    with pytest.raises(VideoError, match="has frames 0:5"):
+    with pytest.raises(UserError, match="has frames 0:5"):
         video.read(tmp_path / "a.mp4", start, end)
 
 

@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from data import video
-from data.video import VideoError, VideoWriter
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.data.video import VideoWriter
 from tests.data.making import NTSC, gradient, to_rgb
 
 
@@ -115,19 +116,19 @@ def test_metadata_survives(tmp_path):
 )
 def test_writer_names_the_wrong_argument(tmp_path, key, value):
     arguments = {"fps": NTSC, "width": 64, "height": 48, key: value}
-    with pytest.raises(VideoError, match=key if key in {"fps", "crf"} else "size"):
+    with pytest.raises(UserError, match=key if key in {"fps", "crf"} else "size"):
         VideoWriter(tmp_path / "a.mp4", **arguments)
 
 
 def test_writer_refuses_what_it_cannot_write(tmp_path):
-    with pytest.raises(VideoError, match=r"end the name in \.mp4"):
+    with pytest.raises(UserError, match=r"end the name in \.mp4"):
         video.write(tmp_path / "a.gif", gradient(1), fps=NTSC)
-    with pytest.raises(VideoError, match="NUL"):
+    with pytest.raises(UserError, match="NUL"):
         video.write(tmp_path / "a.mp4", gradient(1), fps=NTSC, metadata={"a": "b\0"})
-    with pytest.raises(VideoError, match="no frames"):
+    with pytest.raises(UserError, match="no frames"):
         video.write(tmp_path / "a.mp4", gradient(0), fps=NTSC)
     with (
-        pytest.raises(VideoError, match=r"\(frames, 48, 60, 3\)"),
+        pytest.raises(UserError, match=r"\(frames, 48, 60, 3\)"),
         VideoWriter(tmp_path / "a.mp4", fps=NTSC, width=60, height=48) as writer,
     ):
         writer.write(gradient(1))
@@ -153,7 +154,7 @@ def test_file_that_cannot_grow(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-        with pytest.raises(VideoError, match=r"a\.mp4: the file would exceed the size limit"):
+        with pytest.raises(UserError, match=r"a\.mp4: the file would exceed the size limit"):
             video.write(tmp_path / "a.mp4", noise, fps=NTSC)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -166,16 +167,16 @@ def test_full_disk(tmp_path, monkeypatch):
 
     writer = VideoWriter(tmp_path / "a.mp4", fps=NTSC, width=64, height=48)
     monkeypatch.setattr(VideoWriter, "_encodable", full)
-    with pytest.raises(VideoError, match=r"a\.mp4: the disk is full; free some space"), writer:
+    with pytest.raises(UserError, match=r"a\.mp4: the disk is full; free some space"), writer:
         writer.write(gradient(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_output_that_is_a_folder_or_below_a_file(tmp_path):
     (tmp_path / "a.mp4").mkdir()
-    with pytest.raises(VideoError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         video.write(tmp_path / "a.mp4", gradient(1), fps=NTSC)
     (tmp_path / "b").write_text("x")
-    with pytest.raises(VideoError, match=str(tmp_path / "b")):
+    with pytest.raises(UserError, match=str(tmp_path / "b")):
         video.write(tmp_path / "b" / "c.mp4", gradient(1), fps=NTSC)
     video.write(tmp_path / "new" / "folder" / "c.mp4", gradient(1), fps=NTSC)

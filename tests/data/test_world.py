@@ -12,9 +12,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data import draw, world
-from data.captions import _MOTION_PHRASES
-from data.words import word_bitmap
+from kinoflow.data import world
+from kinoflow.data.world import draw
+from kinoflow.data.world.captions import _MOTION_PHRASES
+from kinoflow.data.world.words import word_bitmap
 
 SECOND = Fraction(16)
 TRAIN = [world.sample_scene(seed, split="train") for seed in range(3000)]
@@ -338,7 +339,7 @@ def test_labels():
     ],
 )  # fmt: skip
 def test_things_that_make_no_sense_are_refused(about, key):
-    with pytest.raises(world.WorldError, match=rf"^{key}: ") as caught:
+    with pytest.raises(world.UserError, match=rf"^{key}: ") as caught:
         alone(**about)
     assert "\n" not in str(caught.value)
 
@@ -355,12 +356,12 @@ def test_things_that_make_no_sense_are_refused(about, key):
     ],
 )
 def test_scenes_that_make_no_sense_are_refused(change):
-    with pytest.raises(world.WorldError, match=f"^{next(iter(change))}: "):
+    with pytest.raises(world.UserError, match=f"^{next(iter(change))}: "):
         replace(alone(), **change)
 
 
 def test_seeds_splits_and_sizes_out_of_range():
-    with pytest.raises(world.WorldError, match=r"^seed: -1"):
+    with pytest.raises(world.UserError, match=r"^seed: -1"):
         world.sample_scene(-1, split="train")
     for shape in ((0, 8, 8), (1, 0, 8), (1, 8, 0)):
         frames, height, width = shape

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_video.paths import Coefficients, GaussianPath
+from kinoflow.dit_video.flow.paths import Coefficients, GaussianPath
 
 F64 = torch.float64
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conditioning.embedding import TextEmbedding
-from dit_video import VideoDiT, attention
-from dit_video.attention import AttentionError, Segments, choose, math_attention, packs, sdpa_attention
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.errors import UserError
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.attention import kernels as attention
+from kinoflow.dit_video.attention.kernels import Segments, choose, math_attention, packs, sdpa_attention
 from tests.dit_video.test_model import CONFIG, build, latent, text
 
 SEGMENTS = Segments(queries=(5, 1, 7), keys=(3, 4, 2))
@@ -117,18 +119,18 @@ def test_varlen_is_asked_for_runs(monkeypatch) -> None:
 def test_a_mask_does_not_reach_a_kernel_that_packs() -> None:
     inputs = qkv(13, 9, batch=2)
     for kernel in (attention.xformers_attention, attention.flex_attention, attention.varlen_attention):
-        with pytest.raises(AttentionError, match="takes packed sequences"):
+        with pytest.raises(UserError, match="takes packed sequences"):
             kernel(*inputs, whos()["mask"])
 
 
 def test_a_kernel_that_cannot_run_says_what_is_missing(monkeypatch) -> None:
     assert choose("sdpa") is sdpa_attention
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(AttentionError, match=r"dit\.attention: varlen .* needs a CUDA device"):
+    with pytest.raises(UserError, match=r"dit\.attention: varlen .* needs a CUDA device"):
         choose("varlen")
     monkeypatch.setitem(__import__("sys").modules, "xformers", None)
     monkeypatch.setitem(__import__("sys").modules, "xformers.ops", None)
-    with pytest.raises(AttentionError, match=r"dit\.attention: xformers .* pip install 'kinoflow\[gpu\]'"):
+    with pytest.raises(UserError, match=r"dit\.attention: xformers .* pip install 'kinoflow\[gpu\]'"):
         VideoDiT(replace(CONFIG, attention="xformers"))
 
 

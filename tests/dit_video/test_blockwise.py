@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit_video import blockwise
-from dit_video.attention import Segments, math_attention, sdpa_attention
-from dit_video.blockwise import blockwise_attention
+from kinoflow.dit_video.attention import blockwise
+from kinoflow.dit_video.attention.blockwise import blockwise_attention
+from kinoflow.dit_video.attention.kernels import Segments, math_attention, sdpa_attention
 from tests.dit_video.test_attention import gradients
 
 OPERATIONS = torch.ops.kinoflow.blockwise_attention, torch.ops.kinoflow.blockwise_attention_backward

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_video.flow import (
+from kinoflow.dit_video.flow.matching import (
     FlowConfig,
     conditional_score,
     dropped_texts,
@@ -16,7 +16,7 @@ from dit_video.flow import (
     time_quantile,
     velocity_from_data,
 )
-from dit_video.paths import SIGMA_MIN, GaussianPath, cond_ot, cosine
+from kinoflow.dit_video.flow.paths import SIGMA_MIN, GaussianPath, cond_ot, cosine
 from tests.dit_video.mixture import F64, Mixture
 
 NULL = 3

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dit_video.attention import sdpa_attention
-from dit_video.layers import Block, Layout, RMSNorm
+from kinoflow.dit_video.attention.kernels import sdpa_attention
+from kinoflow.dit_video.layers import Block, Layout, RMSNorm
 from tests import reference
 
 

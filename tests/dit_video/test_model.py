@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conditioning.embedding import TextEmbedding
-from dit_video import DiTConfig, VideoDiT
-from dit_video.attention import math_attention, sdpa_attention
-from dit_video.flow import velocity_from_data
-from dit_video.layers import FactorizedPositions, SwiGLU
-from dit_video.paths import SIGMA_MIN
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video.attention.kernels import math_attention, sdpa_attention
+from kinoflow.dit_video.flow.matching import velocity_from_data
+from kinoflow.dit_video.flow.paths import SIGMA_MIN
+from kinoflow.dit_video.layers import FactorizedPositions, SwiGLU
 
 CONFIG = DiTConfig(
     width=32,

@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dit_video.flow import conditional_score, perturb, score_from_velocity, velocity_from_score
-from dit_video.paths import (
+from kinoflow.dit_video.flow.matching import (
+    conditional_score,
+    perturb,
+    score_from_velocity,
+    velocity_from_score,
+)
+from kinoflow.dit_video.flow.paths import (
     Coefficients,
     cond_ot,
     cosine,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dit_video import VideoDiT
-from dit_video.layers import FactorizedPositions, stretch
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.layers import FactorizedPositions, stretch
 from tests.dit_video.test_model import CONFIG, build, latent, text
 
 

@@ -6,12 +6,12 @@ from fractions import Fraction
 import pytest
 import torch
 
-from conditioning.embedding import TextEmbedding
-from dit_video.model import DiTConfig, VideoDiT
-from sample.judge import Judge, JudgeConfig
-from sample.release import Release, ReleaseConfig, write
-from tae.config import TAEConfig
-from tae.model import TAE
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
+from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
+from kinoflow.sample.release import Release, ReleaseConfig, write
+from kinoflow.tae.model.config import TAEConfig
+from kinoflow.tae.model.tae import TAE
 
 WIDTHS = (8, 6, 8)
 

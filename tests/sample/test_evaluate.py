@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from data.world import labels, sample_scene
-from sample.__main__ import main
-from sample.evaluate import EvaluateError, evaluate, frechet_distance, measure, wilson
-from sample.generate import Sampling
-from sample.judge import Judge, JudgeConfig, Judgement
+from kinoflow.configs.errors import UserError
+from kinoflow.data.world import labels, sample_scene
+from kinoflow.sample.__main__ import main
+from kinoflow.sample.evaluation.judge import Judge, JudgeConfig, Judgement
+from kinoflow.sample.evaluation.world import evaluate, frechet_distance, measure, wilson
+from kinoflow.sample.generate import Sampling
 
 
 class Oracle(Judge):
@@ -82,7 +83,7 @@ def test_measure_counts_each_question_and_reads_words_only_where_there_is_one():
 
 
 def test_measure_wants_clips_for_each_scene():
-    with pytest.raises(EvaluateError, match="prompts"):
+    with pytest.raises(UserError, match="prompts"):
         measure(Oracle(), [sample_scene(0)], [], [], [])
 
 

@@ -3,10 +3,10 @@ from fractions import Fraction
 import pytest
 import torch
 
-from conditioning.embedding import TextEmbedding
-from sample.generate import GenerateError, Sampling, decode_latent, draw_noise, generate, sample_latent
-from tae.config import LatentShape
-from tae.memory import MemoryBudgetError
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.errors import UserError
+from kinoflow.sample.generate import Sampling, decode_latent, draw_noise, generate, sample_latent
+from kinoflow.tae.model.config import LatentShape
 
 SIZE = {"frames": 16, "height": 32, "width": 32, "fps": Fraction(16), "num_steps": 3}
 PROMPTS = ["a red star", "a blue ring that moves left on a gray background", "☂ déjà vu 🎉"]
@@ -97,7 +97,7 @@ def test_decoding_denormalizes_and_tiles_long_clips(tiny_release, frames):
 
 
 def test_decoding_in_too_little_memory_is_refused(tiny_release):
-    with pytest.raises(MemoryBudgetError, match="memory: 1MiB is too little for frames of 32x32"):
+    with pytest.raises(UserError, match="memory: 1MiB is too little for frames of 32x32"):
         decode_latent(tiny_release.tae(), torch.zeros(1, 4, 2, 4, 4), 16, memory=2**20)
 
 
@@ -127,7 +127,7 @@ def test_settings_out_of_range_name_their_key(settings, key):
 
 def test_one_seed_for_each_prompt(tiny_release):
     parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
-    with pytest.raises(GenerateError, match="seeds: 1 for 3 prompts"):
+    with pytest.raises(UserError, match="seeds: 1 for 3 prompts"):
         generate(*parts, PROMPTS, seeds=[0], **SIZE)
-    with pytest.raises(GenerateError, match="seed: -1"):
+    with pytest.raises(UserError, match="seed: -1"):
         generate(*parts, PROMPTS[:1], seeds=[-1], **SIZE)

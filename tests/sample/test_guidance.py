@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from conditioning.embedding import TextEmbedding
-from sample.guidance import guide, guided_velocity, stack
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.sample.guidance import guide, guided_velocity, stack
 
 
 def embedding(rows, length, value=1.0, width=3):

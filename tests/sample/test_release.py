@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.buckets import parse
-from sample.release import Release, ReleaseConfig, ReleaseError, write
+from kinoflow.configs.errors import UserError
+from kinoflow.data.clips.buckets import parse
+from kinoflow.sample.release import Release, ReleaseConfig, write
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_the_hash_follows_the_weights_and_not_the_folder(copy, tiny_release_fold
 )
 def test_a_missing_file_is_named(copy, missing):
     (copy / missing).unlink()
-    with pytest.raises(ReleaseError) as error:
+    with pytest.raises(UserError) as error:
         Release.load(copy)
     assert f"{copy / missing}: missing" in one_line(error)
 
@@ -60,7 +61,7 @@ def test_damaged_weights_are_named(copy, part, damage):
     weights = copy / part / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    with pytest.raises(ReleaseError) as error:
+    with pytest.raises(UserError) as error:
         getattr(Release.load(copy), part)()
     assert str(weights) in one_line(error)
 
@@ -68,7 +69,7 @@ def test_damaged_weights_are_named(copy, part, damage):
 def test_a_model_config_with_another_width_does_not_load(copy):
     path = copy / "dit" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 64}))
-    with pytest.raises(ReleaseError) as error:
+    with pytest.raises(UserError) as error:
         Release.load(copy).dit()
     assert str(copy / "dit") in one_line(error)
 
@@ -89,12 +90,12 @@ def test_a_wrong_card_names_the_key(copy, card, said):
     (copy / "kinoflow.yaml").write_text(card)
     with pytest.raises(ValueError, match=said) as error:
         Release.load(copy)
-    assert type(error.value) is ReleaseError
+    assert type(error.value) is UserError
     one_line(error)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ReleaseError) as error:
+    with pytest.raises(UserError) as error:
         Release.load(tmp_path / "nowhere")
     assert "nowhere" in one_line(error)
 
@@ -111,7 +112,7 @@ def test_buckets_are_completed_from_the_default(tiny_release_folder):
     "wanted", [{"frames": 17}, {"frames": 16, "width": 48}, {"fps": Fraction(30)}, {"height": 64}]
 )
 def test_clips_that_it_cannot_make_list_those_that_it_can(tiny_release_folder, wanted):
-    with pytest.raises(ReleaseError) as error:
+    with pytest.raises(UserError) as error:
         Release.load(tiny_release_folder).bucket(**wanted)
     message = one_line(error)
     assert next(iter(wanted)) in message
@@ -126,6 +127,6 @@ def test_write_replaces_a_part_and_keeps_the_others(copy, tiny_release_folder):
     assert release.name == "new"
     assert not (copy / "tae" / "stale").exists()
     assert release.weights_hash == Release.load(tiny_release_folder).weights_hash
-    with pytest.raises(ReleaseError, match="vae"):
+    with pytest.raises(UserError, match="vae"):
         write(copy, config=config, parts={"vae": copy})
     assert sorted(path.name for path in copy.iterdir()) == ["dit", "judge", "kinoflow.yaml", "tae", "text"]

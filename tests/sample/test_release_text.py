@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import conditioning.prompt_encoder
-from conditioning.checkpoints import TextConfig
-from conditioning.encoders import PromptEncoder, quiet
-from data.video import read
-from sample.__main__ import main
-from sample.release import Release, ReleaseError, text_config
+import kinoflow.conditioning.prompt_encoder
+from kinoflow.conditioning.checkpoints import TextConfig
+from kinoflow.conditioning.encoders import quiet
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
+from kinoflow.data.video import read
+from kinoflow.sample.__main__ import main
+from kinoflow.sample.release import Release, text_config
 from tests.conditioning.writing import to_hub_cache, write_byt5, write_metaclip, write_ul2
 
 FPS = Fraction(16)
@@ -82,7 +84,7 @@ def test_a_hub_out_of_reach_is_one_line_of_the_command(copy, tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     name_encoders(copy, ul2="google/ul2")
-    with pytest.raises(ReleaseError, match="google/ul2: the ul2 encoder is neither a folder here nor"):
+    with pytest.raises(UserError, match="google/ul2: the ul2 encoder is neither a folder here nor"):
         Release.load(copy).encoder()
     assert main([PROMPT, "--weights", str(copy), "--out", "x.mp4"]) == 2
     error = capsys.readouterr().err
@@ -94,7 +96,7 @@ def test_encoders_of_other_widths_are_refused(copy):
     shutil.rmtree(copy / "text" / "byt5")
     with quiet():
         write_byt5(copy / "text" / "byt5", width=24)
-    with pytest.raises(ReleaseError, match=r"\(8, 24, 8\) wide, dit/ was trained on \(8, 6, 8\)") as caught:
+    with pytest.raises(UserError, match=r"\(8, 24, 8\) wide, dit/ was trained on \(8, 6, 8\)") as caught:
         Release.load(copy).encoder()
     assert "\n" not in str(caught.value)
 
@@ -111,7 +113,7 @@ def test_the_card_chooses_dtype_and_names_what_it_does_not_know(copy):
         ({"dtype": "int8"}, "dtype"),
     ):
         name_encoders(copy, **wrong)
-        with pytest.raises(ReleaseError, match=said) as caught:
+        with pytest.raises(UserError, match=said) as caught:
             Release.load(copy)
         assert "\n" not in str(caught.value)
 
@@ -126,7 +128,7 @@ def test_kept_states_give_the_same_clip_and_load_no_encoder(folder, tmp_path, mo
     def fail(*_):
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(conditioning.prompt_encoder, "_load", fail)
+    monkeypatch.setattr(kinoflow.conditioning.prompt_encoder, "_load", fail)
     assert main([*command, "--out", "again.mp4", "--text-cache", "kept"]) == 0
     Path("list.txt").write_text(f"{PROMPT}\n{PROMPT}\n")  # other seeds of a prompt that is known
     assert main(["--prompts", "list.txt", *command[1:], "--text-cache", "kept", "--out", "list"]) == 0

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-import sample.generate
-import sample.output
-from data.atomic import VideoError
-from data.video import probe, read
-from sample.__main__ import main
-from sample.output import derived_seed, slug
+import kinoflow.sample.generate
+import kinoflow.sample.output
+from kinoflow.configs.errors import UserError
+from kinoflow.data.video import probe, read
+from kinoflow.sample.__main__ import main
+from kinoflow.sample.output import derived_seed, slug
 
 PROMPT = "a red star moves left"
 
@@ -53,7 +53,7 @@ def test_a_prompt_becomes_an_mp4_that_says_how_it_was_made(run, tiny_release):
     assert (info.frames, info.width, info.height, info.fps) == (16, 32, 32, Fraction(16))
     assert (info.codec, info.pixel_format) == ("h264", "yuv420p")
     expected = {"prompt": PROMPT, "seed": "3", "steps": "2", "guidance": "2.5", "negative": "blurry"}
-    expected |= {"weights": tiny_release.weights_hash, "kinoflow": sample.output.kinoflow_version()}
+    expected |= {"weights": tiny_release.weights_hash, "kinoflow": kinoflow.sample.output.kinoflow_version()}
     assert expected.items() <= info.metadata.items()
 
 
@@ -125,7 +125,7 @@ def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatc
     class TruncatedPromptWarning(UserWarning):
         pass
 
-    TruncatedPromptWarning.__module__ = "conditioning.encoders"
+    TruncatedPromptWarning.__module__ = "kinoflow.conditioning.encoders"
     encoder = type(tiny_release).encoder(tiny_release)
     plain = type(encoder).__call__
 
@@ -230,7 +230,7 @@ def test_a_decoder_out_of_memory_does_not_lose_the_latent(run, monkeypatch):
     def fail(tae, latent, frames, memory):
         raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    monkeypatch.setattr(sample.generate, "decode_latent", fail)
+    monkeypatch.setattr(kinoflow.sample.generate, "decode_latent", fail)
     err = refused(run(PROMPT, "--out", "x.mp4"))
     assert "CUDA out of memory" in err
     assert "x.latent.safetensors" in err
@@ -254,7 +254,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample.generate, "decode_latent", interrupt)
+    monkeypatch.setattr(kinoflow.sample.generate, "decode_latent", interrupt)
     code, _, err = run(PROMPT)
     assert code == 130
     assert err.count("\n") == 1
@@ -263,9 +263,9 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(run, monkeypatch):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(run, monkeypatch):
     def full(self, frames: np.ndarray):
-        raise VideoError("x.mp4: the disk is full")
+        raise UserError("x.mp4: the disk is full")
 
-    monkeypatch.setattr(sample.output.VideoWriter, "write", full)
+    monkeypatch.setattr(kinoflow.sample.output.VideoWriter, "write", full)
     assert "disk is full" in refused(run(PROMPT))
     assert files() == []
 

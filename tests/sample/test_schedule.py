@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sample.schedule import ScheduleError, linear, linear_quadratic
+from kinoflow.configs.errors import UserError
+from kinoflow.sample.schedule import linear, linear_quadratic
 
 
 @pytest.mark.parametrize(
@@ -45,5 +46,5 @@ def test_emulating_as_many_steps_as_there_are_is_linear():
     "make", [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251)]
 )
 def test_impossible_numbers_of_steps_name_the_key(make):
-    with pytest.raises(ScheduleError, match="num_steps"):
+    with pytest.raises(UserError, match="num_steps"):
         make()

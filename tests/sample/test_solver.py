@@ -4,9 +4,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dit_video.paths import cond_ot, cosine
-from sample.schedule import linear, linear_quadratic
-from sample.solver import euler, euler_maruyama, heun, midpoint
+from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.sample.schedule import linear, linear_quadratic
+from kinoflow.sample.solver import euler, euler_maruyama, heun, midpoint
 from tests.dit_video.mixture import Mixture
 
 ORDERS = [(euler, 1), (midpoint, 2), (heun, 2)]

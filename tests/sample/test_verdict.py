@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.world import COLORS, MOTIONS, SHAPES, WORDS
-from sample.judge import ALPHABET, Judge, JudgeConfig, letter_classes, spell
+from kinoflow.data.world import COLORS, MOTIONS, SHAPES, WORDS
+from kinoflow.sample.evaluation.judge import ALPHABET, Judge, JudgeConfig, letter_classes, spell
 
 
 @pytest.fixture(scope="module")

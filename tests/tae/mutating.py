@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import video
-from tae import TAE, TAEConfig
-from tae import __main__ as command
-from tae.codec import Codec
-from tae.latent_file import read_info
+from kinoflow.data import video
+from kinoflow.tae import TAE, TAEConfig
+from kinoflow.tae import __main__ as command
+from kinoflow.tae.codec.codec import Codec
+from kinoflow.tae.codec.latent_file import read_info
 
 SECONDS = 10
 TINY = TAEConfig(

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tae import TAE, TAEConfig, chunks
-from tae.chunks import fork, gather
-from tae.memory import _LiveBytes
+from kinoflow.tae import TAE, TAEConfig
+from kinoflow.tae.model import chunks
+from kinoflow.tae.model.chunks import fork, gather
+from kinoflow.tae.tiles.memory import _LiveBytes
 
 FAULTS = """
 import resource, torch

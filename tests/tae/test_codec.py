@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data import video
-from tae import TAE, Posterior, TAEConfig
-from tae.__main__ import main
-from tae.codec import Codec
-from tae.latent_file import LatentFileError, read_info
-from tae.pixels import from_bytes
+from kinoflow.configs.errors import UserError
+from kinoflow.data import video
+from kinoflow.tae import TAE, Posterior, TAEConfig
+from kinoflow.tae.__main__ import main
+from kinoflow.tae.codec.codec import Codec
+from kinoflow.tae.codec.latent_file import read_info
+from kinoflow.tae.model.pixels import from_bytes
 
 SMALL = TAEConfig(
     patch_size=(2, 4, 4),
@@ -127,7 +128,7 @@ def test_range_reads_only_its_tiles(tmp_path, weights, clip):
     chunks[1].unlink()
     assert len(decoded(codec, tmp_path / "clip.zarr", 0, 5)) == 5
     assert whole.shape[0] == 5
-    with pytest.raises(LatentFileError, match="latent frames 4:6 are missing"):
+    with pytest.raises(UserError, match="latent frames 4:6 are missing"):
         decoded(codec, tmp_path / "clip.zarr", 40, 45)
 
 
@@ -159,7 +160,7 @@ def test_spatial_tiles_keep_the_size(tmp_path, weights, clip):
 def test_another_autoencoder_is_named(tmp_path, codec, clip):
     codec.encode(clip, tmp_path / "clip.kino")
     other = Codec(Pooling(), name="pooling")
-    with pytest.raises(LatentFileError, match=rf"random \({codec.sha256[:12]}\), not pooling"):
+    with pytest.raises(UserError, match=rf"random \({codec.sha256[:12]}\), not pooling"):
         decoded(other, tmp_path / "clip.kino")
 
 
@@ -188,7 +189,7 @@ def test_damaged_file(tmp_path, codec, clip, spoil):
     path = tmp_path / "clip.kino"
     codec.encode(clip, path)
     spoil(path)
-    with pytest.raises(LatentFileError, match=r"clip\.kino: .*damaged") as caught:
+    with pytest.raises(UserError, match=r"clip\.kino: .*damaged") as caught:
         decoded(codec, path)
     assert "\n" not in str(caught.value)
 
@@ -197,16 +198,16 @@ def test_newer_version(tmp_path, codec, clip):
     codec.encode(clip, tmp_path / "clip.zarr")
     meta = tmp_path / "clip.zarr" / "zarr.json"
     meta.write_text(meta.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(LatentFileError, match="version 2"):
+    with pytest.raises(UserError, match="version 2"):
         read_info(tmp_path / "clip.zarr")
 
 
 def test_missing_file_and_range_outside(tmp_path, codec, clip):
-    with pytest.raises(LatentFileError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_info(tmp_path / "nothing.kino")
     codec.encode(clip, tmp_path / "clip.kino")
     for start, end in ((0, 46), (5, 5), (-1, 3)):
-        with pytest.raises(LatentFileError, match="has frames 0:45"):
+        with pytest.raises(UserError, match="has frames 0:45"):
             decoded(codec, tmp_path / "clip.kino", start, end)
 
 
@@ -220,7 +221,7 @@ def test_interrupted_encoding_leaves_the_old_file(tmp_path, codec, clip, name, f
     def stop(done: int) -> None:
         raise fault
 
-    with pytest.raises((KeyboardInterrupt, LatentFileError), match="disk is full" if fault.args else None):
+    with pytest.raises((KeyboardInterrupt, UserError), match="disk is full" if fault.args else None):
         codec.encode(clip, path, progress=stop)
     assert read_info(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
@@ -229,9 +230,9 @@ def test_interrupted_encoding_leaves_the_old_file(tmp_path, codec, clip, name, f
 def test_a_foreign_folder_is_not_replaced(tmp_path, codec, clip):
     (tmp_path / "mine.zarr").mkdir()
     (tmp_path / "mine.zarr" / "diary.txt").write_text("x")
-    with pytest.raises(LatentFileError, match="not a latent file"):
+    with pytest.raises(UserError, match="not a latent file"):
         codec.encode(clip, tmp_path / "mine.zarr")
-    with pytest.raises(LatentFileError, match=r"\.kino"):
+    with pytest.raises(UserError, match=r"\.kino"):
         codec.encode(clip, tmp_path / "clip.npz")
     assert [entry.name for entry in tmp_path.rglob("*.txt")] == ["diary.txt"]
 

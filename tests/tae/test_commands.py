@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import video
-from tae import TAE
-from tae.__main__ import main
-from tae.latent_file import LatentInfo, read_info
+from kinoflow.data import video
+from kinoflow.tae import TAE
+from kinoflow.tae.__main__ import main
+from kinoflow.tae.codec.latent_file import LatentInfo, read_info
 from tests.data.making import encode, gradient, onsets, rgb_frames, with_sound
 from tests.tae.mutating import TINY
 
@@ -220,7 +220,7 @@ def test_latent_files_of_before_are_read(tmp_path):
 
 
 def test_without_the_perceptual_weights_that_is_said(tmp_path, run, variable, monkeypatch):
-    monkeypatch.setattr("tae.__main__.installed", lambda: False)
+    monkeypatch.setattr("kinoflow.tae.__main__.installed", lambda: False)
     figures = run("reconstruct", variable, tmp_path / "a.mp4", "--perceptual", 1)
     assert figures["perceptual"] is None
     assert "stlpips-pytorch" in figures["perceptual_note"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tae import TAEConfig
-from tae.context import Context, Halo, context
+from kinoflow.tae import TAEConfig
+from kinoflow.tae.tiles.context import Context, Halo, context
 from tests.tae.toys import CONFIGS, MINI, random_tae
 
 

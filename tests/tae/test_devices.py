@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tae import TAE
+from kinoflow.tae import TAE
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "sample" / "mini" / "tae"

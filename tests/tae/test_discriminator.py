@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tae.discriminator import DiscriminatorConfig, PatchDiscriminator
-from tae.losses import discriminator_hinge, generator_hinge
+from kinoflow.tae.training.discriminator import DiscriminatorConfig, PatchDiscriminator
+from kinoflow.tae.training.losses import discriminator_hinge, generator_hinge
 
 
 def build(channels: int = 8, depth: int = 3) -> PatchDiscriminator:

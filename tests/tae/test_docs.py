@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import video
+from kinoflow.data import video
 from tests.data.making import gradient
 from tests.test_readme import fences
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tae.grow import Growth, grown
+from kinoflow.tae.model.grow import Growth, grown
 from tests.tae.toys import MINI, random_tae
 
 EACH = [

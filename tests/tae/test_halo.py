@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tae import TAE
-from tae.context import Halo, context
-from tae.halo import (
+from kinoflow.tae import TAE
+from kinoflow.tae.tiles.blend import SpatialTiling
+from kinoflow.tae.tiles.context import Halo, context
+from kinoflow.tae.tiles.halo import (
     HaloTiling,
     SpatialHalo,
     decode_stream,
@@ -18,7 +19,6 @@ from tae.halo import (
     spatial_halo_decoder,
     spatial_halo_encoder,
 )
-from tae.tiling import SpatialTiling
 from tests.tae.toys import CONFIGS, MINI, decode_tiled, encode_tiled, random_tae
 
 LENGTHS = range(1, 41)

@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from configs import load
-from configs.pretrained import PretrainedError
-from tae.__main__ import main
-from tae.inflate import OLD_NAMES, inflate
-from tae.model import TAE
-from train.config import RunConfig
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.tae.__main__ import main
+from kinoflow.tae.model.inflate import OLD_NAMES, inflate
+from kinoflow.tae.model.tae import TAE
+from kinoflow.train.run.config import RunConfig
 
 LEVELS = 3
 STABLE_DIFFUSION = {"latent_channels": 4, "scaling_factor": 0.18215}
@@ -114,14 +114,14 @@ def test_what_cannot_be_inflated_is_named(key: str, value: object, message: str,
     image_autoencoder(FLUX, tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    with pytest.raises(PretrainedError, match=message):
+    with pytest.raises(UserError, match=message):
         inflate(tmp_path)
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     image_autoencoder(FLUX, tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(PretrainedError, match="diffusion_pytorch_model"):
+    with pytest.raises(UserError, match="diffusion_pytorch_model"):
         inflate(tmp_path)
-    with pytest.raises(PretrainedError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         inflate(tmp_path / "nothing")

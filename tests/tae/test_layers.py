@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tae import chunks
-from tae.chunks import regroup
-from tae.convolution import (
+from kinoflow.tae.model import chunks
+from kinoflow.tae.model.chunks import regroup
+from kinoflow.tae.model.convolution import (
     Conv,
     NearestSpatialConv,
     NearestTemporalConv,
@@ -18,7 +18,7 @@ from tae.convolution import (
     SpatialConv,
     TemporalConv,
 )
-from tae.layers import Attention, Downsample, FrameGroupNorm, ResBlock, Upsample
+from kinoflow.tae.model.layers import Attention, Downsample, FrameGroupNorm, ResBlock, Upsample
 
 SHAPES = [(1, 4, 1, 6, 8), (2, 4, 2, 6, 8), (1, 4, 5, 7, 3)]
 

@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
-from tae.losses import LossConfig, discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
-from tae.model import Posterior
+from kinoflow.tae.model.tae import Posterior
+from kinoflow.tae.training.losses import (
+    LossConfig,
+    discriminator_hinge,
+    generator_hinge,
+    kl_loss,
+    outlier_penalty,
+)
 
 
 def test_kl_equals_torch_distributions() -> None:

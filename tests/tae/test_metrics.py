@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tae.metrics import MAX_PSNR, QualityMeter, psnr, ssim
+from kinoflow.tae.codec.metrics import MAX_PSNR, QualityMeter, psnr, ssim
 
 
 def pictures(frames: int = 3, height: int = 24, width: int = 31, seed: int = 0) -> torch.Tensor:

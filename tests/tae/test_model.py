@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs import to_dict
-from tae import TAE, TAEConfig, chunks
-from tae.layers import Attention, ChannelRMSNorm, Downsample, TemporalConv, Upsample, fold, unfold
+from kinoflow.configs.schema import to_dict
+from kinoflow.tae import TAE, TAEConfig
+from kinoflow.tae.model import chunks
+from kinoflow.tae.model.layers import (
+    Attention,
+    ChannelRMSNorm,
+    Downsample,
+    TemporalConv,
+    Upsample,
+    fold,
+    unfold,
+)
 
 ROOT = Path(__file__).parents[2]
 TINY = TAEConfig(

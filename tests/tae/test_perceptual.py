@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tae.perceptual import _STAGES, PerceptualDistance, PerceptualError, _pool
+from kinoflow.configs.errors import UserError
+from kinoflow.tae.training.perceptual import _STAGES, PerceptualDistance, _pool
 
 
 def random_file(path: Path) -> Path:
@@ -57,8 +58,8 @@ def test_pooling_of_a_constant_is_the_constant_at_half_size() -> None:
 def test_small_frames_and_wrong_files_are_named(distance: PerceptualDistance, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="32 pixels"):
         distance(torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 1, 16, 16))
-    with pytest.raises(PerceptualError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         PerceptualDistance.from_file(str(tmp_path / "nowhere.pth"))
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(PerceptualError, match=r"text\.pth"):
+    with pytest.raises(UserError, match=r"text\.pth"):
         PerceptualDistance.from_file(str(tmp_path / "text.pth"))

@@ -2,7 +2,7 @@
 
 import torch
 
-from tae.pixels import from_bytes, to_bytes
+from kinoflow.tae.model.pixels import from_bytes, to_bytes
 
 
 def test_every_byte_comes_back_and_channels_move() -> None:

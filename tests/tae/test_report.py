@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from data import video
-from data.footage import footage
-from tae import TAE, jobs
-from tae.codec import Codec
-from tae.report import WorstFrames, _ramp, _thinned, _ticks
+from kinoflow.data import video
+from kinoflow.data.video.footage import footage
+from kinoflow.tae import TAE
+from kinoflow.tae.codec import jobs
+from kinoflow.tae.codec.codec import Codec
+from kinoflow.tae.codec.report import WorstFrames, _ramp, _thinned, _ticks
 from tests.data.making import gradient
 from tests.tae.mutating import TINY
 

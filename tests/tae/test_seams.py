@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.world import render, sample_scene
-from tae import TAE
-from tae.context import Halo
-from tae.halo import HaloTiling, SpatialHalo, spatial_halo_decoder
-from tae.pixels import from_bytes, to_bytes
-from tae.tiled import TiledTAE
+from kinoflow.data.world import render, sample_scene
+from kinoflow.tae import TAE
+from kinoflow.tae.model.pixels import from_bytes, to_bytes
+from kinoflow.tae.tiles.context import Halo
+from kinoflow.tae.tiles.halo import HaloTiling, SpatialHalo, spatial_halo_decoder
+from kinoflow.tae.tiles.tiled import TiledTAE
 from tests.tae.toys import decode_tiled
 
 SHIPPED = Path(__file__).parents[2] / "sample" / "mini" / "tae"

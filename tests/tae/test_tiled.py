@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tae import TAE
-from tae.memory import MemoryBudgetError
-from tae.tiled import TiledTAE
+from kinoflow.configs.errors import UserError
+from kinoflow.tae import TAE
+from kinoflow.tae.tiles.tiled import TiledTAE
 from tests.tae.toys import MINI, random_tae
 
 MIB = 2**20
@@ -96,7 +96,7 @@ def test_smaller_tiles_when_memory_runs_out(mini, mode, frames_fit, latents_fit,
     scarce = Scarce(most=3 * frames_fit).double()
     scarce.load_state_dict(mini.state_dict())
     tiled = TiledTAE(scarce, mode=mode)
-    with caplog.at_level(logging.WARNING, logger="tae.tiled"):
+    with caplog.at_level(logging.WARNING, logger="kinoflow.tae.tiles.tiled"):
         encoded = tiled.encode(video)
         assert scarce.failures > 0
         assert "memory ran out" in caplog.text
@@ -116,7 +116,7 @@ def test_smaller_tiles_when_memory_runs_out(mini, mode, frames_fit, latents_fit,
 def test_no_tile_is_small_enough(mini):
     scarce = Scarce(most=10).double()
     scarce.load_state_dict(mini.state_dict())
-    with pytest.raises(MemoryBudgetError, match="memory: ran out with the smallest tiles"):
+    with pytest.raises(UserError, match="memory: ran out with the smallest tiles"):
         TiledTAE(scarce).encode(clip(9).double())
 
 
@@ -137,7 +137,7 @@ def test_other_failures_are_not_retried(mini, monkeypatch):
 def test_a_small_budget_gives_small_tiles(mini):
     roomy, tight = TiledTAE(mini), TiledTAE(mini, memory=100 * MIB)
     assert tight.tile_frames((16, 16)) < roomy.tile_frames((16, 16)) == 128
-    with pytest.raises(MemoryBudgetError, match="is too little for frames of 128x128"):
+    with pytest.raises(UserError, match="is too little for frames of 128x128"):
         TiledTAE(mini, memory=MIB).tile_frames((16, 16))
 
 

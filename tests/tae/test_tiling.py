@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tae.tiling import (
+from kinoflow.tae.tiles.blend import (
     SpatialTiling,
     TemporalTiling,
     Tile,

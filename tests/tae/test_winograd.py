@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tae import scratch, winograd
-from tae.convolution import SpatialConv
+from kinoflow.tae.cpu import scratch, winograd
+from kinoflow.tae.model.convolution import SpatialConv
 
 
 def operands(*shape, seed=0):

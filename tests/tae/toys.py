@@ -5,9 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from tae import TAE, TAEConfig, halo, tiling
-from tae.halo import HaloTiling
-from tae.tiling import Decode, Encode, TemporalTiling
+from kinoflow.tae import TAE, TAEConfig
+from kinoflow.tae.tiles import blend as tiling
+from kinoflow.tae.tiles import halo
+from kinoflow.tae.tiles.blend import Decode, Encode, TemporalTiling
+from kinoflow.tae.tiles.halo import HaloTiling
 
 MINI = TAEConfig(
     patch_size=(2, 4, 4),

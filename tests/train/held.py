@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from conditioning.embedding import TextEmbedding
-from configs import load
-from dit_video.model import VideoDiT
-from train import engine
-from train.ema import EMA
-from train.plan_config import PlanConfig
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.schema import load
+from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.train.plan.config import PlanConfig
+from kinoflow.train.run import engine
+from kinoflow.train.run.ema import EMA
 
 TEXT_TOKENS = (40, 8, 20)
 LATENT = (4, 16, 16)

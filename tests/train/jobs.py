@@ -6,15 +6,16 @@ import signal
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
-import train.checkpoint
-import train.engine
-import train.loop  # noqa: F401
-from configs import load
+import kinoflow.train.run.checkpoint
+import kinoflow.train.run.engine
+import kinoflow.train.run.loop  # noqa: F401
+from kinoflow.configs.errors import run
+from kinoflow.configs.schema import load
+from kinoflow.train.__main__ import main, start
+from kinoflow.train.run.config import RunConfig
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded  # noqa: F401
 from tests.train.toys import Toy
-from train.__main__ import guard, main, run
-from train.config import RunConfig
 
 
 def toy(sources, adversarial=False, pause=0.0, width=23):
@@ -25,11 +26,11 @@ def toy(sources, adversarial=False, pause=0.0, width=23):
     def build(config):
         return Toy(config, adversarial=adversarial, pause=pause, width=width)
 
-    return guard(lambda: run(load(RunConfig, sources), build))
+    return run(lambda: start(load(RunConfig, sources), build), "kinoflow train")
 
 
 def command(arguments):
-    """Any command of `python -m train`."""
+    """Any command of `python -m kinoflow.train`."""
     return main(arguments)
 
 

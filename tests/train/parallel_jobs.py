@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from configs import load
-from dit_video import VideoDiT
-from dit_video.parallel import ParallelConfig, parallelize
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.parallel import ParallelConfig, parallelize
+from kinoflow.train.run import engine
+from kinoflow.train.run.config import RunConfig
 from tests.dit_video.test_model import CONFIG, build, latent, text
-from train import engine
-from train.config import RunConfig
 
 # 27, 6 and 8 tokens: nothing that two or four divide.
 SHAPES = ((3, 6, 6), (1, 4, 6), (2, 4, 4))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.buckets import parse
-from data.video import write
-from train.clips import ClipSource, draw, to_tensor
-from train.config import DataConfig
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.video import write
+from kinoflow.train.run.config import DataConfig
+from kinoflow.train.tasks.clips import ClipSource, draw, to_tensor
 
 BUCKET = "4x32x48@16"
 GRAY = 127

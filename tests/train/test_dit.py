@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from conditioning.embedding import TextEmbedding
-from dit_video.flow import FlowConfig, perturb
-from dit_video.paths import cond_ot, cosine
-from train.dit import DiTBatch, DiTTask
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.dit_video.flow.matching import FlowConfig, perturb
+from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.train.tasks.dit import DiTBatch, DiTTask
 
 
 def task(flow, captions=2):

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configs import ConfigError, load
-from dit_video import VideoDiT
-from dit_video.attention import math_attention
-from train.config import RunConfig
-from train.dit import DiTTask
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.attention.kernels import math_attention
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks.dit import DiTTask
 
 SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"]
 
@@ -52,10 +53,10 @@ def test_the_kernel_is_the_stages_own(earlier: Path) -> None:
 
 def test_what_does_not_fit_is_named(earlier: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"dit\.max_tokens: the width table has 3 rows and cannot shrink to 2"
+        UserError, match=r"dit\.max_tokens: the width table has 3 rows and cannot shrink to 2"
     ):
         task("dit.max_tokens=[1,2,2]", f"init_from={earlier}")
-    with pytest.raises(ConfigError, match="is another model"):
+    with pytest.raises(UserError, match="is another model"):
         task("dit.max_tokens=[1,2,3]", "dit.depth=2", f"init_from={earlier}")
 
 
@@ -73,5 +74,5 @@ def test_data_buckets_weigh_what_was_precomputed() -> None:
     ]
     other = task("data.buckets=['8x64x64@16']", "data.latents=x")
     other.__dict__["latents"] = stored
-    with pytest.raises(ConfigError, match=r"data\.buckets: 8x64x64@16 is not in x, which holds"):
+    with pytest.raises(UserError, match=r"data\.buckets: 8x64x64@16 is not in x, which holds"):
         _ = other.buckets

@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 
-from configs import load
-from data.buckets import parse
-from data.world import labels, sample_scene
-from sample.judge import Judge, JudgeConfig, Verdict, letter_classes
-from train import judge as train_judge
-from train.config import RunConfig
-from train.judge import accuracy, degrade, draw, judge_loss, main
+from kinoflow.configs.schema import load
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.world import labels, sample_scene
+from kinoflow.sample.evaluation.judge import Judge, JudgeConfig, Verdict, letter_classes
+from kinoflow.train.mini import judge as train_judge
+from kinoflow.train.mini.judge import accuracy, degrade, draw, judge_loss, main
+from kinoflow.train.run.config import RunConfig
 
 SMALL = JudgeConfig(frames=8, side=32, widths=(8, 12, 16, 24), reading_width=8)
 BUCKET = parse("8x32x32@8")
@@ -73,7 +73,7 @@ def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
         f"run={run}",
         f"release={release}",
     ]
-    assert main(load(RunConfig, ["configs/mini_judge.yaml", *overrides])) == 0
+    assert main(load(RunConfig, ["configs/mini/mini_judge.yaml", *overrides])) == 0
     figures = json.loads((run / "judge.json").read_text())
     assert figures["real"]["scenes"] == 6
     assert "reconstructed" not in figures
@@ -84,7 +84,7 @@ def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
 
 def test_a_judge_is_trained_on(tmp_path):
     Judge(JudgeConfig()).save_pretrained(tmp_path / "judge", dtype=torch.float32)
-    config = load(RunConfig, ["configs/mini_judge.yaml", f"init_from={tmp_path}"])
+    config = load(RunConfig, ["configs/mini/mini_judge.yaml", f"init_from={tmp_path}"])
     begun, earlier = train_judge._start(config), Judge.from_pretrained(tmp_path / "judge")
     for (name, value), old in zip(begun.state_dict().items(), earlier.state_dict().values(), strict=True):
         assert torch.equal(value, old), name

@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-from configs import ConfigError, load
-from train.__main__ import guard, main
-from train.config import RunConfig
+from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.schema import load
+from kinoflow.train.__main__ import main
+from kinoflow.train.run.config import RunConfig
 
 
 def test_usage(capsys):
@@ -49,10 +50,10 @@ def test_guard_hides_only_what_the_user_can_repair(capsys):
         def command():
             raise error
 
-        return guard(command)
+        return run(command, "kinoflow train")
 
     assert fail(KeyboardInterrupt()) == 130
-    assert fail(ConfigError("steps: 0")) == 2
+    assert fail(UserError("steps: 0")) == 2
     assert fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a")) == 2
     assert capsys.readouterr().err.count("\n") == 3
     for bug in (ValueError("shapes"), OSError(errno.EBADF, "bad"), RuntimeError("bug")):
@@ -61,7 +62,7 @@ def test_guard_hides_only_what_the_user_can_repair(capsys):
 
 
 def test_config_survives_the_run_folder(tmp_path):
-    from configs import dump
+    from kinoflow.configs.schema import dump
 
     config = load(RunConfig, ["run=a", "optimizer.betas=[0.5,0.75]", "data.buckets=[1x8x8@16]", "threads=2"])
     dump(config, tmp_path / "config.yaml")

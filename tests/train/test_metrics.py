@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from configs import ConfigError
-from train.metrics import Log
+from kinoflow.configs.errors import UserError
+from kinoflow.train.run.log import Log
 
 CPU = torch.device("cpu")
 
@@ -66,5 +66,5 @@ def test_lines_after_the_checkpoint_go(tmp_path):
 
 def test_missing_tensorboard_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install 'kinoflow\[train\]'"):
+    with pytest.raises(UserError, match=r"pip install 'kinoflow\[train\]'"):
         log(tmp_path)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import OptimizerConfig
-from train.ema import EMA, Fragment, decay_at
-from train.optimizer import learning_rate, parameter_groups
+from kinoflow.train.run.config import OptimizerConfig
+from kinoflow.train.run.ema import EMA, Fragment, decay_at
+from kinoflow.train.run.optimizer import learning_rate, parameter_groups
 
 
 def rate(step, **settings):

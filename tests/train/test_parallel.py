@@ -5,14 +5,15 @@ import copy
 import pytest
 import torch
 
-from configs import ConfigError, load
-from dit_video import VideoDiT
-from dit_video.parallel import ParallelConfig, ParallelError, parallelize
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.parallel import ParallelConfig, parallelize
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.optimizer import adamw
 from tests.dit_video.test_model import CONFIG, build, latent, text
 from tests.train.parallel_jobs import KERNELS, ONE_BLOCK, config, loss, result
 from tests.train.test_zero import COMMON, lines, plain
-from train.config import RunConfig
-from train.optimizer import adamw
 
 SOURCES = ["model=dit", "dit.width=32", "dit.depth=2", "dit.heads=4", "dit.ffn=48", "dit.latent_channels=4",
            "dit.text_widths=[6,5]", "dit.max_tokens=[3,4,4]", "seed=7", "deepspeed.zero_stage=3",
@@ -151,15 +152,15 @@ def test_each_parameter_has_values_of_its_own():
 
 
 def test_what_cannot_be_spread_is_named():
-    with pytest.raises(ParallelError, match=r"parallel\.sequence: 3, but the group has 1"):
+    with pytest.raises(UserError, match=r"parallel\.sequence: 3, but the group has 1"):
         parallelize(build(), ParallelConfig(sequence=3), None)
-    with pytest.raises(ConfigError, match=r"parallel\.sequence: 0 is too small"):
+    with pytest.raises(UserError, match=r"parallel\.sequence: 0 is too small"):
         load(RunConfig, ["model=dit", "parallel.sequence=0"])
-    with pytest.raises(ConfigError, match=r"parallel\.checkpoint_every"):
+    with pytest.raises(UserError, match=r"parallel\.checkpoint_every"):
         load(RunConfig, ["model=dit", "parallel.checkpoint_every=-1"])
-    with pytest.raises(ConfigError, match="parallel: only model: dit"):
+    with pytest.raises(UserError, match="parallel: only model: dit"):
         load(RunConfig, ["model=tae", "parallel.checkpoint_every=1"])
-    with pytest.raises(ConfigError, match="parallel: only model: dit"):
+    with pytest.raises(UserError, match="parallel: only model: dit"):
         load(RunConfig, ["model=judge", "parallel.compile=true"])
     load(RunConfig, ["model=tae", "parallel.compile=true"])
 

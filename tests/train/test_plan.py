@@ -13,20 +13,21 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conditioning.embedding import TextEmbedding
-from configs import load
-from dit_video.model import DiTConfig, VideoDiT
-from train.dit import DiTBatch, DiTTask
-from train.flops import dit_flops, tae_flops, total
-from train.memory import GIB
-from train.plan import Planner
-from train.plan_config import ClusterConfig, PlanConfig
-from train.workload import count_parts
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.schema import load
+from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
+from kinoflow.train.plan.config import ClusterConfig, PlanConfig
+from kinoflow.train.plan.flops import dit_flops, tae_flops, total
+from kinoflow.train.plan.memory import GIB
+from kinoflow.train.plan.plan import plan as make_plan
+from kinoflow.train.plan.planner import Planner
+from kinoflow.train.plan.workload import count_parts
+from kinoflow.train.tasks.dit import DiTBatch, DiTTask
 
 ROOT = Path(__file__).parents[2]
 MOVIE_GEN = {"width": 6144, "depth": 48, "heads": 48, "ffn": 16384, "text_widths": (4096, 1536, 1024)}
-DITS = sorted((ROOT / "configs").glob("dit_*.yaml"))
-TAES = sorted((ROOT / "configs").glob("tae_*.yaml"))
+DITS = sorted((ROOT / "configs" / "models").glob("dit_*.yaml"))
+TAES = sorted((ROOT / "configs" / "models").glob("tae_*.yaml"))
 # The published size on a stage of one bucket, so that a figure can be worked out by hand.
 PAPER = [
     "model=dit", "dit.width=6144", "dit.depth=48", "dit.heads=48", "dit.ffn=16384",
@@ -35,7 +36,7 @@ PAPER = [
     "parallel.sequence=8", "parallel.checkpoint_every=1", "cluster.gpus=6144",
 ]  # fmt: skip
 
-STAGE = ["configs/dit_30b.yaml", "configs/t2iv_768.yaml", "cluster.gpus=6144"]
+STAGE = ["configs/models/dit_30b.yaml", "configs/stages/t2iv_768.yaml", "cluster.gpus=6144"]
 
 every_dit = pytest.mark.parametrize("path", DITS, ids=lambda path: path.stem)
 
@@ -45,7 +46,7 @@ def dit_of(path):
 
 
 def plan(*changes, base=PAPER):
-    return Planner(load(PlanConfig, [*base, *changes])).plan()
+    return make_plan(load(PlanConfig, [*base, *changes]))
 
 
 def meta(config):
@@ -106,7 +107,7 @@ def test_the_paper_has_thirty_billion():
 def test_the_autoencoder_has_a_plan(path):
     alone = ("data.buckets=[16x64x64@16]", "data.batch_size=8", "loss.adversarial=0")
     planned = plan(str(path), *alone, base=[])
-    from tae.model import TAE
+    from kinoflow.tae.model.tae import TAE
 
     with torch.device("meta"):
         model = TAE(planned_tae := load(PlanConfig, [str(path)]).tae)
@@ -277,7 +278,7 @@ def test_a_good_plan_has_no_warning():
     ],
 )
 def test_mistakes_are_one_line(changes, words, capsys):
-    from train.__main__ import main
+    from kinoflow.train.__main__ import main
 
     assert main(["plan", *PAPER, *changes]) == 2
     error = capsys.readouterr().err
@@ -285,7 +286,7 @@ def test_mistakes_are_one_line(changes, words, capsys):
 
 
 def test_usage(capsys):
-    from train.__main__ import main
+    from kinoflow.train.__main__ import main
 
     assert main(["plan"]) == 2 and main(["plan", "--help"]) == 0
     shown = capsys.readouterr().out
@@ -293,7 +294,7 @@ def test_usage(capsys):
 
 
 def test_the_table_has_the_figures_of_the_json(capsys):
-    from train.__main__ import main
+    from kinoflow.train.__main__ import main
 
     assert main(["plan", *PAPER, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
@@ -335,7 +336,7 @@ def test_the_mini_recipes_have_a_plan(name):
 
 def test_the_page_shows_what_the_command_prints(capsys):
     """docs/planning.md, as wide as a pipe."""
-    from train.__main__ import main
+    from kinoflow.train.__main__ import main
 
     page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
     block = re.search(r"```console\n\$ kinoflow train plan ([^\n]+)\n(.*?)```", page, re.DOTALL)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from configs import load
-from dit_video.model import VideoDiT
-from dit_video.parallel import parallelize
-from tae.config import TAEConfig
-from tae.model import TAE
+from kinoflow.configs.schema import load
+from kinoflow.dit_video.parallel import parallelize
+from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.tae.model.config import TAEConfig
+from kinoflow.tae.model.tae import TAE
+from kinoflow.train.plan.config import PlanConfig, read_inputs
+from kinoflow.train.plan.memory import Slice, dit_activations, tae_activations, zero_states
+from kinoflow.train.plan.workload import optimizer_sizes
 from tests.train.held import LATENT, TEXT_TOKENS, Saved, batch, loss
-from train.memory import Slice, dit_activations, tae_activations, zero_states
-from train.plan_config import PlanConfig, read_inputs
-from train.workload import optimizer_sizes
 
 MODEL = ["model=dit", "dit.width=320", "dit.depth=3", "dit.heads=4", "dit.ffn=896",
          "dit.text_widths=[64,48,32]", "dit.max_tokens=[4,8,8]", "data.batch_size=4"]  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from conditioning.checkpoints import LIMITS as OWN_LIMITS
-from train.plan_text import _PUBLISHED, LIMITS, NAMES, encoder_sizes
+from kinoflow.conditioning.checkpoints import LIMITS as OWN_LIMITS
+from kinoflow.train.plan.text import _PUBLISHED, LIMITS, NAMES, encoder_sizes
 
 MINI = Path(__file__).parents[2] / "sample" / "mini"
 

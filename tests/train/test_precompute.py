@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-import conditioning.prompt_encoder
-from conditioning.encoders import PromptEncoder, quiet
-from configs import ConfigError, load
-from data.buckets import parse
-from data.latents import LatentDataset, LatentError
-from tae.config import TAEConfig
-from tae.model import TAE
+import kinoflow.conditioning.prompt_encoder
+from kinoflow.conditioning.encoders import quiet
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents import LatentDataset
+from kinoflow.tae.model.config import TAEConfig
+from kinoflow.tae.model.tae import TAE
+from kinoflow.train.tasks import precompute as module
+from kinoflow.train.tasks.clips import describe, draw, to_tensor
+from kinoflow.train.tasks.precompute import Encoders, PrecomputeConfig, precompute
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
-from train import precompute as module
-from train.clips import describe, draw, to_tensor
-from train.precompute import Encoders, PrecomputeConfig, precompute
 
 
 class Text:
@@ -98,14 +100,15 @@ def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, ca
 def test_command(encoders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_encoders", lambda config: encoders)
     assert module.main(["clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
-    with pytest.raises(ConfigError, match="out: name the folder"):
+    with pytest.raises(UserError, match="out: name the folder"):
         module.main(["clips=2"])
-    with pytest.raises(ConfigError, match="captions_per_clip"):
+    with pytest.raises(UserError, match="captions_per_clip"):
         module.main(["source=a.parquet", "captions_per_clip=2", f"out={tmp_path}"])
 
 
 def test_real_clips_from_a_list(encoders, tmp_path):
-    from data import manifest, video
+    from kinoflow.data import video
+    from kinoflow.data.clips import manifest
 
     frames = np.random.default_rng(0).integers(0, 255, (12, 32, 48, 3), np.uint8)
     video.write(tmp_path / "a.mp4", frames, fps=Fraction(16))
@@ -133,7 +136,7 @@ def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, 
     def fail(*_):
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(conditioning.prompt_encoder, "_load", fail)
+    monkeypatch.setattr(kinoflow.conditioning.prompt_encoder, "_load", fail)
     assert module.main([*settings, f"out={tmp_path / 'b'}"]) == 0
     first, second = (LatentDataset(tmp_path / name) for name in "ab")
     assert first.index == second.index and first.index.widths == (24, 24, 16)
@@ -142,7 +145,7 @@ def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, 
     for one, other in zip(batches[0].texts, batches[1].texts, strict=True):
         assert torch.equal(one.hidden, other.hidden) and one.hidden.abs().sum() > 0
     (release / "kinoflow.yaml").write_text(card.replace("bfloat16", "float32"))
-    with pytest.raises(LatentError, match="made_from was"):  # other states than those of the folder
+    with pytest.raises(UserError, match="made_from was"):  # other states than those of the folder
         monkeypatch.undo()
         module.main([*settings, f"out={tmp_path / 'b'}"])
 

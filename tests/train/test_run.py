@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from configs import load
+from kinoflow.configs.schema import load
+from kinoflow.train.run import checkpoint
+from kinoflow.train.run.config import RunConfig
 from tests.train.toys import Toy
-from train import checkpoint
-from train.config import RunConfig
 
 COMMON = [
     "steps=24",
@@ -147,7 +147,7 @@ def test_export(whole, tmp_path):
 
 
 def test_export_without_a_checkpoint(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint to export"):
+    with pytest.raises(checkpoint.UserError, match="no checkpoint to export"):
         checkpoint.export(tmp_path, tmp_path / "release", Toy(load(RunConfig, COMMON)), tmp_path)
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from configs import ConfigError, load
-from tae import TAE
-from tae.losses import generator_hinge
-from tae.perceptual import PerceptualDistance
-from train.config import RunConfig
-from train.tae import TAETask, every_nth
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.tae import TAE
+from kinoflow.tae.training.losses import generator_hinge
+from kinoflow.tae.training.perceptual import PerceptualDistance
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks.tae import TAETask, every_nth
 
 START = 2
 SOURCES = [
@@ -165,12 +166,12 @@ def test_a_decoder_that_grows_starts_as_the_one_before(task: TAETask, tmp_path: 
 
 
 def test_a_frozen_encoder_does_not_grow() -> None:
-    with pytest.raises(ConfigError, match=r"grow\.encoder_blocks"):
+    with pytest.raises(UserError, match=r"grow\.encoder_blocks"):
         load(RunConfig, [*SOURCES, "init_from=x", "freeze_encoder=true", "grow.encoder_blocks=1"])
 
 
 @pytest.mark.parametrize("sources", [["model=tae"], ["model=dit", "init_from=x"]], ids=str)
 @pytest.mark.parametrize(("key", "value"), [("freeze_encoder", "true"), ("grow.decoder_blocks", "2")])
 def test_only_a_trained_autoencoder_is_frozen_or_grows(sources: list[str], key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=key.partition(".")[0]):
+    with pytest.raises(UserError, match=key.partition(".")[0]):
         load(RunConfig, [*sources, f"{key}={value}"])

@@ -10,15 +10,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-from conditioning.embedding import TextEmbedding
-from conditioning.encoders import PromptEncoder
-from configs import ConfigError, load
-from data.world import WORDS, is_heldout, labels
-from train import text
-from train.config import RunConfig
-from train.text_config import EncoderConfig, TextTrainConfig
-from train.text_corpus import ATTRIBUTES, attributes, corrupt, describe, quoted, sample, spell
-from train.text_probe import AttributeHeads, accuracy, last_state, mean_state
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.data.world import WORDS, is_heldout, labels
+from kinoflow.train.mini import text
+from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
+from kinoflow.train.mini.corpus import ATTRIBUTES, attributes, corrupt, describe, quoted, sample, spell
+from kinoflow.train.mini.probe import AttributeHeads, accuracy, last_state, mean_state
+from kinoflow.train.run.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "sample" / "mini" / "text"
@@ -194,7 +195,7 @@ def test_a_killed_run_leaves_the_old_encoders(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_value_is_named(override, key):
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(UserError, match=key):
         load(RunConfig, [str(ROOT / "configs" / "mini_text.yaml"), override])
 
 

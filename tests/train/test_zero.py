@@ -9,12 +9,13 @@ import time
 import pytest
 import torch
 
-from configs import load
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.train.run.checkpoint import averaged_state
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.ema import decay_at
+from kinoflow.train.run.optimizer import learning_rate, parameter_groups
 from tests.train.toys import Toy
-from train.checkpoint import CheckpointError, averaged_state
-from train.config import RunConfig
-from train.ema import decay_at
-from train.optimizer import learning_rate, parameter_groups
 
 STEPS = 12
 COMMON = [f"steps={STEPS}", "log_every=1", "checkpoint_every=6", "preview_every=12", "ema_decay=0.9",
@@ -187,5 +188,5 @@ def test_missing_shard_is_refused(runs, tmp_path):
     checkpoint = tmp_path / "00000012"
     shutil.copytree(runs / "zero2" / "first" / "checkpoints" / "00000012", checkpoint)
     (checkpoint / "ema_00001.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="an EMA shard is missing"):
+    with pytest.raises(UserError, match="an EMA shard is missing"):
         averaged_state(checkpoint)

@@ -1,0 +1,1 @@
+"""Lists of clips: what is in them, which buckets they fill, in which order they come."""

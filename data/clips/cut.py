@@ -1,0 +1,166 @@
+"""Long footage and large pictures cut to short square clips that a training loader reads fast.
+
+From a clip, windows in time and space are taken as they come: a window is a square of random place and size,
+brought to one side length. From a picture, a square that drifts and zooms slowly: real texture with a known,
+smooth motion. The same seed gives the same windows.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import seeded
+from kinoflow.data import video
+from kinoflow.data.clips.fit import fit
+from kinoflow.data.clips.manifest import ClipEntry
+
+_CRF = 8
+_CHUNK = 32
+_PICTURE_FPS = Fraction(24)
+# Drift of a picture window over its clip, in shares of its side, and the most it grows or shrinks.
+_DRIFT = 0.35
+_ZOOM = 1.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig:
+    """`frames` and `side` of the clips (pixels), windows a minute of footage, and windows a picture.
+
+    `fps` plays every clip at that rate, whatever its own: an autoencoder does not ask for true speed. None
+    keeps the rate of the footage.
+    """
+
+    frames: int = 26
+    side: int = 128
+    per_minute: float = 300.0
+    per_picture: int = 20
+    fps: Fraction | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("frames", "side", "per_minute", "per_picture"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"--{key.replace('_', '-')}: {getattr(self, key)} must be positive")
+        if self.side % 2:
+            raise UserError(f"--side: {self.side} is odd; H.264 wants an even number of pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Frames start..start+frames-1 of the square at (top, left) with sides of `size` pixels."""
+
+    start: int
+    top: int
+    left: int
+    size: int
+
+
+def windows(config: CutConfig, *, frames: int, height: int, width: int, fps: Fraction) -> list[Window]:
+    """The windows of a clip in the order of their start; none when the clip is shorter than one.
+
+    Raises:
+        UserError: a picture smaller than the window.
+    """
+    if min(height, width) < config.side:
+        raise UserError(f"--side: {config.side} is more than the {width}x{height} pixels there are")
+    if frames < config.frames:
+        return []
+    rng = np.random.default_rng(seeded("windows", config.seed, frames, height, width))
+    count = max(1, round(config.per_minute * float(frames / fps) / 60))
+    starts = np.sort(rng.integers(frames - config.frames + 1, size=count))
+    return [_window(rng, int(start), config.side, height, width) for start in starts]
+
+
+def _window(rng: np.random.Generator, start: int, side: int, height: int, width: int) -> Window:
+    largest = min(height, width)
+    size = round(math.exp(rng.uniform(math.log(side), math.log(largest))))
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return Window(start=start, top=int(top), left=int(left), size=size)
+
+
+def cut(source: Path, out: Path, config: CutConfig) -> Iterator[ClipEntry]:
+    """Write the windows of one clip or picture into `out`/clips; the row of each, its path relative to out.
+
+    Raises:
+        data.video.UserError: a source that can't be read.
+        UserError: a source smaller than the window.
+    """
+    info = video.probe(source)
+    if info.frames == 1:
+        clips, fps = _pans(source, config), _PICTURE_FPS
+    else:
+        found = windows(config, frames=info.frames, height=info.height, width=info.width, fps=info.fps)
+        clips, fps = _footage(source, found, config), info.fps
+    for number, frames in enumerate(clips):
+        name = f"clips/{source.stem}-{number:05d}.mp4"
+        video.write(out / name, frames, fps=config.fps or fps, crf=_CRF, metadata={"title": source.name})
+        yield ClipEntry(
+            path=name, frames=len(frames), fps=config.fps or fps, width=config.side, height=config.side,
+            extra={"source": source.name},
+        )  # fmt: skip
+
+
+def _footage(
+    source: Path, found: Iterable[Window], config: CutConfig
+) -> Iterator[UInt8[np.ndarray, "frames side side 3"]]:
+    """The windows of a clip, read once from its first frame to its last."""
+    waiting = list(found)
+    held: list[np.ndarray] = []
+    first = 0
+    for chunk in video.stream(source, chunk=_CHUNK):
+        held.extend(chunk)
+        while waiting and waiting[0].start + config.frames <= first + len(held):
+            window = waiting.pop(0)
+            rows, columns = (slice(at, at + window.size) for at in (window.top, window.left))
+            begin = window.start - first
+            frames = np.stack([frame[rows, columns] for frame in held[begin : begin + config.frames]])
+            yield fit(frames, config.side, config.side)
+        passed = (waiting[0].start if waiting else first + len(held)) - first
+        first, held = first + max(passed, 0), held[max(passed, 0) :]
+
+
+def _pans(source: Path, config: CutConfig) -> Iterator[UInt8[np.ndarray, "frames side side 3"]]:
+    """Squares that wander over a picture."""
+    picture = video.read(source)[0]
+    height, width, _ = picture.shape
+    rng = np.random.default_rng((config.seed, height, width))
+    if min(height, width) < config.side:
+        raise UserError(f"{source}: --side {config.side} is more than its {width}x{height} pixels")
+    for _ in range(config.per_picture):
+        window = _window(rng, 0, config.side, height, width)
+        rows, columns = (
+            slice(window.top, window.top + window.size),
+            slice(window.left, window.left + window.size),
+        )
+        yield _pan(picture[rows, columns], rng, config)
+
+
+def _pan(
+    square: UInt8[np.ndarray, "size size 3"], rng: np.random.Generator, config: CutConfig
+) -> UInt8[np.ndarray, "frames side side 3"]:
+    """Frames of a moving, zooming square inside `square`."""
+    # Sampled at twice the final side, then averaged down: no aliasing from the resampling itself.
+    side, detail = 2 * config.side, min(square.shape[0], 3 * config.side)
+    source = torch.from_numpy(fit(square[None], detail, detail)).permute(0, 3, 1, 2)
+    time = torch.linspace(-0.5, 0.5, config.frames)
+    drift, zoom = rng.uniform(-_DRIFT, _DRIFT, 2), rng.uniform(-math.log(_ZOOM), math.log(_ZOOM))
+    scale = torch.exp(zoom * time) * (1 - _DRIFT / 2) / math.sqrt(_ZOOM)
+    theta = torch.zeros(config.frames, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = scale, scale
+    theta[:, 0, 2], theta[:, 1, 2] = drift[0] * time, drift[1] * time
+    grid = affine_grid(theta, [config.frames, 3, side, side], align_corners=False)
+    pixels = source.float().expand(config.frames, -1, -1, -1)
+    moved = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _bytes(interpolate(moved, scale_factor=0.5, mode="area"))
+
+
+def _bytes(pixels: torch.Tensor) -> UInt8[np.ndarray, "f side side 3"]:
+    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,154 @@
+"""Real clips from a list, cut to a bucket; a bad clip costs one line in a quarantine file, nothing else."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.nn.functional import interpolate
+
+from kinoflow.configs.errors import UserError, os_error_line
+from kinoflow.configs.files import seeded
+from kinoflow.data import video
+from kinoflow.data.clips.buckets import Bucket, admissible, frame_at
+from kinoflow.data.clips.manifest import ClipEntry, Manifest
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A clip cut to its bucket, RGB 0..255, with the caption and the list position it came from."""
+
+    video: UInt8[np.ndarray, "frames height width 3"]
+    caption: str
+    position: int
+
+
+class Clips:
+    """Cuts the clips of a list to buckets: nearest frames in time, centre crop, antialiased resize.
+
+    Each bucket draws on the clips that fill it (data.buckets.admissible). A clip that can't be read is
+    written to `quarantine` (JSON lines) and the next good one of the same bucket takes its place: the same
+    one on every machine. Clips in the file are not tried again; delete the file after a repair.
+    """
+
+    def __init__(
+        self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str]
+    ) -> None:
+        self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
+        self._bad = set(_quarantined(self._quarantine))
+        self._members: dict[str, list[int]] = {str(bucket): [] for bucket in buckets}
+        for position, entry in enumerate(manifest.entries):
+            for bucket in self._serves(entry, tuple(buckets)):
+                self._members[str(bucket)].append(position)
+
+    def count(self, bucket: Bucket) -> int:
+        """How many clips of the list, good or bad, serve the bucket."""
+        return len(self._members[str(bucket)])
+
+    def get(self, index: int, bucket: Bucket) -> Sample:
+        """Clip `index`, modulo `count`, of those that serve the bucket; each round cuts elsewhere in time.
+
+        Raises UserError when every clip of the bucket is bad, or the quarantine file can't be written.
+        """
+        members = self._members[str(bucket)]
+        for step in range(len(members)):
+            position = members[(index + step) % len(members)]
+            entry = self._manifest.entries[position]
+            if entry.path in self._bad:
+                continue
+            path = self._manifest.resolve(entry)
+            try:
+                cut = self._cut(path, bucket, index + step)
+            except UserError as error:
+                self._set_aside(entry, str(error))
+                continue
+            return Sample(video=cut, caption=entry.caption, position=position)
+        raise UserError(
+            f"{self._manifest.path}: no good clip fills {bucket}; add longer clips, or remove the bucket "
+            f"(bad clips: {self._quarantine})"
+        )
+
+    def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+        """The entry's buckets, from the list where it says enough, else from the file.
+
+        Clips in quarantine count too: a clip that goes bad must not shift the others' indices.
+        """
+        frames, fps, width, height = entry.frames, entry.fps, entry.width, entry.height
+        if frames is None or fps is None or width is None or height is None:
+            try:
+                info = video.probe(self._manifest.resolve(entry))
+            except UserError as error:
+                self._set_aside(entry, str(error))
+                return ()
+            frames, fps, width, height = info.frames, info.fps, info.width, info.height
+        return admissible(buckets, frames=frames, fps=fps, width=width, height=height)
+
+    def _cut(self, path: Path, bucket: Bucket, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Decode a window of the clip, keeping only the bucket's frames, already small."""
+        info = video.probe(path)
+        if not bucket.filled_by(frames=info.frames, fps=info.fps):
+            length = f"{info.frames} frames at {info.fps} fps"
+            raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
+        span = bucket.takes_from(info.fps)
+        start = seeded("start", self._seed, index) % (info.frames - span + 1)
+        wanted = _indices(bucket, info.fps)
+        pieces, done = [], 0
+        for chunk in video.stream(path, start, start + span, chunk=_CHUNK):
+            inside = [i - done for i in wanted if done <= i < done + len(chunk)]
+            done += len(chunk)
+            if inside:
+                pieces.append(fit(chunk[inside], bucket.height, bucket.width))
+        return np.concatenate(pieces)
+
+    def _set_aside(self, entry: ClipEntry, reason: str) -> None:
+        """Append one line in one write, so that the lines of several processes don't mix."""
+        if entry.path in self._bad:
+            return
+        self._bad.add(entry.path)
+        line = json.dumps({"path": entry.path, "reason": reason}, ensure_ascii=False) + "\n"
+        try:
+            self._quarantine.parent.mkdir(parents=True, exist_ok=True)
+            with self._quarantine.open("ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise UserError(os_error_line(self._quarantine, error)) from error
+
+
+def _indices(bucket: Bucket, fps: Fraction) -> list[int]:
+    return [frame_at(i, fps, bucket.fps) for i in range(bucket.frames)] if bucket.frames > 1 else [0]
+
+
+def _quarantined(path: Path) -> list[str]:
+    """Paths set aside before; a line that a crash cut short is skipped."""
+    if not path.exists():
+        return []
+    paths = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            paths.append(json.loads(line)["path"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return paths
+
+
+def fit(
+    frames: UInt8[np.ndarray, "frames h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Crop the centre to the aspect of `height` x `width`, then resize (bilinear, antialiased)."""
+    _, rows, columns, _ = frames.shape
+    crop_height = min(rows, max(1, round(columns * height / width)))
+    crop_width = min(columns, max(1, round(rows * width / height)))
+    top, left = (rows - crop_height) // 2, (columns - crop_width) // 2
+    cropped = frames[:, top : top + crop_height, left : left + crop_width]
+    if (crop_height, crop_width) == (height, width):
+        return np.ascontiguousarray(cropped)
+    pixels = torch.from_numpy(np.ascontiguousarray(cropped)).permute(0, 3, 1, 2).float()
+    small = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

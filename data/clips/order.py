@@ -1,0 +1,99 @@
+"""Which clips a step takes: a function of (seed, step) alone, whatever the number of processes.
+
+An epoch over n clips is a keyed permutation of range(n) evaluated at single points, so nothing of size n
+is held. Buckets take turns by their weights: after s steps (s a multiple of 64) bucket j has had
+round(s * C_j) - round(s * C_{j-1}) of them, C the cumulated weights, shuffled inside each 64 steps. Both are
+closed forms: a resumed run needs no state, and no clip comes twice before all of its bucket came.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import seeded
+
+_BLOCK = 64
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The bucket of a step, by position, and the clips of that bucket it takes."""
+
+    bucket: int
+    indices: Int64[np.ndarray, " b"]
+
+
+class Sampler:
+    """Draws for buckets of the given lengths (clips), weights (share of the steps) and global batch sizes."""
+
+    def __init__(
+        self, lengths: Sequence[int], *, weights: Sequence[float], batch_sizes: Sequence[int], seed: int
+    ) -> None:
+        if not len(lengths) == len(weights) == len(batch_sizes) > 0:
+            raise UserError("buckets: give one length, one weight and one batch size for each")
+        if min(lengths) < 1 or min(batch_sizes) < 1:
+            raise UserError("buckets: a bucket without clips or with an empty batch cannot be sampled")
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise UserError("buckets: weights must not be negative, and one must be positive")
+        self._lengths, self._batch_sizes, self._seed = list(lengths), list(batch_sizes), seed
+        self._shares = np.concatenate([[0.0], np.cumsum(np.asarray(weights, np.float64)) / sum(weights)])
+
+    def draw(self, step: int, rank: int = 0, world_size: int = 1) -> Draw:
+        """Slice `rank` of `world_size` of this step's batch.
+
+        Raises:
+            UserError: the batch does not divide evenly.
+        """
+        turns = self._block(step // _BLOCK)
+        within = step % _BLOCK
+        bucket = int(turns[within])
+        size = self._batch_sizes[bucket]
+        if size % world_size:
+            raise UserError(f"batch_size: {size} does not divide into {world_size} slices")
+        before = self._turns_before(step - within)[bucket] + int((turns[:within] == bucket).sum())
+        part = size // world_size
+        positions = np.arange(part, dtype=np.int64) + before * size + rank * part
+        return Draw(bucket=bucket, indices=permuted(positions, self._lengths[bucket], self._seed + bucket))
+
+    def _turns_before(self, step: int) -> list[int]:
+        return np.diff(np.round(step * self._shares)).astype(np.int64).tolist()
+
+    def _block(self, block: int) -> Int64[np.ndarray, " steps"]:
+        begin, end = self._turns_before(block * _BLOCK), self._turns_before((block + 1) * _BLOCK)
+        counts = [after - before for before, after in zip(begin, end, strict=True)]
+        turns = np.repeat(np.arange(len(counts)), counts)
+        return np.random.default_rng(seeded("turns", self._seed, block)).permutation(turns)
+
+
+def permuted(positions: Int64[np.ndarray, " n"], length: int, seed: int) -> Int64[np.ndarray, " n"]:
+    """The clip at each position of an endless stream of epochs, each its own permutation of range(length).
+
+    A four-round Feistel network over the least even number of bits that holds `length`, walked until it
+    lands inside (less than four tries on average).
+    """
+    epochs, inside = np.divmod(positions.astype(np.uint64), np.uint64(length))
+    half = np.uint64(max((length - 1).bit_length() + 1, 2) // 2)
+    values = _feistel(inside, epochs, half, seed)
+    while (outside := values >= length).any():
+        values[outside] = _feistel(values[outside], epochs[outside], half, seed)
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, epochs: np.ndarray, half: np.uint64, seed: int) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for turn in range(_ROUNDS):
+        key = np.uint64((seed * 0x9E3779B97F4A7C15 + turn * 0xD1B54A32D192ED03) % 2**64)
+        left, right = right, left ^ (_mix(right + key + _mix(epochs + key)) & mask)
+    return (left << half) | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

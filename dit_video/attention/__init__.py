@@ -1,0 +1,1 @@
+"""Attention kernels, chosen when a model is built."""

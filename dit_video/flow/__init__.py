@@ -1,0 +1,1 @@
+"""Probability paths and flow matching."""

@@ -1,0 +1,147 @@
+"""Flow matching (Movie Gen, section 3.1.2). t = 0 is noise and t = 1 is data, here and only here.
+
+The paths themselves, and what velocity, score, noise and data have to do with each other, are in
+`dit_video.paths`. The default is CondOT: a straight line, α = t and β = 1 − (1 − σ_min) t.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kinoflow.dit_video.flow.paths import (
+    SIGMA_MIN,
+    GaussianPath,
+    coefficients,
+    cond_ot,
+    cosine,
+    from_score,
+    from_velocity,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The path, how times are drawn, and how conditions are dropped in training.
+
+    `path` is the straight CondOT, of which `sigma_min` is the noise left at t = 1, or the quarter circle;
+    a release trained on another path than CondOT says so in its kinoflow.yaml (`sampling.path`).
+    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all`, the η
+    of classifier-free guidance, every encoder's text becomes the null prompt; each alone with `drop_each`.
+    """
+
+    path: Literal["cond_ot", "cosine"] = "cond_ot"
+    time: Literal["logit_normal", "uniform"] = "logit_normal"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    sigma_min: float = SIGMA_MIN
+    drop_all: float = 0.1
+    drop_each: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in ("drop_all", "drop_each", "sigma_min"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"flow.{key}: a probability lies in [0, 1], got {getattr(self, key)}")
+        if self.time_std <= 0:
+            raise ValueError(f"flow.time_std: must be positive, got {self.time_std}")
+
+    @property
+    def gaussian_path(self) -> GaussianPath:
+        """The path that the keys describe."""
+        return cosine if self.path == "cosine" else partial(cond_ot, sigma_min=self.sigma_min)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSample:
+    """A point on the path and the velocity there: what the model sees and what it must say."""
+
+    x_t: Float[Tensor, "b ..."]
+    velocity: Float[Tensor, "b ..."]
+
+
+def time_quantile(level: Float[Tensor, " b"], config: FlowConfig) -> Float[Tensor, " b"]:
+    """Times in (0, 1) from levels in (0, 1), by the inverse of the distribution function.
+
+    Random levels give random times; stratified levels (i + u) / b cover the distribution evenly in each
+    batch, which leaves the expected loss as it is and takes the noise of the times out of it.
+    """
+    if config.time == "uniform":
+        return level
+    return torch.sigmoid(config.time_mean + config.time_std * torch.special.ndtri(level))
+
+
+def dropped_texts(
+    all_level: Float[Tensor, "b 1"], each_level: Float[Tensor, "b encoders"], config: FlowConfig
+) -> Bool[Tensor, "b encoders"]:
+    """Which texts become ∅ (lecture notes, 1.7 and 1.10: y ← ∅ with probability η), from uniform levels.
+
+    One level a row drops all encoders of the row together, with η = `drop_all`; one a text drops it alone.
+    """
+    return (all_level < config.drop_all) | (each_level < config.drop_each)
+
+
+def perturb(
+    data: Float[Tensor, "b ..."],
+    noise: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    path: GaussianPath = cond_ot,
+) -> FlowSample:
+    """x_t = α z + β ε and u_t(x|z) = α̇ z + β̇ ε (Movie Gen, equations 1 and 2, for CondOT).
+
+    Regressing a model of (x_t, time, text) onto the velocity, with texts dropped by `dropped_texts`, is the
+    guided objective of the lecture notes (1.9); their Algorithm 1 prints α̇ and β̇ the other way round.
+    """
+    at = coefficients(path, time, data)
+    return FlowSample(
+        x_t=at.alpha * data + at.beta * noise, velocity=at.alpha_dot * data + at.beta_dot * noise
+    )
+
+
+def velocity_from_data(
+    data: Float[Tensor, "..."],
+    x_t: Float[Tensor, "..."],
+    time: Float[Tensor, "..."],
+    sigma_min: float = SIGMA_MIN,
+    least: float = 0.05,
+) -> Float[Tensor, "..."]:
+    """CondOT's u = (z − (1 − σ_min) x) / β with β = 1 − (1 − σ_min) t, kept at `least` or more near the data.
+
+    `time` broadcasts against `x_t`. Near t = 1 a small error of the data would become a large one of the
+    velocity (Li and He 2025, arXiv:2511.13720, section 4, whose bound this is).
+    """
+    beta = (1 - (1 - sigma_min) * time.to(x_t)).clamp(min=least)
+    return (data - (1 - sigma_min) * x_t) / beta
+
+
+def conditional_score(
+    noise: Float[Tensor, "b ..."], time: Float[Tensor, " b"], path: GaussianPath = cond_ot
+) -> Float[Tensor, "b ..."]:
+    """∇ log p_t(x_t|z) = −ε / β, onto which a score model is regressed (lecture notes, 1.13)."""
+    return -noise / coefficients(path, time, noise).beta
+
+
+def score_from_velocity(
+    velocity: Float[Tensor, "b ..."],
+    x_t: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    path: GaussianPath = cond_ot,
+) -> Float[Tensor, "b ..."]:
+    """∇ log p_t(x) from the velocity (lecture notes, Proposition 1); singular only where β = 0.
+
+    u = (β²α̇/α − ββ̇) score + (α̇/α) x, solved for the score. It is affine in u with weights that do not depend
+    on the text, so the score of a guided velocity is the guided score (1.15).
+    """
+    return from_velocity(velocity, x_t, time, path).score
+
+
+def velocity_from_score(
+    score: Float[Tensor, "b ..."],
+    x_t: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    path: GaussianPath = cond_ot,
+) -> Float[Tensor, "b ..."]:
+    """Inverse of `score_from_velocity` (lecture notes, 1.3 and 1.4); singular where α = 0."""
+    return from_score(score, x_t, time, path).velocity

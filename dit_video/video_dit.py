@@ -1,0 +1,248 @@
+"""VideoDiT, the backbone of Movie Gen (section 3.1.3): embed, trunk, head.
+
+Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.files import seeded
+from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
+from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
+from kinoflow.dit_video.flow.matching import velocity_from_data
+from kinoflow.dit_video.layers import (
+    Block,
+    FactorizedPositions,
+    KeysValues,
+    Layout,
+    RMSNorm,
+    TimeEmbedding,
+    spread,
+)
+
+# Matrices that start at zero beside the blocks' own.
+CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Shape of a backbone.
+
+    `text_widths`: widths of the text encoders' states in the order (UL2, ByT5, MetaCLIP). `max_tokens`: sizes
+    of the position tables in tokens (time, height, width). `patch_size`: latent cells in a token. `predicts`
+    says what the head gives: the velocity, or the data, from which the velocity follows (Li and He 2025,
+    arXiv:2511.13720): then a patch of more values than the width has room for need not carry its noise along.
+    """
+
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    ffn: int = 704
+    latent_channels: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    text_widths: tuple[int, ...] = (128, 96, 128)
+    max_tokens: tuple[int, int, int] = (4, 8, 8)
+    qk_norm: bool = True
+    predicts: Literal["velocity", "data"] = "velocity"
+    attention: KernelName = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"dit.heads: {self.heads} heads do not divide the width {self.width}")
+        if min(self.width, self.depth, self.heads, self.ffn, *self.patch_size, *self.max_tokens) < 1:
+            raise ValueError("dit: width, depth, heads, ffn, patch_size and max_tokens are at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextContext:
+    """Keys and values of the text in every layer: computed once a prompt, used at each sampling step.
+
+    Padded, they are "b n l h" beside a mask; packed (`lengths` of the real text), "1 n Σl h" without one.
+    """
+
+    keys_values: tuple[KeysValues, ...]
+    mask: Bool[Tensor, "b l"]
+    lengths: tuple[int, ...] | None = None
+
+    def seen(self, queries: Sequence[int]) -> Who:
+        """Who sees the text when clip i asks with `queries[i]` tokens."""
+        return self.mask if self.lengths is None else Segments(tuple(queries), self.lengths)
+
+
+class VideoDiT(nn.Module):
+    """Velocity of the flow at (latent, time) given text. Full attention over space and time."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        patch = config.latent_channels * config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        kernel = choose(config.attention)
+        # A convolution whose stride is its kernel is a linear map of each patch.
+        self.embed = nn.Linear(patch, d)
+        self.positions = FactorizedPositions(d, config.max_tokens)
+        self.time = TimeEmbedding(d)
+        self.modulation = nn.Linear(d, 6 * d)
+        self.text = nn.ModuleList(nn.Sequential(nn.Linear(w, d), nn.LayerNorm(d)) for w in config.text_widths)
+        self.blocks = nn.ModuleList(
+            Block(d, config.heads, config.ffn, config.qk_norm, kernel) for _ in range(config.depth)
+        )
+        self.head_norm = RMSNorm(d, gain=False)
+        self.head_modulation = nn.Linear(d, 2 * d)
+        self.head = nn.Linear(d, patch)
+
+    def init_weights(self) -> None:
+        """Every starting value. Residual branches and the head start at zero, and so does the velocity."""
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter)
+
+    @torch.no_grad()
+    def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
+        """Write the starting value of the parameter of this name, whole.
+
+        It follows from torch's seed and the name alone, whatever else was drawn: a model made in pieces on
+        many processes starts as one made in one place.
+        """
+        generator = torch.Generator(value.device).manual_seed(seeded("weight", torch.initial_seed(), name))
+        if name in CLOSED or name.endswith((".bias", "modulation_bias", "cross_attention.out.weight")):
+            nn.init.zeros_(value)
+        elif name.startswith("positions."):
+            nn.init.normal_(value, std=0.02, generator=generator)
+        elif value.ndim == 1:  # the gain of a norm
+            nn.init.ones_(value)
+        else:
+            nn.init.trunc_normal_(value, std=value.shape[1] ** -0.5, generator=generator)
+
+    def encode_text(self, text: Sequence[TextEmbedding], *, packed: bool | None = None) -> TextContext:
+        """Project each encoder's states to the width, join them along the sequence, take keys and values.
+
+        `packed` drops the padding; unless it is given, the kernel has its way.
+        """
+        if len(text) != len(self.text):
+            raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
+        states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
+        mask = torch.cat([e.mask for e in text], dim=1)
+        lengths = None
+        if packs(self.config.attention) if packed is None else packed:
+            states, lengths = states[mask][None], tuple(mask.sum(dim=1).tolist())
+        keys_values = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
+        return TextContext(keys_values=keys_values, mask=mask, lengths=lengths)
+
+    def forward(
+        self,
+        latent: Float[Tensor, "b c t h w"],
+        time: Float[Tensor, " b"],
+        text: Sequence[TextEmbedding] | TextContext,
+    ) -> Float[Tensor, "b c t h w"]:
+        """Velocity at flow time `time` in [0, 1] (0 noise, 1 data); `latent` is normalized.
+
+        Raises:
+            ValueError: sides that the patch does not divide or that the position tables do not hold.
+        """
+        context = text if isinstance(text, TextContext) else self.encode_text(text)
+        t, h, w = self.grid(*latent.shape[2:])
+        layout = Layout(clips=None, text=context.seen([t * h * w] * len(latent)), clip=None)
+        tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
+        return self._unpatchify(tokens, t, h, w)
+
+    def forward_packed(
+        self,
+        latents: Sequence[Float[Tensor, "c _ _ _"]],
+        time: Float[Tensor, " b"],
+        text: Sequence[TextEmbedding],
+    ) -> list[Float[Tensor, "c _ _ _"]]:
+        """`forward` of clips of several shapes at once, end to end in one sequence without padding."""
+        grids = [self.grid(*latent.shape[1:]) for latent in latents]
+        lengths = tuple(t * h * w for t, h, w in grids)
+        context = self.encode_text(text, packed=True)
+        clip = torch.arange(len(latents)).repeat_interleave(torch.tensor(lengths)).to(time.device)
+        layout = Layout(clips=Segments(lengths, lengths), text=context.seen(lengths), clip=clip)
+        patches = torch.cat([self._patchify(latent[None]) for latent in latents], dim=1)
+        positions = torch.cat([self.positions(*grid) for grid in grids], dim=1)
+        tokens = self._velocity(patches, positions, time, context, layout)
+        return [
+            self._unpatchify(own, *grid)[0]
+            for own, grid in zip(tokens.split(lengths, dim=1), grids, strict=True)
+        ]
+
+    def _velocity(
+        self, patches: Tensor, positions: Tensor, time: Tensor, context: TextContext, layout: Layout
+    ) -> Float[Tensor, "b l p"]:
+        condition = nn.functional.silu(self.time(time))
+        modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
+        x = self.trunk(self.embed(patches), positions, modulation=modulation, context=context, layout=layout)
+        head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)
+        shift, scale = spread(head, layout.clip).unbind(dim=2)
+        output = self.head(torch.addcmul(shift, self.head_norm(x), 1 + scale))
+        if self.config.predicts == "velocity":
+            return output
+        return velocity_from_data(output, patches, spread(time[:, None, None], layout.clip)[..., 0])
+
+    def trunk(
+        self, x: Tensor, positions: Tensor, *, modulation: Tensor, context: TextContext, layout: Layout
+    ) -> Float[Tensor, "b l d"]:
+        """All blocks; the seam at which `dit_video.parallel` spreads the sequence over processes."""
+        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
+            x = block(x, positions, modulation, keys_values, layout)
+        return x
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Tokens along time, height and width of a latent of these sizes."""
+        sizes = tuple(
+            zip(("frames", "height", "width"), (frames, height, width), self.config.patch_size, strict=True)
+        )
+        for axis, size, patch in sizes:
+            if size % patch:
+                raise ValueError(f"latent {axis}: {size} does not divide into patches of {patch}")
+        t, h, w = (size // patch for _, size, patch in sizes)
+        return t, h, w
+
+    def _patchify(self, latent: Tensor) -> Float[Tensor, "b l p"]:
+        pt, ph, pw = self.config.patch_size
+        return rearrange(latent, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+
+    def _unpatchify(self, tokens: Tensor, t: int, h: int, w: int) -> Float[Tensor, "b c t h w"]:
+        pt, ph, pw = self.config.patch_size
+        return rearrange(
+            tokens, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
+        )
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def grow(self, max_tokens: tuple[int, int, int]) -> None:
+        """Stretch the position tables for longer or larger clips than those of the stage before.
+
+        Raises:
+            ValueError: a table that would become shorter.
+        """
+        self.positions.grow(max_tokens)
+        self.config = replace(self.config, max_tokens=max_tokens)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, attention: KernelName | None = None) -> "VideoDiT":
+        """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
+
+        Raises:
+            UserError: a missing or damaged file.
+            UserError: a kernel that cannot run here.
+        """
+        config, state = load_pretrained(source, DiTConfig)
+        config = replace(config, attention=attention or config.attention)
+        with torch.device("meta"):
+            model = cls(config)
+        load_state(model, state, source)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and safetensors weights into `folder`."""
+        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)

@@ -1,0 +1,1 @@
+"""Does a release make what prompts ask for?"""

@@ -1,0 +1,202 @@
+"""The judge: a small network that says what a clip of the world shows.
+
+Letters: b clips, f frames, c channels, h w sides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
+from kinoflow.data.world import COLORS, MOTIONS, SHAPES, WORDS
+from kinoflow.tae.model.pixels import from_bytes
+
+ALPHABET = " ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Classes of one letter; the blank ends a word, and four blanks are no sign at all."""
+ATTRIBUTES = ("color", "shape", "motion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Shape of the judge and the names of its classes. Clips are brought to frames x side x side."""
+
+    frames: int = 16
+    side: int = 64
+    widths: tuple[int, ...] = (24, 40, 64, 96)
+    reading_width: int = 32
+    colors: tuple[str, ...] = COLORS
+    shapes: tuple[str, ...] = SHAPES
+    motions: tuple[str, ...] = MOTIONS
+    letters: int = max(map(len, WORDS))
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != 4 or min(*self.widths, self.reading_width) < 1:
+            raise ValueError("widths: the judge has four levels, each at least 1 channel wide")
+        if self.frames % 4 or self.side % 16:
+            raise ValueError("frames, side: must be multiples of 4 and 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the judge saw: logits of each question, and the features they come from."""
+
+    color: Float[Tensor, "b colors"]
+    shape: Float[Tensor, "b shapes"]
+    motion: Float[Tensor, "b motions"]
+    letters: Float[Tensor, "b letters classes"]
+    features: Float[Tensor, "b d"]
+
+
+class Judge(nn.Module):
+    """Spatio-temporal convolutions, a question each for color, shape and motion, and a reader of signs."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, second, third, fourth = config.widths
+        self.stem = _conv(3, first, (3, 5, 5), (2, 2, 2))
+        self.level2 = _conv(first, second, (3, 3, 3), (1, 2, 2))
+        self.level3 = _conv(second, third, (3, 3, 3), (2, 2, 2))
+        self.level4 = _conv(third, fourth, (3, 3, 3), (1, 2, 2))
+        self.color = nn.Linear(2 * fourth, len(config.colors))
+        self.shape = nn.Linear(2 * fourth, len(config.shapes))
+        self.motion = nn.Linear(2 * fourth, len(config.motions))
+        self.reader = nn.Sequential(
+            nn.Conv2d(first, config.reading_width, 3, (2, 1), 1),
+            nn.BatchNorm2d(config.reading_width),
+            nn.ReLU(),
+            nn.Conv2d(config.reading_width, config.reading_width, 3, (2, 2), 1),
+            nn.BatchNorm2d(config.reading_width),
+            nn.ReLU(),
+        )
+        self.row = nn.Conv2d(config.reading_width, 1, 1)
+        cells = config.reading_width * (config.side // 4)
+        self.letters = nn.Linear(cells, config.letters * len(ALPHABET))
+
+    def init_weights(self) -> None:
+        """Give every parameter its starting value."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+                module.reset_parameters()
+        self._channels_last()
+
+    def _channels_last(self) -> None:
+        # Twice as fast on a CPU.
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def forward(self, video: Float[Tensor, "b 3 f h w"]) -> Verdict:
+        """Judge clips of exactly the configured frames and side, RGB in [-1, 1]."""
+        x = self.stem(video.contiguous(memory_format=torch.channels_last_3d))
+        letters = self._read(x)
+        x = self.level4(self.level3(self.level2(x)))
+        features = torch.cat((x.mean(dim=(2, 3, 4)), x.amax(dim=(2, 3, 4))), dim=1)
+        return Verdict(
+            color=self.color(features),
+            shape=self.shape(features),
+            motion=self.motion(features),
+            letters=letters,
+            features=features,
+        )
+
+    def _read(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b letters classes"]:
+        """A sign rests at the top or the bottom: average over time, choose a row for each column, read."""
+        x = self.reader(x.mean(dim=2))
+        attention = self.row(x).softmax(dim=2)
+        line = (attention * x).sum(dim=2)
+        return self.letters(line.flatten(1)).unflatten(1, (self.config.letters, len(ALPHABET)))
+
+    def prepare(self, clips: UInt8[Tensor, "b f h w 3"]) -> Float[Tensor, "b 3 frames side side"]:
+        """Evenly spaced frames and area-averaged pixels of clips of any size, RGB in [-1, 1]."""
+        count, frames, height, width, _ = clips.shape
+        index = torch.linspace(0, frames - 1, self.config.frames).round().long()
+        video = from_bytes(clips[:, index])
+        side = self.config.side
+        if (height, width) == (side, side):
+            return video
+        flat = video.transpose(1, 2).flatten(0, 1)
+        flat = functional.interpolate(flat, size=(side, side), mode="area")
+        return flat.unflatten(0, (count, self.config.frames)).transpose(1, 2)
+
+    @torch.no_grad()
+    def judge(self, clips: Sequence[UInt8[np.ndarray, "f h w 3"]], batch_size: int = 16) -> "Judgement":
+        """Labels and features of uint8 RGB clips of any size, `batch_size` at a time."""
+        self.eval()
+        judgements = []
+        for start in range(0, len(clips), batch_size):
+            some = clips[start : start + batch_size]
+            videos = [self.prepare(torch.from_numpy(np.asarray(clip))[None]) for clip in some]
+            judgements.append(self.name(self(torch.cat(videos))))
+        return Judgement(
+            labels=tuple(label for part in judgements for label in part.labels),
+            features=np.concatenate([part.features for part in judgements]),
+        )
+
+    def name(self, verdict: Verdict) -> "Judgement":
+        """The likeliest classes by name."""
+        classes = {"color": self.config.colors, "shape": self.config.shapes, "motion": self.config.motions}
+        chosen = {key: getattr(verdict, key).argmax(dim=1).tolist() for key in ATTRIBUTES}
+        words = verdict.letters.argmax(dim=2).tolist()
+        labels = tuple(
+            {key: classes[key][chosen[key][i]] for key in ATTRIBUTES} | {"word": spell(word)}
+            for i, word in enumerate(words)
+        )
+        return Judgement(labels=labels, features=verdict.features.double().numpy(force=True))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "Judge":
+        """Read a model folder or hub id; fp32, in evaluation mode.
+
+        Raises:
+            UserError: a missing or damaged file.
+        """
+        config, state = load_pretrained(source, JudgeConfig)
+        with torch.device("meta"):
+            judge = cls(config)
+        load_state(judge, state, source)
+        judge._channels_last()
+        return judge.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
+        """Write config.json and safetensors weights into `folder`."""
+        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Labels by name ("color", "shape", "motion", "word") and features of some clips."""
+
+    labels: tuple[dict[str, str], ...]
+    features: Float[np.ndarray, "clips d"]
+
+
+def spell(letters: Sequence[int]) -> str:
+    """Classes of letters to a word; what stands after the first blank is not read."""
+    return "".join(ALPHABET[letter] for letter in letters).partition(" ")[0]
+
+
+def letter_classes(word: str, letters: int) -> list[int]:
+    """A word ("" if there is no sign) to one class for each letter, blanks at its end."""
+    return [ALPHABET.index(letter) for letter in word.ljust(letters)]
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
+) -> nn.Sequential:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm3d(outputs), nn.ReLU())

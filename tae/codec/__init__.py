@@ -1,0 +1,1 @@
+"""Clips to latent files and back, with figures of what was lost."""

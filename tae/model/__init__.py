@@ -1,0 +1,1 @@
+"""The autoencoder: its configuration, layers, and how it is made from others."""

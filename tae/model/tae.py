@@ -1,0 +1,306 @@
+"""The temporal autoencoder (Movie Gen, section 3.1.1): a variational autoencoder, 8x8x8 smaller, 16 channels.
+
+Letters: b batch, c channels, t latent frames, h w latent height and width; frames, height, width in pixels.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
+from kinoflow.tae.cpu.heap import keep_pages
+from kinoflow.tae.model.chunks import gather, regroup, streams
+from kinoflow.tae.model.config import Stride, TAEConfig
+from kinoflow.tae.model.convolution import Conv, PointwiseConv
+from kinoflow.tae.model.layers import (
+    Attention,
+    Detail,
+    Downsample,
+    ResBlock,
+    Upsample,
+    activate,
+    fold,
+    make_norm,
+    pad_time,
+    unfold,
+)
+from kinoflow.tae.model.pixels import from_bytes
+
+INITIAL_LOGVAR = -4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Diagonal Gaussian over latents; `mean` and `logvar` are "b c t h w"."""
+
+    mean: Float[Tensor, "b c t h w"]
+    logvar: Float[Tensor, "b c t h w"]
+
+    @property
+    def std(self) -> Float[Tensor, "b c t h w"]:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b c t h w"]:
+        """mean + std · ε; the noise is drawn where the generator lives."""
+        device = generator.device if generator is not None else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def kl(self) -> Float[Tensor, "b c t h w"]:
+        """KL(q ‖ N(0, 1)) of each latent value, in nats (Kingma and Welling 2013, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What one pass gives: the posterior, the latent that was decoded, and the decoded video."""
+
+    posterior: Posterior
+    latent: Float[Tensor, "b c t h w"]
+    video: Float[Tensor, "b 3 frames height width"]
+
+
+class Encoder(nn.Module):
+    """Patches, levels of residual blocks with strides between them, and 2 x latent_channels out."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        self.conv_in = Conv(3 * math.prod(config.patch_size), widths[0])
+        layers: list[nn.Module] = []
+        width = widths[0]
+        for level, out in enumerate(widths):
+            for _ in range(config.encoder_blocks[level]):
+                layers.append(ResBlock(width, out, config.norm))
+                width = out
+            if level < len(config.strides):
+                wider = widths[level + 1] if config.shortcuts else width
+                layers.append(Downsample(width, wider, config.strides[level], config.shortcuts))
+                width = wider
+        self.layers = nn.Sequential(*layers, *_middle(width, config))
+        self.norm_out = make_norm(config.norm, width)
+        self.conv_out = Conv(width, 2 * config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(activate(self.norm_out(self.layers(self.conv_in(x)))))
+
+    def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients."""
+        growth = self.conv_in.spatial.out_channels / self.conv_in.spatial.in_channels
+        return _stream(self, self.conv_in.stream(regroup(chunks, growth=growth)))
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        widths = [config.channels * m for m in config.multipliers]
+        width = widths[-1]
+        channels = config.latent_channels
+        self.post_quant = PointwiseConv(channels, channels) if config.post_quant else None
+        self.conv_in = Conv(channels, width)
+        layers = _middle(width, config)
+        for level in reversed(range(len(widths))):
+            for _ in range(config.decoder_blocks[level]):
+                layers.append(ResBlock(width, widths[level], config.norm))
+                width = widths[level]
+            if level > 0:
+                out = widths[level - 1] if config.shortcuts else width
+                layers.append(Upsample(width, out, config.strides[level - 1], config.shortcuts))
+                width = out
+        self.layers = nn.Sequential(*layers)
+        self.norm_out = make_norm(config.norm, width)
+        out = config.detail_channels or 3 * math.prod(config.patch_size)
+        self.conv_out = Conv(width, out * math.prod(config.detail_stride))
+        self.detail = None
+        if config.detail_channels:
+            blocks = [ResBlock(out, out, config.norm) for _ in range(config.detail_blocks)]
+            self.detail = Detail(blocks, out, config.detail_stride, 3 * math.prod(config.decoded_patch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
+        return x if self.detail is None else self.detail(x)
+
+    def stream(self, x: Tensor) -> Iterator[Tensor]:
+        """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
+        growth = self.conv_in.spatial.out_channels / x.shape[1]
+        chunks = _stream(self, self.conv_in.stream(regroup([self._dequantized(x)], growth=growth)))
+        return chunks if self.detail is None else self.detail.stream(chunks)
+
+    def _dequantized(self, x: Tensor) -> Tensor:
+        return x if self.post_quant is None else self.post_quant(x)
+
+
+def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+    keep_pages()
+    for layer in model.layers:
+        assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
+        chunks = layer.stream(chunks)
+    return model.conv_out.stream(map(activate, map(model.norm_out, chunks)))
+
+
+def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
+    if not config.attention:
+        return []
+    return [
+        ResBlock(width, width, config.norm),
+        Attention(width, config.norm),
+        ResBlock(width, width, config.norm),
+    ]
+
+
+class TAE(nn.Module):
+    """Temporal autoencoder. Any number of frames from one up; an image is a one-frame clip."""
+
+    def __init__(self, config: TAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        block = 3 * math.prod(config.factors)
+        self.to_latent = PointwiseConv(block, 2 * config.latent_channels) if config.shortcuts else None
+        self.to_pixels = PointwiseConv(config.latent_channels, block) if config.shortcuts else None
+
+    def init_weights(self) -> None:
+        """Give every parameter its starting value; temporal layers start as the identity."""
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        for module in self.modules():  # after the loop above, which reaches the layers inside it later
+            if isinstance(module, Attention):
+                module.init_temporal_identity()
+        if self.to_latent is not None and self.to_pixels is not None:
+            nn.init.normal_(self.to_latent.weight, std=self.to_latent.in_channels**-0.5)
+            nn.init.normal_(self.to_pixels.weight, std=0.02)
+            detail = self.decoder.detail
+            last = self.decoder.conv_out.spatial if detail is None else detail.to_patch
+            for conv in (self.encoder.conv_out.spatial, last):
+                nn.init.zeros_(conv.weight)
+            for conv in (self.to_latent, self.to_pixels, self.encoder.conv_out.spatial, last):
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+        # A posterior that starts as wide as the prior drowns what the encoder says for hundreds of steps.
+        bias = self.encoder.conv_out.temporal.bias
+        assert bias is not None
+        nn.init.constant_(bias[self.config.latent_channels :], INITIAL_LOGVAR)
+
+    def forward(
+        self, video: Float[Tensor, "b 3 frames height width"], noise: Float[Tensor, "b c t h w"] | None = None
+    ) -> Reconstruction:
+        """Encode, draw mean + std · `noise` (the mean without it), decode: one training pass."""
+        posterior = self.encode(video)
+        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return Reconstruction(posterior=posterior, latent=latent, video=self.decode(latent, video.shape[2]))
+
+    def encode(self, video: Shaped[Tensor, "b 3 frames height width"]) -> Posterior:
+        """Posterior over the latent of `video`, RGB in [-1, 1], or in bytes; sides are multiples of 8.
+
+        Raises:
+            ValueError: a side that is not a multiple of the spatial factor.
+        """
+        self.config.latent_shape(*video.shape[2:])
+        if streams():
+            moments = self._encode_stream(video)
+        else:
+            video = self._values(video)
+            moments = self.encoder(_channels_last(_blocks(video, self.config.patch_size)))
+            if self.to_latent is not None:
+                moments = moments + self.to_latent(_blocks(video, self.config.factors))
+        mean, logvar = moments.chunk(2, dim=1)
+        return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
+
+    def decode(
+        self, latent: Float[Tensor, "b c t h w"], frames: int
+    ) -> Float[Tensor, "b 3 frames height width"]:
+        """RGB in about [-1, 1] (not clamped); spurious frames beyond `frames` are discarded.
+
+        Raises:
+            ValueError: more or fewer frames than a latent of that length stands for.
+        """
+        time = self.config.factors[0]
+        if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
+            raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
+        latent = _channels_last(latent)
+        if streams():
+            return self._decode_stream(latent, frames)
+        video = unfold(self.decoder(latent), self.config.decoded_patch)[:, :, :frames]
+        if self.to_pixels is not None:
+            video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
+        return video
+
+    def _encode_stream(self, video: Tensor) -> Tensor:
+        clips = video.split(self.config.factors[0], dim=2)
+        blocks = (_channels_last(_blocks(self._values(clip), self.config.patch_size)) for clip in clips)
+        moments = gather(self.encoder.stream(blocks), len(clips))
+        if self.to_latent is not None:
+            for clip, moment in zip(clips, moments.split(1, dim=2), strict=True):
+                moment.add_(self.to_latent(_blocks(self._values(clip), self.config.factors)))
+        return moments
+
+    def _values(self, video: Tensor) -> Tensor:
+        """Bytes become values of the model's precision."""
+        if video.is_floating_point():
+            return video
+        return from_bytes(video.movedim(1, -1)).to(self.encoder.conv_in.spatial.weight.dtype)
+
+    def _decode_stream(self, latent: Tensor, frames: int) -> Tensor:
+        patch, factors = self.config.decoded_patch, self.config.factors
+        video = gather((unfold(chunk, patch) for chunk in self.decoder.stream(latent)), frames)
+        if self.to_pixels is not None:
+            for cell, clip in zip(latent.split(1, dim=2), video.split(factors[0], dim=2), strict=True):
+                clip.add_(unfold(self.to_pixels(cell), factors)[:, :, : clip.shape[2]])
+        return video
+
+    def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Zero mean and unit variance for each channel: what the DiT sees."""
+        mean, std = self._statistics(latent)
+        return (latent - mean) / std
+
+    def denormalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """Inverse of `normalize`."""
+        mean, std = self._statistics(latent)
+        return latent * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.latent_mean:
+            raise ValueError(
+                "tae.latent_mean: not measured; export the autoencoder from its training run first"
+            )
+        mean = like.new_tensor(self.config.latent_mean).view(1, -1, 1, 1, 1)
+        return mean, like.new_tensor(self.config.latent_std).view(1, -1, 1, 1, 1)
+
+    def with_statistics(self, mean: Tensor, std: Tensor) -> "TAE":
+        """This model (weights shared) with measured per-channel statistics in its config."""
+        self.config = replace(self.config, latent_mean=tuple(mean.tolist()), latent_std=tuple(std.tolist()))
+        return self
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "TAE":
+        """Read a model folder or hub id; fp32, in evaluation mode.
+
+        Raises:
+            UserError: a missing or damaged file.
+        """
+        config, state = load_pretrained(source, TAEConfig)
+        with torch.device("meta"):
+            model = cls(config)
+        load_state(model, state, source)
+        return model.to(memory_format=torch.channels_last_3d).eval()  # pyright: ignore[reportCallIssue]
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and safetensors weights into `folder`."""
+        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+def _blocks(video: Tensor, patch: Stride) -> Tensor:
+    return fold(pad_time(video, patch[0]), patch)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)

@@ -1,0 +1,1 @@
+"""Clips of any length and size in tiles, within a memory budget."""

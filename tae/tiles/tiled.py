@@ -1,0 +1,206 @@
+"""An autoencoder on clips of any length and size in a given amount of memory.
+
+Two modes. `halo` (the default) computes each tile with the context it needs and keeps its inside: it stays
+closer to the untiled result than the paper's mode by 20 dB and more, for no more work, and no frame is a mix
+of two. `blend` is the paper's: encoder tiles of 32 frames side by side, decoder tiles that overlap by half
+and fade into each other; it is there to compare with, and for models trained to be used that way.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from kinoflow.configs.errors import UserError
+from kinoflow.tae.cpu.heap import pages_given_back
+from kinoflow.tae.model.tae import TAE
+from kinoflow.tae.tiles import blend as tiling
+from kinoflow.tae.tiles import halo
+from kinoflow.tae.tiles.blend import TemporalTiling, Tile
+from kinoflow.tae.tiles.memory import Part, format_bytes, ran_out
+from kinoflow.tae.tiles.plan import LEAST_CELLS, Job, Mode, Plan, choose, next_smaller
+
+DEFAULT_MEMORY = 4 * 2**30  # bytes
+
+_log = logging.getLogger(__name__)
+
+
+class TiledTAE:
+    """`tae` behind streams of frames and latents.
+
+    Args:
+        tae: model in evaluation mode, on the device to work on.
+        mode: "halo" or "blend", as above.
+        memory: bytes for weights, activations and the frames of a tile. A tile that runs out of memory all
+            the same is tried again smaller, and so are those after it.
+        spatial_tile: at most so many pixels a side for tiles in space, whatever `memory` allows.
+    """
+
+    def __init__(
+        self, tae: TAE, *, mode: Mode = "halo", memory: int = DEFAULT_MEMORY, spatial_tile: int | None = None
+    ) -> None:
+        self._tae, self._config, self._memory = tae, tae.config, memory
+        self._mode: Mode = mode
+        weight = next(tae.parameters())
+        self._dtype, self._device_type = weight.dtype, weight.device.type
+        side = max(tae.config.factors[1:])
+        self._most_cells = None if spatial_tile is None else max(LEAST_CELLS, spatial_tile // side)
+        self._plans: dict[Job, Plan] = {}
+
+    def tile_frames(self, cells: tuple[int, int]) -> int:
+        """Frames in one decoder tile of pictures of `cells` (rows, columns) latent cells."""
+        return self._plan(self._job("decode", cells)).tile * self._config.factors[0]
+
+    def latents_for(self, frames: int, start: int, end: int, *, cells: tuple[int, int]) -> Tile:
+        """The latent frames that decoding frames start..end-1 of a clip of `frames` frames reads.
+
+        Raises:
+            ValueError: a range outside the clip.
+            UserError: frames too large for the budget.
+        """
+        return self._tiling(self._job("decode", cells)).latents_for(frames, start, end)
+
+    def encode_stream(
+        self, videos: Iterable[Shaped[Tensor, "b 3 _ height width"]]
+    ) -> Iterator[Float[Tensor, "b c _ h w"]]:
+        """Latents of a clip, tile by tile, from chunks of any number of frames: bytes, or values in [-1, 1].
+
+        Raises:
+            ValueError: a side that is not a multiple of the spatial factor.
+            UserError: frames too large for the budget.
+        """
+        source = iter(videos)
+        first = next(source, None)
+        if first is None:
+            return
+        shape = self._config.latent_shape(*first.shape[2:])
+        job = self._job("encode", (shape.height, shape.width), first.element_size())
+        videos = chain([first], source)
+        del first
+        tiles = self._tiling(job)
+        if isinstance(tiles, TemporalTiling):
+
+            def encode(clip: Tensor) -> Tensor:
+                return self._patiently(job, lambda space: halo.encoder_in_space(self._encode, space)(clip))
+
+            yield from tiling.encode_stream(videos, encode, tiles)
+        else:
+            yield from halo.encode_stream(videos, self._encode, tiles, self._smaller(job))
+
+    def decode_stream(
+        self,
+        latents: Iterable[Float[Tensor, "b c _ h w"]],
+        *,
+        frames: int,
+        start: int = 0,
+        end: int | None = None,
+    ) -> Iterator[Float[Tensor, "b 3 _ height width"]]:
+        """Frames start..end-1 of a clip of `frames` frames, piece by piece, from chunks of any length.
+
+        The chunks begin at latent frame `latents_for(frames, start, end).start`; the pieces are those of the
+        whole clip.
+
+        Raises:
+            ValueError: a range outside the clip, or chunks that end too early.
+            UserError: frames too large for the budget.
+        """
+        source = iter(latents)
+        first = next(source, None)
+        if first is None:
+            raise ValueError("latents: there are none; give at least one frame of them")
+        job = self._job("decode", (first.shape[3], first.shape[4]))
+        tiles, latents = self._tiling(job), chain([first], source)
+        if isinstance(tiles, TemporalTiling):
+
+            def decode(latent: Tensor, length: int) -> Tensor:
+                return self._patiently(
+                    job, lambda space: halo.decoder_in_space(self._decode, space)(latent, length)
+                )
+
+            yield from tiling.decode_stream(latents, decode, tiles, frames=frames, start=start, end=end)
+        else:
+            smaller = self._smaller(job)
+            yield from halo.decode_stream(
+                latents, self._decode, tiles, smaller, frames=frames, start=start, end=end
+            )
+
+    def encode(self, video: Shaped[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
+        """Latent (the posterior's mean) of a whole clip."""
+        return torch.cat(list(self.encode_stream([video])), dim=2)
+
+    def decode(
+        self, latent: Float[Tensor, "b c t h w"], frames: int
+    ) -> Float[Tensor, "b 3 frames height width"]:
+        """A whole clip from its latent."""
+        return torch.cat(list(self.decode_stream([latent], frames=frames)), dim=2)
+
+    @torch.inference_mode()
+    def _encode(self, clip: Tensor) -> Tensor:
+        with pages_given_back():
+            return self._tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
+
+    @torch.inference_mode()
+    def _decode(self, part: Tensor, frames: int) -> Tensor:
+        with pages_given_back():
+            return self._tae.decode(part.to(self._dtype), frames)
+
+    def _job(self, part: Part, cells: tuple[int, int], frame_bytes: int = 4) -> Job:
+        return Job(
+            config=self._config,
+            part=part,
+            mode=self._mode,
+            cells=cells,
+            dtype=self._dtype,
+            device_type=self._device_type,
+            frame_bytes=frame_bytes,
+            most_cells=self._most_cells,
+        )
+
+    def _plan(self, job: Job) -> Plan:
+        """The plan in use: what the budget allows, or what was left after memory ran out."""
+        if job not in self._plans:
+            self._plans[job] = choose(job, self._memory)
+        return self._plans[job]
+
+    def _tiling(self, job: Job) -> halo.HaloTiling | TemporalTiling:
+        plan, factor = self._plan(job), self._config.factors[0]
+        if self._mode == "blend":
+            return TemporalTiling(factor=factor)
+        return halo.HaloTiling(factor=factor, halo=job.halos[0], tile=plan.tile, space=plan.space)
+
+    def _smaller(self, job: Job) -> halo.Smaller:
+        def smaller(_tiles: halo.HaloTiling, failure: Exception) -> halo.HaloTiling:
+            self._shrink(job, failure)
+            tiles = self._tiling(job)
+            assert isinstance(tiles, halo.HaloTiling)
+            return tiles
+
+        return smaller
+
+    def _shrink(self, job: Job, failure: Exception) -> None:
+        if not ran_out(failure):
+            raise failure
+        failed = self._plan(job)
+        plan = next_smaller(job, failed)
+        if plan is None:
+            raise UserError(
+                f"memory: ran out with the smallest tiles, which take about {format_bytes(failed.bytes)}; "
+                "free some, or make the frames smaller"
+            ) from failure
+        self._plans[job] = plan
+        _log.warning(
+            "memory ran out with tiles of about %s; going on with %s",
+            format_bytes(failed.bytes),
+            format_bytes(plan.bytes),
+        )
+
+    def _patiently(self, job: Job, run: Callable[[halo.Space | None], Tensor]) -> Tensor:
+        """One tile in time, which stays as the paper has it, cut smaller in space until it fits."""
+        while True:
+            try:
+                return run(self._plan(job).space)
+            except (MemoryError, RuntimeError) as failure:
+                self._shrink(job, failure)

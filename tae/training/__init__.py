@@ -1,0 +1,1 @@
+"""What the autoencoder is trained with: losses, perceptual distance, discriminator."""

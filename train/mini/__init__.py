@@ -1,0 +1,1 @@
+"""Training the parts of the mini release that only the toy world needs."""

@@ -1,0 +1,1 @@
+"""Memory, FLOPs and days of a run before a cluster is rented."""

@@ -1,0 +1,184 @@
+"""`kinoflow train plan`: memory, FLOPs and days of a run before a cluster is rented.
+
+Movie Gen's sharding was planned analytically as well. What is computed follows from formulas and from the
+model built without memory; what is assumed stands in `ClusterConfig`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from kinoflow.configs.errors import UserError
+from kinoflow.train.plan.config import PlanConfig, PlanInputs, read_inputs
+from kinoflow.train.plan.flops import Flops, total
+from kinoflow.train.plan.memory import zero_states
+from kinoflow.train.plan.text import EncoderSize, encoder_sizes
+from kinoflow.train.plan.workload import Clip, DiTWorkload, TAEWorkload, Workload
+
+DAY = 86_400
+LARGEST_CLUSTER = 2**17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak bytes of one GPU by kind; `host` is what lies in host memory for each of them."""
+
+    kinds: dict[str, float]
+    host: float
+    clip: str
+
+    @property
+    def peak(self) -> float:
+        return sum(self.kinds.values())
+
+
+class Planner:
+    """One model on clusters of any size."""
+
+    def __init__(self, config: PlanConfig) -> None:
+        """Raises UserError for a model without a plan, and for buckets or text widths that cannot be."""
+        self.config = config
+        self.inputs = read_inputs(config)
+        self.encoders: tuple[EncoderSize, ...] = ()
+        self.work: Workload
+        if config.model == "dit":
+            self.encoders = encoder_sizes(config.dit.text_widths, Path(config.release))
+            self.work = DiTWorkload(config, [encoder.tokens for encoder in self.encoders])
+        elif config.model == "tae":
+            self.work = TAEWorkload(config)
+        else:
+            raise UserError(f"model: {config.model} needs no cluster; the planner takes dit and tae")
+
+    def memory(self, inputs: PlanInputs) -> Memory:
+        """The peak of one GPU, for the bucket that needs most."""
+        return max(
+            (self._memory_of(clip, inputs) for clip in self.work.clips), key=lambda memory: memory.peak
+        )
+
+    def _memory_of(self, clip: Clip, inputs: PlanInputs) -> Memory:
+        states = [zero_states(sizes, inputs.sharding) for sizes in self.work.sizes]
+
+        def over_modules(kind: str) -> float:
+            return sum(getattr(state, kind) for state in states)
+
+        activations = self.work.activations(clip, inputs)
+        text, text_host = self._text_bytes(inputs)
+        held = ("parameters", "gradients", "optimizer", "ema", "communication")
+        kinds = {kind: over_modules(kind) for kind in held}
+        kinds["activations"] = activations.saved
+        # The optimizer's own buffer comes when the activations are gone.
+        kinds["workspace"] = max(activations.workspace, over_modules("step") - activations.saved)
+        kinds["text_encoders"] = text
+        return Memory(kinds=kinds, host=over_modules("host") + text_host, clip=clip.name)
+
+    def _text_bytes(self, inputs: PlanInputs) -> tuple[float, float]:
+        """Bytes of the bf16 encoders on a GPU and in host memory; UL2, the first, is the large one.
+
+        Where its weights lie elsewhere, two layers are on the GPU: one that runs and one that is fetched.
+        """
+        if inputs.text == "cached" or not self.encoders:
+            return 0.0, 0.0
+        whole = sum(2 * encoder.parameters for encoder in self.encoders)
+        if inputs.text == "replicated":
+            return whole, 0.0
+        large = self.encoders[0]
+        rest = whole - 2 * large.parameters + 2 * 2 * large.layer
+        if inputs.text == "offloaded":
+            return rest, 2 * large.parameters
+        return rest + 2 * large.parameters / inputs.gpus, 0.0
+
+    def flops(self, inputs: PlanInputs) -> dict[str, Any]:
+        """FLOPs by part of one clip of each bucket, and of one step: the mean over the buckets' shares."""
+        clips = {clip.name: self.work.flops(clip) for clip in self.work.clips}
+        step = Flops(forward=0.0, backward=0.0)
+        tokens = text = 0.0
+        per_prompt = sum(encoder.flops for encoder in self.encoders)
+        for clip in self.work.clips:
+            weight = clip.share * clip.batch_size
+            step = step + total(clips[clip.name]).times(weight)
+            tokens += weight * clip.tokens
+            text += weight * per_prompt * (inputs.text != "cached")
+        depth, every = self.config.dit.depth, inputs.checkpoint_every
+        recomputed = step.recomputed * -(-depth // every) / depth if every else 0.0
+        fused = step.fused_attention if self.config.dit.attention != "math" else 0.0
+        per_step = {
+            "forward": step.forward,
+            "backward": step.backward,
+            "model": step.model,
+            "recomputation": recomputed,
+            "fused_attention": fused,
+            "text_encoders": text,
+            "hardware": step.model + recomputed + fused + text,
+        }
+        per_token = {key: value / tokens for key, value in per_step.items()}
+        per_clip = {
+            name: {part: asdict(flops) for part, flops in parts.items()} for name, parts in clips.items()
+        }
+        return {"per_clip": per_clip, "per_step": per_step, "per_token": per_token, "tokens_per_step": tokens}
+
+    def time(self, inputs: PlanInputs, flops: dict[str, Any]) -> dict[str, float]:
+        """Seconds of a step from the assumed MFU; what the GPUs really do then is the hardware's share."""
+        speed = inputs.gpus * inputs.peak_flops * inputs.mfu
+        seconds = flops["per_step"]["model"] / speed
+        return {
+            "step_seconds": seconds,
+            "tokens_per_second": flops["tokens_per_step"] / seconds,
+            "days": inputs.steps * seconds / DAY,
+            "gpu_hours": inputs.steps * seconds * inputs.gpus / 3600,
+            "mfu": inputs.mfu,
+            "hardware_utilization": inputs.mfu * flops["per_step"]["hardware"] / flops["per_step"]["model"],
+        }
+
+    def smallest(self, settings: list[PlanInputs]) -> dict[str, Any] | None:
+        """The fewest GPUs, in whole nodes beyond one, on which one of the settings fits; the first if equal.
+
+        A smaller cluster takes more micro-batches of one clip, so that the batch stays the batch.
+        """
+        best: PlanInputs | None = None
+        for setting in settings:
+            most = LARGEST_CLUSTER if best is None else best.gpus - 1
+            for candidate in self._clusters(setting, most):
+                if self.fits(candidate):
+                    best = candidate
+                    break
+        if best is None:
+            return None
+        keys = ("gpus", "zero_stage", "sequence", "checkpoint_every", "offload", "text", "accumulation")
+        days = self.time(best, self.flops(best))["days"]
+        found = {key: getattr(best, key) for key in keys}
+        return {**found, "peak": self.memory(best).peak, "days": days}
+
+    def fits(self, inputs: PlanInputs) -> bool:
+        return self.memory(inputs).peak <= inputs.budget
+
+    @property
+    def common_batch(self) -> int:
+        """The largest number of slices that divides the batch of every bucket."""
+        return gcd(*(clip.batch_size for clip in self.work.clips))
+
+    def _clusters(self, setting: PlanInputs, most: int) -> Iterator[PlanInputs]:
+        """Clusters that divide the batch into single clips, small ones first."""
+        batch = self.common_batch
+        node, degree = setting.gpus_per_node, setting.sequence
+        for groups in divisors(batch):
+            gpus = groups * degree
+            if gpus <= most and not (gpus % node if gpus > node else node % gpus):
+                yield replace(setting, gpus=gpus, accumulation=batch // groups)
+
+    def settings(self) -> list[PlanInputs]:
+        """Ways to run the same training: what computes least again, and talks least, first."""
+        base, is_dit = replace(self.inputs, offload="none"), self.config.model == "dit"
+        stages = [stage for stage in range(4) if stage or base.precision == "fp32"]
+        return [
+            replace(base, checkpoint_every=every, zero_stage=stage, sequence=degree)
+            for every in ((0, 4, 2, 1) if is_dit else (0,))
+            for stage in stages
+            for degree in (divisors(self.config.dit.heads) if is_dit else [1])
+        ]
+
+
+def divisors(number: int) -> list[int]:
+    """From 1 to the number itself."""
+    return [size for size in range(1, number + 1) if number % size == 0]

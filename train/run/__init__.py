@@ -1,0 +1,1 @@
+"""A training run: loop, engine, checkpoints, log."""

@@ -1,0 +1,243 @@
+"""Checkpoints of a run: written aside, renamed when whole, resumed exactly, exported to a release."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing_folder, write_text
+from kinoflow.configs.schema import to_dict
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.ema import EMA
+from kinoflow.train.run.processes import from_all, from_first
+from kinoflow.train.run.task import Task
+
+if TYPE_CHECKING:
+    from kinoflow.train.run.engine import Engine
+
+STATE = "state.json"
+_WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "I/O error", "No space left", "File too large")
+_PARTS = ("kinoflow.yaml", "tae", "dit", "text", "judge")
+Pending = dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All that changes while a run goes on."""
+
+    config: RunConfig
+    engine: "Engine"
+    adversary: "Engine | None"
+    ema: EMA
+
+
+def save(folder: Path, state: State, step: int, pending: Pending) -> None:
+    """Write folder/checkpoints/<step>, then `latest`, then drop old ones; every rank calls it.
+
+    Raises:
+        UserError: the disk takes no more; what was begun is removed.
+    """
+    root = folder / "checkpoints"
+    aside, whole = root / f".partial-{step:08d}", root / f"{step:08d}"
+    try:
+        _write_shards(aside, state, step, pending)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in _WRITE_FAILURES):
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        raise UserError(f"{whole}: cannot be written, is the disk full? Free space, then run the same "
+                              "command again") from error  # fmt: skip
+    if state.engine.world.rank == 0:
+        shutil.rmtree(whole, ignore_errors=True)
+        aside.rename(whole)
+        write_text(root / "latest", whole.name + "\n")
+        for old in _folders(root)[: -state.config.keep_checkpoints]:
+            shutil.rmtree(old)
+    from_first(None, state.engine.world)
+
+
+def _write_shards(aside: Path, state: State, step: int, pending: Pending) -> None:
+    world = state.engine.world
+    if world.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    from_first(None, world)  # the folder exists
+    state.engine.save(aside, "model")
+    if state.adversary is not None:
+        state.adversary.save(aside, "discriminator")
+    if state.engine.stage > 0 or world.rank == 0:
+        _save_ema(aside / f"ema_{world.rank:05d}.safetensors", state.ema)
+    if world.rank == 0:
+        _save_rest(aside / "rest.safetensors", state.engine.model)
+    every_pending = from_all(pending, world)  # and every rank has written
+    if world.rank == 0:
+        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in _files(aside)}
+        record = {"step": step, "world_size": world.size, "config": to_dict(state.config),
+                  "pending": every_pending, "files": sizes}  # fmt: skip
+        (aside / STATE).write_text(json.dumps(record), encoding="utf-8")
+
+
+def resume(folder: Path, state: State) -> tuple[int, Pending]:
+    """Load the newest whole checkpoint; the steps done so far and the figures of the open log interval.
+
+    Raises:
+        UserError: the run folder belongs to another model, ZeRO stage or number of ranks.
+    """
+    world = state.engine.world
+    found = from_first(newest(folder) if world.rank == 0 else None, world)
+    if found is None:
+        return 0, {}
+    record = json.loads((found / STATE).read_text(encoding="utf-8"))
+    _compare(record, state.config, world.size, found, speak=world.rank == 0)
+    rank = world.rank if state.engine.stage > 0 else 0
+    average = found / f"ema_{rank:05d}.safetensors"
+    _compare_models(average, state.ema, found)
+    state.engine.load(found, "model")
+    if state.adversary is not None and (found / "discriminator").is_dir():
+        state.adversary.load(found, "discriminator")
+    state.ema.load(load_file(average, device=str(world.device)))
+    return record["step"], record["pending"][world.rank if len(record["pending"]) > world.rank else 0]
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are passed over with one line each."""
+    for candidate in reversed(_folders(folder / "checkpoints")):
+        damage = _damage(candidate)
+        if damage is None:
+            return candidate
+        print(f"checkpoint {candidate} is damaged ({damage}): going on from the one before", flush=True)
+    return None
+
+
+def averaged_state(checkpoint: Path) -> dict[str, Float[Tensor, "..."]]:
+    """The whole EMA state dict (fp32; buffers and frozen parameters as they are) from the shard files alone.
+
+    Raises:
+        UserError: a shard is unreadable or elements are missing.
+    """
+    state: dict[str, Tensor] = {}
+    filled: dict[str, int] = {}
+    try:
+        for path in sorted(checkpoint.glob("ema_*.safetensors")):
+            with safe_open(path, framework="pt") as shard:
+                index = json.loads(shard.metadata()["fragments"])
+                for name, piece in index.items():
+                    value = shard.get_tensor(name)
+                    whole = state.setdefault(name, torch.empty(piece["shape"]))
+                    whole.view(-1)[piece["start"] : piece["start"] + value.numel()] = value
+                    filled[name] = filled.get(name, 0) + value.numel()
+        rest = load_file(checkpoint / "rest.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{checkpoint}: {error}; export from an older checkpoint") from error
+    for name, value in state.items():
+        if filled[name] != value.numel():
+            raise UserError(f"{checkpoint}: {name} has {filled[name]} of {value.numel()} elements, "
+                                  "an EMA shard is missing")  # fmt: skip
+    if not state:
+        raise UserError(f"{checkpoint}: no EMA shards (ema_*.safetensors), nothing to export")
+    return {**rest, **state}
+
+
+def export(run: Path, release: Path, task: Task, parts_from: Path) -> Path:
+    """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
+
+    Parts that the release folder lacks are copied from parts_from. Files already there are replaced only
+    once everything is written.
+
+    Raises:
+        UserError: the run has no whole checkpoint, or its shards are incomplete.
+    """
+    found = newest(run)
+    if found is None:
+        raise UserError(f"{run}: no checkpoint to export, train it first")
+    state = averaged_state(found)
+    with replacing_folder(release) as aside:
+        if release.is_dir():
+            shutil.copytree(release, aside, dirs_exist_ok=True)
+        task.export(state, aside)
+        for name in _PARTS:
+            source = parts_from / name
+            if source.exists() and not (aside / name).exists():
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / name)
+    return found
+
+
+def _save_ema(path: Path, ema: EMA) -> None:
+    index = {f.name: {"shape": list(f.shape), "start": f.start} for f in ema.fragments}
+    save_file(ema.pieces(), path, metadata={"fragments": json.dumps(index)})
+
+
+def _save_rest(path: Path, model: torch.nn.Module) -> None:
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rest = {name: value for name, value in model.state_dict().items() if name not in trained}
+    save_file({name: value.contiguous().clone() for name, value in rest.items()}, path)
+
+
+def _compare(record: dict[str, Any], config: RunConfig, size: int, found: Path, *, speak: bool) -> None:
+    """Refuse what the saved state cannot become, and say what else is new."""
+    fixed = ["model", config.model, "deepspeed.zero_stage", "deepspeed.precision"]
+    for key, before, after in _changes(record["config"], to_dict(config)):
+        if any(key == name or key.startswith(name + ".") for name in fixed):
+            raise UserError(f"{key}: {found} was made with {before} and this run has {after}; "
+                                  "put it back or choose another run=")  # fmt: skip
+        if speak and key not in ("run", "steps"):
+            print(f"resuming with {key}: {before} -> {after}", flush=True)
+    if config.deepspeed.zero_stage > 0 and record["world_size"] != size:
+        raise UserError(f"{found} was made by {record['world_size']} processes and this run has "
+                              f"{size}; start as many, or choose another run=")  # fmt: skip
+
+
+def _compare_models(average: Path, ema: EMA, found: Path) -> None:
+    """Refuse the checkpoint of another model: a release that the run began with may have changed since."""
+    with safe_open(average, framework="pt") as shard:
+        index = json.loads(shard.metadata()["fragments"])
+    before = {name: piece["shape"] for name, piece in index.items()}
+    now = {fragment.name: list(fragment.shape) for fragment in ema.fragments}
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            there, here = (shapes.get(name, "not trained") for shapes in (before, now))
+            raise UserError(f"{found} holds another model ({name}: {there} there, {here} in this run); "
+                                  "choose another run=")  # fmt: skip
+
+
+def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before} & {*after}):  # a key that only one version of the code knows is no change
+            yield from _changes(before[key], after[key], f"{prefix}.{key}" if prefix else key)
+    elif before != after:
+        yield prefix, before, after
+
+
+def _damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be read, None when every file has the size it was written with."""
+    try:
+        sizes = json.loads((folder / STATE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{STATE} is missing or unreadable"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+    return None
+
+
+def _folders(root: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,166 @@
+"""The configuration of a training run: dataclass defaults < YAML files < key=value."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.flow.matching import FlowConfig
+from kinoflow.dit_video.parallel import ParallelConfig
+from kinoflow.dit_video.video_dit import DiTConfig
+from kinoflow.tae.model.config import TAEConfig
+from kinoflow.tae.model.grow import Growth
+from kinoflow.tae.training.discriminator import DiscriminatorConfig
+from kinoflow.tae.training.losses import LossConfig
+from kinoflow.train.mini.config import TextTrainConfig
+
+
+def _at_least(section: str, minimum: float, **values: float) -> None:
+    """Raise UserError for the first value below the minimum, naming its key."""
+    for key, value in values.items():
+        if value < minimum:
+            raise UserError(f"{section}{key}: {value} is too small, the least is {minimum}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from, and how many a step takes.
+
+    batch_size is global: the clips of one optimizer step over all ranks and micro-batches. The autoencoder
+    takes clips of the manifest (Parquet or JSONL), or of the procedural world where there is none, or of
+    both: world_share is the share of the steps that take the world's; crop, if any, is the side of a square
+    cut from each clip at random: pieces of frames, at their full resolution. The transformer takes latents, a
+    folder that `kinoflow train precompute` wrote. workers are background threads that prepare the next
+    batches; 0 prepares them in the loop.
+    """
+
+    manifest: str | None = None
+    world_share: float = 0.0
+    crop: int | None = None
+    latents: str | None = None
+    buckets: tuple[str, ...] = ("16x64x64@16",)
+    batch_size: int = 8
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("data.", 1, batch_size=self.batch_size)
+        _at_least("data.", 0, workers=self.workers)
+        if self.crop is not None:
+            _at_least("data.", 8, crop=self.crop)
+        if not 0 <= self.world_share < 1:
+            raise UserError(f"data.world_share: {self.world_share} must lie in [0, 1); without a manifest "
+                              "all clips are the world's")  # fmt: skip
+        if self.world_share > 0 and self.manifest is None:
+            raise UserError("data.manifest: name the clip list that data.world_share mixes the world with")
+        if not self.buckets:
+            raise UserError("data.buckets: give at least one, for example 16x64x64@16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate schedule.
+
+    The rate rises linearly over warmup_steps, then stays (constant) or falls to lr * final_fraction at
+    the last step (cosine, linear). grad_clip bounds the global gradient norm; 0 leaves it alone.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay,
+                  "grad_clip": self.grad_clip, "warmup_steps": self.warmup_steps,
+                  "final_fraction": self.final_fraction}  # fmt: skip
+        _at_least("optimizer.", 0, **values)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas: {list(self.betas)} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """How weights, gradients and optimizer states are spread over ranks (ZeRO).
+
+    zero_stage 0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights. bf16 computes in
+    bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32 weights (autocast).
+    offload moves optimizer states, or parameters too (stage 3), to host memory. accumulation is the number of
+    micro-batches of one step.
+    """
+
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("deepspeed.", 1, accumulation=self.accumulation)
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"deepspeed.zero_stage: {self.zero_stage} is none of 0, 1, 2, 3")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise UserError("deepspeed.offload: optimizer needs deepspeed.zero_stage 1, 2 or 3")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise UserError("deepspeed.offload: parameters needs deepspeed.zero_stage=3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run. `run` is its folder: the same command with the same folder resumes it.
+
+    release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
+    the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
+    and backbones that learned on them, stay valid. grow gives the autoencoder more layers, which start as the
+    identity. The *_every fields count optimizer steps; preview_every 0 makes no previews.
+    """
+
+    model: Literal["tae", "dit", "text", "judge"] = "tae"
+    run: str = ""
+    steps: int = 1000
+    seed: int = 0
+    release: str = "sample/mini"
+    init_from: str | None = None
+    freeze_encoder: bool = False
+    grow: Growth = field(default_factory=Growth)
+    threads: int | None = None
+    tae: TAEConfig = field(default_factory=TAEConfig)
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    text: TextTrainConfig = field(default_factory=TextTrainConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    ema_decay: float = 0.9999
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    preview_every: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
+                  keep_checkpoints=self.keep_checkpoints)  # fmt: skip
+        _at_least("", 0, preview_every=self.preview_every, seed=self.seed)
+        if self.threads is not None:
+            _at_least("", 1, threads=self.threads)
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay: {self.ema_decay} must lie in [0, 1)")
+        goes_on = self.model == "tae" and self.init_from is not None
+        if self.freeze_encoder and not goes_on:
+            raise UserError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
+        if self.freeze_encoder and self.grow.encoder_blocks:
+            raise UserError("grow.encoder_blocks: a frozen encoder stays as it is; leave out freeze_encoder")
+        if self.grow != Growth() and not goes_on:
+            raise UserError("grow: needs model: tae and an init_from that is to grow")
+        spread = replace(self.parallel, compile=False) != ParallelConfig()
+        if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
+            raise UserError(
+                f"parallel: only model: dit is spread like this, and this run has model: {self.model}"
+            )
+        if self.data.batch_size % self.deepspeed.accumulation:
+            raise UserError(f"data.batch_size: {self.data.batch_size} is no multiple of "
+                              f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip

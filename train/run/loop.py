@@ -1,0 +1,80 @@
+"""The training loop of every task."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from kinoflow.data.prefetch import prefetch
+from kinoflow.train.run import checkpoint
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.ema import EMA
+from kinoflow.train.run.engine import Engine
+from kinoflow.train.run.log import Log
+from kinoflow.train.run.optimizer import learning_rate
+from kinoflow.train.run.preview import preview
+from kinoflow.train.run.processes import World, agree, termination
+from kinoflow.train.run.task import Parts, Task
+
+PREEMPTED = 143  # 128 + SIGTERM
+
+
+def train(task: Task, config: RunConfig, world: World) -> int:
+    """Train to config.steps from the run folder's newest checkpoint; 0, or 143 when SIGTERM ended it."""
+    folder = Path(config.run)
+    engine = Engine(task.model, task.loss, config, world)
+    adversary = None
+    if task.discriminator is not None:
+        adversary = Engine(task.discriminator, task.discriminator_loss, config, world)
+    ema = EMA(engine.fragments(), config.ema_decay)
+    state = checkpoint.State(config=config, engine=engine, adversary=adversary, ema=ema)
+    begin, pending = checkpoint.resume(folder, state)
+    slices, own = config.deepspeed.accumulation, world.replica * config.deepspeed.accumulation
+
+    def batches(step: int) -> list[Any]:
+        return [task.batch(step, own + i, world.replicas * slices) for i in range(slices)]
+
+    log = Log(folder, device=world.device, rank=world.rank, world_size=world.size, start=begin,
+              steps=config.steps, pending=pending)  # fmt: skip
+    share = config.data.batch_size // (world.replicas * slices)
+    samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0)
+    prepared = prefetch(batches, range(begin, config.steps), config.data.workers)
+    with log, closing(prepared), termination() as terminated:
+        for step, local in enumerate(prepared, begin):
+            done, lr = step + 1, learning_rate(config.optimizer, step, config.steps)
+            if world.device.type != "cpu":
+                local = [batch.to(world.device) for batch in local]  # noqa: PLW2901
+            log.add(*_optimize(state, local, step, lr))
+            ema.update(step)
+            done_here = (sum(map(count, local)) / world.sequence for count in (samples, task.tokens, flops))
+            log.count(*done_here)
+            if done % config.log_every == 0 or done == config.steps:
+                log.write(done, lr=lr)
+            # Several ranks must stop at the same step: they ask each other where they meet anyway.
+            ending = (world.size == 1 or done % config.log_every == 0) and agree(bool(terminated), world)
+            if done % config.checkpoint_every == 0 or done == config.steps or ending:
+                checkpoint.save(folder, state, done, log.pending())
+            if config.preview_every and done % config.preview_every == 0:
+                preview(task, engine, ema, folder / "previews" / f"{done:08d}", done)
+            if ending and done < config.steps:
+                return PREEMPTED
+    return 0
+
+
+def _optimize(state: checkpoint.State, batches: list[Any], step: int, lr: float) -> Iterator[Parts]:
+    """One optimizer step of the model, and of its adversary unless that rests; the figures of each part."""
+    adversary, resting = state.adversary, True
+    for batch in batches:
+        if adversary is not None:
+            adversary.model.requires_grad_(False)
+        parts = state.engine.backward(batch, step)
+        assert parts is not None, "a task's own loss never rests"
+        yield parts
+        if adversary is not None:
+            adversary.model.requires_grad_(True)
+            against = adversary.backward(batch, step)
+            resting = against is None
+            yield {f"discriminator_{key}": value for key, value in (against or {}).items()}
+    yield {"grad_norm": state.engine.update(lr)}
+    if adversary is not None and not resting:
+        adversary.update(lr)

@@ -1,0 +1,100 @@
+"""Training clips of a bucket, from a list or drawn, addressed by (seed, step, position)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from kinoflow.configs.files import seeded
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.buckets import Bucket, choose, parse
+from kinoflow.data.clips.fit import Clips
+from kinoflow.data.world import caption, render, sample_scene
+from kinoflow.tae.model.pixels import from_bytes
+from kinoflow.train.run.config import DataConfig
+
+_CAPTION_STREAMS = 1_000_003
+_STEP_STRIDE = 10_000
+_LIST_STRIDE = 7919
+
+
+class ClipSource:
+    """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
+
+    World clips are drawn from seed and position and never repeat; those of a list come round again, and bad
+    ones are written to `quarantine`.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, quarantine: Path) -> None:
+        self.buckets = tuple(parse(text) for text in config.buckets)
+        self.batch_size = config.batch_size
+        self.seed = seed
+        self.world_share, self.crop = config.world_share, config.crop
+        self.listed = None
+        if config.manifest is not None:
+            self.listed = Clips(manifest.read(config.manifest), self.buckets, seed, quarantine)
+
+    def bucket(self, step: int) -> Bucket:
+        """The bucket of this step: one for all ranks, so that all do the same work."""
+        return choose(self.seed, step, self.buckets)
+
+    def batch(self, step: int, rank: int, world_size: int) -> Float[Tensor, "b 3 frames height width"]:
+        """Slice `rank` of `world_size` of the clips of a step, RGB in [-1, 1]."""
+        bucket = self.bucket(step)
+        positions = self.positions(step, rank, world_size)
+        return to_tensor([self._cropped(self._clip(position, bucket), position) for position in positions])
+
+    def positions(self, step: int, rank: int, world_size: int) -> range:
+        """Where this slice of the step's clips lies in the endless stream of clips."""
+        share = (self.bucket(step).batch_size or self.batch_size) // world_size
+        first = step * _STEP_STRIDE + rank * share
+        return range(first, first + share)
+
+    def _clip(self, position: int, bucket: Bucket) -> UInt8[np.ndarray, "frames height width 3"]:
+        step = position // _STEP_STRIDE
+        if self.listed is None or self._from_world(step):
+            return draw(self.seed * 10**9 + position, bucket)
+        # Steps are far apart in the stream; a prime stride walks the whole list in a mixed order.
+        return self.listed.get(step * _LIST_STRIDE + position % _STEP_STRIDE, bucket).video
+
+    def _cropped(
+        self, clip: UInt8[np.ndarray, "frames height width 3"], position: int
+    ) -> UInt8[np.ndarray, "frames _ _ 3"]:
+        """A square of config.crop pixels at a random place; the whole clip without it."""
+        side = self.crop
+        if side is None:
+            return clip
+        rng = np.random.default_rng(seeded("crop", self.seed, position))
+        top, left = (int(rng.integers(max(size - side, 0) + 1)) for size in clip.shape[1:3])
+        return clip[:, top : top + side, left : left + side]
+
+    def _from_world(self, step: int) -> bool:
+        """Which steps take the world's clips beside a list's: the same on every rank."""
+        return seeded("world", self.seed, step) * 2.0**-63 < self.world_share
+
+    def heldout(self, count: int) -> Float[Tensor, "b 3 frames height width"]:
+        """Clips of compositions that training never draws, in the largest bucket."""
+        bucket = max(self.buckets, key=lambda b: (b.frames, b.height))
+        return to_tensor([draw(i, bucket, split="heldout") for i in range(count)])
+
+
+def draw(index: int, bucket: Bucket, split: str = "train") -> UInt8[np.ndarray, "frames height width 3"]:
+    """The world's clip of this index."""
+    scene = sample_scene(index, split="heldout" if split == "heldout" else "train")
+    return render(scene, frames=bucket.frames, height=bucket.height, width=bucket.width, fps=bucket.fps)
+
+
+def describe(index: int, bucket: Bucket, choice: int) -> str:
+    """Caption number `choice` of the clip of this index; one frame is an image and has no motion."""
+    scene = sample_scene(index, split="train")
+    return caption(scene, index + _CAPTION_STREAMS * choice, image=bucket.frames == 1)
+
+
+def to_tensor(
+    clips: Sequence[UInt8[np.ndarray, "frames height width 3"]],
+) -> Float[Tensor, "b 3 frames height width"]:
+    """Bytes to RGB in [-1, 1]."""
+    return from_bytes(torch.from_numpy(np.stack(clips)))

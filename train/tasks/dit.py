@@ -1,0 +1,208 @@
+"""One training step of the backbone: flow matching on precomputed latents (Movie Gen, section 3.1.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import seeded
+from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.data.clips.order import Sampler
+from kinoflow.data.latents import LatentDataset
+from kinoflow.data.video import write
+from kinoflow.data.video.sheet import contact_sheet
+from kinoflow.data.world import caption, sample_scene
+from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video.flow.matching import dropped_texts, perturb, time_quantile
+from kinoflow.sample.generate import generate
+from kinoflow.sample.release import text_config
+from kinoflow.tae import TAE
+from kinoflow.train.plan.flops import dit_flops, total
+from kinoflow.train.run.config import DataConfig, RunConfig
+from kinoflow.train.run.task import Parts
+
+PREVIEW_PROMPTS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTBatch:
+    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder."""
+
+    latent: Float[Tensor, "b c t h w"]
+    noise: Float[Tensor, "b c t h w"]
+    time: Float[Tensor, " b"]
+    texts: tuple[TextEmbedding, ...]
+
+    def to(self, device: torch.device) -> "DiTBatch":
+        """The same on another device."""
+        texts = tuple(TextEmbedding(hidden=e.hidden.to(device), mask=e.mask.to(device)) for e in self.texts)
+        return DiTBatch(
+            latent=self.latent.to(device), noise=self.noise.to(device), time=self.time.to(device), texts=texts
+        )
+
+
+class DiTTask:
+    """Mean squared error of the velocity, text dropped now and then for classifier-free guidance."""
+
+    discriminator: nn.Module | None = None
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        if config.init_from is None:
+            # Under ZeRO-3 the engine gives the values, block by block: the whole may fit nowhere.
+            with torch.device("meta" if config.deepspeed.zero_stage == 3 else "cpu"):
+                self.model: nn.Module = VideoDiT(config.dit)
+            if config.deepspeed.zero_stage < 3:
+                self.model.init_weights()
+        else:
+            self.model = _continued(Path(config.init_from) / "dit", config.dit)
+
+    @cached_property
+    def latents(self) -> LatentDataset:
+        """The precomputed folder; an export does not need it."""
+        if self.config.data.latents is None:
+            raise UserError("data.latents: name the folder that `kinoflow train precompute` wrote")
+        dataset = LatentDataset(self.config.data.latents)
+        if dataset.index.widths != self.config.dit.text_widths:
+            raise UserError(
+                f"dit.text_widths: {self.config.dit.text_widths}, but {self.config.data.latents} holds text "
+                f"states of widths {dataset.index.widths}"
+            )
+        return dataset
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the latents, in their order, as data.buckets weighs them where it is given."""
+        stored = [parse(name) for name in self.latents.buckets]
+        if self.config.data.buckets == DataConfig().buckets:
+            return stored
+        wanted = {_shape(bucket): bucket for bucket in map(parse, self.config.data.buckets)}
+        missing = wanted.keys() - {_shape(bucket) for bucket in stored}
+        if missing:
+            raise UserError(
+                f"data.buckets: {wanted[min(missing)]} is not in {self.config.data.latents}, which holds "
+                f"{', '.join(self.latents.buckets)}; precompute it or leave it out"
+            )
+        return [wanted.get(_shape(bucket), replace(bucket, weight=0.0)) for bucket in stored]
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Which clips each step takes."""
+        return Sampler(
+            [self.latents.num_clips(name) for name in self.latents.buckets],
+            weights=[bucket.weight for bucket in self.buckets],
+            batch_sizes=[bucket.batch_size or self.config.data.batch_size for bucket in self.buckets],
+            seed=self.config.seed,
+        )
+
+    def batch(self, step: int, rank: int, world_size: int) -> DiTBatch:
+        draw = self.sampler.draw(step, rank, world_size)
+        count = len(draw.indices)
+        total, first = count * world_size, count * rank
+        rng = np.random.default_rng(seeded("times", self.config.seed, step))
+        shared, level = rng.permutation(total), rng.random(total)
+        levels = ((shared + level) / total)[first : first + count]
+        choices = self._text_choices(rng, total)[first : first + count]
+        clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
+        noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
+        time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
+        texts = tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
+        return DiTBatch(latent=clips.latent, noise=torch.stack(noise), time=time, texts=texts)
+
+    def _text_choices(self, rng: np.random.Generator, total: int) -> np.ndarray:
+        """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone."""
+        encoders, flow = len(self.latents.index.widths), self.config.flow
+        caption = rng.integers(self.latents.index.captions_per_clip, size=(total, 1))
+        levels = torch.from_numpy(rng.random((total, 1))), torch.from_numpy(rng.random((total, encoders)))
+        return np.where(dropped_texts(*levels, flow).numpy(), -1, caption)
+
+    def _noise(self, shape: Sequence[int], step: int, position: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seeded("noise", self.config.seed, step, position))
+        return torch.randn(tuple(shape), generator=generator)
+
+    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:  # noqa: ARG002
+        """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it."""
+        sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
+        return F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity), {}
+
+    def discriminator_loss(self, discriminator: nn.Module, batch: DiTBatch, step: int) -> None:
+        """There is none."""
+
+    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Clips of held-out compositions, the same at every preview: an mp4 each and one contact sheet."""
+        bucket = max(self.buckets, key=lambda b: (b.frames, b.weight))
+        prompts = [
+            caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_PROMPTS)
+        ]
+        clips = self._generate(model, prompts, bucket)
+        for i, clip in enumerate(clips):
+            write(
+                folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)}
+            )
+        contact_sheet(folder / "samples.png", list(clips), columns=6, captions=prompts)
+
+    def _generate(self, model: nn.Module, prompts: list[str], bucket: Bucket) -> np.ndarray:
+        tae, encoder = self._frozen
+        training = model.training
+        frames = generate(
+            cast(VideoDiT, model.eval()), tae, encoder, prompts, frames=bucket.frames, height=bucket.height,
+            width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=range(len(prompts)),
+        )  # fmt: skip
+        model.train(training)
+        return frames.numpy()
+
+    @cached_property
+    def _frozen(self) -> tuple[TAE, PromptEncoder]:
+        device = next(self.model.parameters()).device
+        release = Path(self.config.release)
+        tae = TAE.from_pretrained(release / "tae").to(device)
+        return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
+
+    def tokens(self, batch: DiTBatch) -> int:
+        """Video tokens of the batch."""
+        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        return len(batch.latent) * t * h * w
+
+    def flops(self, batch: DiTBatch) -> float:
+        """Forward and backward of the batch, as MFU counts them."""
+        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        text = [embedding.hidden.shape[1] for embedding in batch.texts]
+        return len(batch.latent) * total(dit_flops(self.config.dit, t * h * w, text)).model
+
+    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write `folder`/dit in fp16."""
+        model = VideoDiT(self.config.dit)
+        model.load_state_dict(state)
+        model.save_pretrained(folder / "dit", dtype=torch.float16)
+
+
+def _shape(bucket: Bucket) -> tuple[int, int, int, Fraction]:
+    return bucket.frames, bucket.height, bucket.width, bucket.fps
+
+
+def _continued(folder: Path, config: DiTConfig) -> VideoDiT:
+    """The model of an earlier stage with position tables as long as this stage's.
+
+    Raises:
+        UserError: it differs in more than that, or its tables are longer.
+    """
+    model = VideoDiT.from_pretrained(folder, config.attention).train()
+    if replace(model.config, max_tokens=config.max_tokens) != config:
+        raise UserError(f"dit: {folder} is another model ({model.config}); give this run the same dit.*")
+    try:
+        model.grow(config.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+    return model

@@ -1,0 +1,228 @@
+"""`kinoflow train precompute CONFIG.yaml … out=latents/`: clips and captions to latents and text states.
+
+Started by torchrun or srun, each process makes its own shards; a shard that is there already is skipped.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from kinoflow.conditioning import checkpoints
+from kinoflow.conditioning.checkpoints import TextConfig
+from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import load
+from kinoflow.data import latents
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.data.clips.fit import Clips
+from kinoflow.data.prefetch import prefetch
+from kinoflow.sample.release import text_config
+from kinoflow.tae.model.tae import TAE, Posterior
+from kinoflow.train.tasks.clips import describe, draw, to_tensor
+
+_SAMPLE = 2**20
+_WORLD_CLIPS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """What to encode: source is `world` or a clip list (Parquet or JSONL); release supplies tae/ and text/
+    (or, in its kinoflow.yaml, the names of text encoders).
+
+    clips is the total over the buckets, shared out by their weights; without it a list gives all that fill
+    a bucket. Only world clips have more than one caption. batch_size clips go through the autoencoder at
+    once, when their bucket does not say how many. With bf16 the autoencoder computes in bfloat16; compile
+    fuses it. text_cache is a folder that keeps the text states of every caption, for when the same captions
+    come again: another tae or size, a lost folder. It grows as big as the text states of `out` and may be
+    deleted at any time.
+    """
+
+    out: str = ""
+    source: str = "world"
+    release: str = "sample/mini"
+    text_cache: str | None = None
+    buckets: tuple[str, ...] = ("16x64x64@16",)
+    clips: int | None = None
+    captions_per_clip: int = 1
+    shard_size: int = 1024
+    batch_size: int = 32
+    seed: int = 0
+    threads: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key}: {value} is too small, the least is 1")
+        if self.source != "world" and self.captions_per_clip > 1:
+            raise UserError("captions_per_clip: a clip of a list has one caption, set captions_per_clip=1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The frozen parts, where they compute and in which number format."""
+
+    tae: TAE
+    text: PromptEncoder
+    device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    @cached_property
+    def _encode(self) -> Callable[[Tensor], Posterior]:
+        return torch.compile(self.tae.encode, dynamic=False) if self.compile else self.tae.encode
+
+    @torch.inference_mode()
+    def latent(self, video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
+        """Normalized posterior means."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            mean = self._encode(video.to(self.device)).mean
+        return self.tae.normalize(mean.float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clip:
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    captions: list[str]
+
+
+def main(sources: Sequence[str]) -> int:
+    """Make every shard of this process; 0."""
+    config = load(PrecomputeConfig, sources)
+    if not config.out:
+        raise UserError("out: name the folder to write, for example out=latents/mini")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    precompute(config, load_encoders(config))
+    return 0
+
+
+def load_encoders(config: PrecomputeConfig) -> Encoders:
+    """The autoencoder and the text encoders of the release folder, which needs no dit/ yet."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    release = Path(config.release)
+    tae = TAE.from_pretrained(release / "tae").to(device).eval()
+    text = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
+    return Encoders(
+        tae=tae,
+        text=text.to(device).eval(),
+        device=device,
+        precision=config.precision,
+        compile=config.compile,
+    )
+
+
+def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
+    """Write what config.out lacks of this process's shards: number RANK of every WORLD_SIZE."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    folder, buckets = Path(config.out), [parse(text) for text in config.buckets]
+    counts, get = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
+    index = latents.LatentIndex(
+        buckets=counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
+        widths=encoders.text.widths, made_from=_made_from(config),
+    )  # fmt: skip
+    with torch.inference_mode():
+        latents.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
+    shards = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
+    mine = [each for each in shards[rank::size] if not latents.is_finished(folder, str(each[0]), each[1])]
+    print(f"{folder}: {len(mine)} of {len(shards)} shards to make", flush=True)
+    for done, (bucket, shard) in enumerate(mine, 1):
+        began, clips = time.perf_counter(), index.shard_clips(str(bucket), shard)
+        content = _encode(encoders, bucket, clips, get, bucket.batch_size or config.batch_size)
+        latents.write_shard(folder, str(bucket), shard, content)
+        speed = len(clips) / (time.perf_counter() - began)
+        print(f"{bucket} shard {shard} ({done} of {len(mine)}): {speed:.1f} clips/s", flush=True)
+
+
+_Get = Callable[[Bucket, int], _Clip]
+
+
+def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[str, int], _Get]:
+    """Scenes of the training split; buckets and seeds lie far apart, so that none shares a scene."""
+    first = {str(bucket): (config.seed * 1000 + i) * 10**9 for i, bucket in enumerate(buckets)}
+
+    def get(bucket: Bucket, clip: int) -> _Clip:
+        scene = first[str(bucket)] + clip
+        captions = [describe(scene, bucket, choice) for choice in range(config.captions_per_clip)]
+        return _Clip(frames=draw(scene, bucket), captions=captions)
+
+    return _shares(config.clips or _WORLD_CLIPS, buckets), get
+
+
+def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[str, int], _Get]:
+    clips = Clips(manifest.read(config.source), buckets, config.seed, Path(config.out) / "quarantine.jsonl")
+    counts = {str(bucket): clips.count(bucket) for bucket in buckets}
+    for name, count in counts.items():
+        if count == 0:
+            raise UserError(f"buckets: no clip of {config.source} fills {name}, remove it")
+
+    def get(bucket: Bucket, clip: int) -> _Clip:
+        sample = clips.get(clip, bucket)
+        return _Clip(frames=sample.video, captions=[sample.caption])
+
+    return counts if config.clips is None else _shares(config.clips, buckets), get
+
+
+def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
+    total = sum(bucket.weight for bucket in buckets)
+    return {str(bucket): max(round(clips * bucket.weight / total), 1) for bucket in buckets}
+
+
+def _made_from(config: PrecomputeConfig) -> Mapping[str, str]:
+    parts = {part: _fingerprint(Path(config.release) / part) for part in ("tae", "text")}
+    made = {"source": config.source, "seed": str(config.seed), **parts}
+    text = text_config(Path(config.release))
+    if replace(text, offload=()) != TextConfig():
+        named = [
+            f"{s}={checkpoints.fingerprint(s.folder())}"
+            for s in checkpoints.find(text.sources(Path(config.release)))
+        ]
+        made["text"] = " ".join([*named, text.dtype])
+    return made
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash over names, sizes and both ends of every file: training changes all of a weight file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(size - _SAMPLE, 0))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def _encode(encoders: Encoders, bucket: Bucket, clips: range, get: _Get, size: int) -> latents.Shard:
+    groups = [clips[i : i + size] for i in range(0, len(clips), size)]
+    encoded, captions = [], []
+    texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
+    for group in prefetch(lambda i: [get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1):
+        video = to_tensor([clip.frames for clip in group])
+        encoded.append(encoders.latent(video).half().cpu().numpy())
+        captions += [clip.captions for clip in group]
+        prompts = [caption for clip in group for caption in clip.captions]
+        for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
+            rows += [_real(hidden, mask) for hidden, mask in zip(states.hidden, states.mask, strict=True)]
+    return latents.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions)
+
+
+def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:
+    """The states of the real tokens."""
+    return hidden[mask].half().cpu().numpy()
