@@ -49,9 +49,13 @@ COMMANDS: dict[str, tuple[Callable[[], Main], str]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status, as `kinoflow.configs.errors.run` has it."""
-    command, rest = _parse(sys.argv[1:] if argv is None else argv)
-    load, _ = COMMANDS[command]
-    return run(lambda: load()(rest), f"kinoflow {command}")
+
+    def command() -> int:
+        name, rest = _parse(sys.argv[1:] if argv is None else argv)
+        load, _ = COMMANDS[name]
+        return load()(rest)
+
+    return run(command, "kinoflow")
 
 
 def _parse(argv: list[str]) -> tuple[str, list[str]]:

@@ -285,3 +285,14 @@ def test_blocks_and_links_are_read(tmp_path: Path) -> None:
         "link to page.md#gone",
         "link to f.png",
     ]
+
+
+def test_the_map_of_the_paper_leads_to_the_code() -> None:
+    """Twenty facts and more; each names a file, and a name that is defined (or, in a YAML, written) in it."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| `([\w/.]+)` \| `(.+?)` \|$", page, re.MULTILINE)
+    assert len(rows) >= 20
+    for fact, path, name in rows:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        found = rf"^(class|def) {name}\b" if path.endswith(".py") else re.escape(name)
+        assert re.search(found, text, re.MULTILINE), f"{fact}: {path} has no {name}"

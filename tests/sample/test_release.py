@@ -7,6 +7,7 @@ import pytest
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
+from kinoflow.sample.evaluation.judge import Judge
 from kinoflow.sample.release import Release, ReleaseConfig, write
 
 
@@ -26,7 +27,7 @@ def test_a_written_release_loads_with_its_models(tiny_release_folder):
     assert release.name == "tiny"
     assert release.tae().config.latent_channels == release.dit().config.latent_channels == 4
     assert not release.dit().training
-    assert release.judge().config.frames == 16
+    assert Judge.from_pretrained(release.folder / "judge").config.frames == 16
     assert len(release.weights_hash) == 16
 
 
@@ -62,7 +63,8 @@ def test_damaged_weights_are_named(copy, part, damage):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(UserError) as error:
-        getattr(Release.load(copy), part)()
+        release = Release.load(copy)
+        Judge.from_pretrained(copy / "judge") if part == "judge" else getattr(release, part)()
     assert str(weights) in one_line(error)
 
 
