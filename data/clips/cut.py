@@ -131,7 +131,7 @@ def _pans(source: Path, config: CutConfig) -> Iterator[UInt8[np.ndarray, "frames
     """Squares that wander over a picture."""
     picture = video.read(source)[0]
     height, width, _ = picture.shape
-    rng = np.random.default_rng((config.seed, height, width))
+    rng = np.random.default_rng(seeded("drift", config.seed, height, width))
     if min(height, width) < config.side:
         raise UserError(f"{source}: --side {config.side} is more than its {width}x{height} pixels")
     for _ in range(config.per_picture):
