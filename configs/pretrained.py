@@ -8,24 +8,24 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing, write_json
 from kinoflow.configs.schema import from_dict, to_dict
 
 Schema = TypeVar("Schema")
 
 CONFIG_NAME = "config.json"
 STEM = "model"
-WEIGHTS_PATTERN = STEM + "{suffix}.safetensors"
-INDEX_NAME = f"{STEM}.safetensors.index.json"
 
 
 def save_pretrained(
@@ -36,35 +36,24 @@ def save_pretrained(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write `config` (a dataclass) and `state` into `folder`, each file aside and then renamed.
+    """Write `config` (a dataclass) and `state` into `folder`: all aside, then file by file renamed.
 
-    Floating tensors are cast to `dtype` when it is given; others keep theirs.
+    Floating tensors are cast to `dtype` when it is given; others keep theirs. Weight files of before that
+    are not replaced are removed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cast = {
-        name: (
-            t.detach().cpu().to(dtype) if dtype and t.is_floating_point() else t.detach().cpu()
-        ).contiguous()
-        for name, t in state.items()
-    }
-    split = split_torch_state_dict_into_shards(
-        cast, filename_pattern=WEIGHTS_PATTERN, max_shard_size=max_shard_size
-    )
-    for name, keys in split.filename_to_tensors.items():
-        aside = folder / f".{name}.tmp"
-        save_file({key: cast[key] for key in keys}, aside, metadata={"format": "pt"})
-        aside.chmod(0o644)  # safetensors leaves files that only their owner may read
-        aside.replace(folder / name)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / INDEX_NAME, index)
-    else:
-        (folder / INDEX_NAME).unlink(missing_ok=True)
-    _write_json(folder / CONFIG_NAME, to_dict(config))
-    for stale in folder.glob("model*.safetensors"):
-        if stale.name not in split.filename_to_tensors:
-            stale.unlink()
+    cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in state.items()}
+    old = {file.name for file in folder.glob(f"{STEM}*.safetensors*")}
+    with TemporaryDirectory(prefix=".", dir=folder) as aside:
+        save_torch_state_dict(cast, aside, max_shard_size=max_shard_size)
+        write_json(Path(aside, CONFIG_NAME), to_dict(config))
+        written = sorted(Path(aside).iterdir())  # the index comes last
+        for file in written:
+            with replacing(folder / file.name) as new:  # with the rights of any new file
+                file.replace(new)
+    for name in old - {file.name for file in written}:
+        (folder / name).unlink()
 
 
 def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, dict[str, Tensor]]:
@@ -105,10 +94,10 @@ def load_config(folder: Path, schema: type[Schema]) -> Schema:
         return from_dict(schema, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; a model folder holds {CONFIG_NAME} and safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error}); fetch the folder again") from None
 
 
 def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Path:
@@ -171,9 +160,3 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write_json(path: Path, value: object) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)

@@ -2,7 +2,8 @@
 
 A schema is a frozen, keyword-only dataclass whose fields are ``bool``, ``int``, ``float``, ``str``,
 ``Literal``, ``tuple``, ``dict`` and other such dataclasses, each optionally ``| None``. A field without a
-default must be given by a source. Rates are written as strings ("24000/1001"), never as floats.
+default must be given by a source. Rates are written as strings ("24000/1001"), never as floats; in a YAML
+file text that looks like a number needs quotes.
 
 Every mistake in a source is a `UserError` of one line that names the source, the key and the remedy.
 """
@@ -12,14 +13,13 @@ from __future__ import annotations
 import difflib
 import functools
 import io
+import json
 import os
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -27,10 +27,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import write_text
+from kinoflow.configs.keys import bare, defaults, describe, describe_keys, hints, type_at
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 __all__ = ["UserError", "dump", "from_dict", "load", "to_dict"]
 
 T = TypeVar("T")
+Layer = tuple[str, dict[str, Any]]
+"""What a source says, behind what a message about it begins with: "FILE: ", or nothing for an override."""
+Steps = tuple[str | int, ...]
+"""The way to a value: names of fields and indices of items."""
 _HERE = Path(__file__).parent
 
 
@@ -46,7 +55,7 @@ def load(schema: type[T], sources: Sequence[str]) -> T:
         UserError: an unknown key, a value of the wrong type, a missing value or file, malformed YAML, a
             cycle of bases, or a value that the schema's own ``__post_init__`` refuses.
     """
-    layers: list[tuple[str, dict[str, Any]]] = []
+    layers: list[Layer] = []
     for source in sources:
         key, equals, _ = str(source).partition("=")
         if equals and "/" not in key:  # a path such as runs/lr=3/config.yaml is a file
@@ -55,7 +64,7 @@ def load(schema: type[T], sources: Sequence[str]) -> T:
             layers.extend(_read_layers(Path(source), chain=()))
         else:
             raise UserError(f'"{source}" is neither a YAML file (*.yaml) nor an override (key=value)')
-    return _merge(schema, layers)
+    return _build(schema, layers)
 
 
 def from_dict(schema: type[T], mapping: Mapping[str, Any]) -> T:
@@ -64,7 +73,7 @@ def from_dict(schema: type[T], mapping: Mapping[str, Any]) -> T:
     Raises:
         UserError: as `load`, without a source's name in front.
     """
-    return _merge(schema, [("", dict(mapping))])
+    return _build(schema, [("", dict(mapping))])
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -101,8 +110,8 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------- sources
 
 
-def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """A YAML file and its bases as (name, mapping), in the order in which they merge."""
+def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[Layer]:
+    """A YAML file and its bases, in the order in which they merge."""
     path = path if path.exists() else _packaged(path)
     resolved = path.resolve()
     if resolved in chain:
@@ -114,7 +123,7 @@ def _read_layers(path: Path, chain: tuple[Path, ...]) -> list[tuple[str, dict[st
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f'{path}: base: {_show(bases)} is not a list of YAML files, such as ["other.yaml"]')
     layers = [layer for base in bases for layer in _read_layers(path.parent / base, (*chain, resolved))]
-    return [*layers, (str(path), mapping)]
+    return [*layers, (f"{path}: ", mapping)]
 
 
 def _packaged(path: Path) -> Path:
@@ -157,8 +166,8 @@ def _parse_override(schema: type, source: str) -> dict[str, Any]:
         raise UserError(f'"{source}": malformed value: {_yaml_reason(error)}') from None
     except OmegaConfBaseException as error:
         raise UserError(f'"{source}": {_first_line(error)}') from None
-    expected = _type_at(schema, names)
-    if str in _alternatives(expected) and not isinstance(value, str) and text not in ("null", "~"):
+    expected = bare(type_at(schema, names))
+    if expected is str and not isinstance(value, str) and text not in ("null", "~"):
         value = text  # run=007 stays "007", run= is the empty string
     return _nest(names, value)
 
@@ -194,179 +203,109 @@ def _nearest_file(path: Path) -> str:
     return f"; did you mean {ours}?"
 
 
-# ------------------------------------------------------------------------------------------------ merging
+# ------------------------------------------------------------------------------------------------ building
 
 
-def _merge(schema: type[T], layers: Sequence[tuple[str, dict[str, Any]]]) -> T:
-    config = OmegaConf.structured(schema)
+def _build(schema: type[T], layers: Sequence[Layer]) -> T:
+    """Merge the layers over the defaults, the later ones winning, and let pydantic make the dataclasses."""
     for source, mapping in layers:
-        prefix = f"{source}: " if source else ""
-        for key, _ in _leaves(schema, mapping):
-            _check_key(schema, key, prefix)
-        try:
-            config = OmegaConf.merge(config, mapping)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise _blame(schema, config, mapping, prefix, error) from None
+        _refuse_unknown(schema, mapping, source)
+    start = {name: _plain(value) for name, value in defaults(schema).items()}
     try:
+        config = OmegaConf.merge(start, *(mapping for _, mapping in layers))
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        key = error.full_key or "?"
-        expected = _describe(_type_at(schema, key.split(".")))
-        raise UserError(f"{key} is not given; add {key}=... ({expected})") from None
+        raise _not_given(schema, tuple((error.full_key or "?").split("."))) from None
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
-    return _build(schema, plain, "")
+    _refuse_unknown(schema, plain, "")  # an interpolation may have brought a mapping
+    return _validate(schema, plain, layers)
 
 
-def _check_key(schema: type, key: str, prefix: str) -> None:
-    names = key.split(".")
-    if _type_at(schema, names) is not None:
-        return
-    valid = list(_keys(schema))
-    near = difflib.get_close_matches(key, valid, n=1)
-    near = near or [known for known in valid if known.split(".")[-1] == names[-1]]  # another parent
-    hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(_hints(schema))}"
-    raise UserError(f'{prefix}unknown key "{key}"; {hint}')
+def _validate(schema: type[T], plain: Any, layers: Sequence[Layer]) -> T:
+    from pydantic import ValidationError
 
-
-def _blame(schema: type, config: Any, mapping: dict[str, Any], prefix: str, error: Exception) -> UserError:
-    """The error for the one leaf of ``mapping`` that cannot be merged; OmegaConf does not always name it."""
-    for key, value in _leaves(schema, mapping):
-        try:
-            OmegaConf.merge(config, _nest(key.split("."), value))
-        except (OmegaConfBaseException, ValueError, TypeError):
-            expected = _describe(_type_at(schema, key.split(".")))
-            return UserError(f"{prefix}{key}: {_show(value)} is not {expected}")
-    return UserError(f"{prefix}{_first_line(error)}")
-
-
-def _build(kind: Any, value: Any, key: str) -> Any:
-    """Turn validated plain containers into the annotated type: dataclasses and tuples, at any depth."""
-    if value is None:
-        return None
-    for option in _alternatives(kind):
-        arguments = get_args(option)
-        if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict):
-            return _build_dataclass(option, value, key)
-        if get_origin(option) is tuple and isinstance(value, list | tuple):
-            kinds = [arguments[0]] * len(value) if arguments[-1:] == (Ellipsis,) else list(arguments)
-            if len(kinds) != len(value):
-                raise UserError(f"{key}: {_show(value)} is not {_describe(option)}")
-            pairs = enumerate(zip(kinds, value, strict=True))
-            return tuple(_build(kind, item, f"{key}[{i}]") for i, (kind, item) in pairs)
-        if get_origin(option) is dict and isinstance(value, dict):
-            return {name: _build(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    if any(option in (Any, dict, list) or get_origin(option) is list for option in _alternatives(kind)):
-        return value
-    if isinstance(value, list | tuple | dict) or ("[" in key and not _fits(value, kind)):
-        raise UserError(f"{key}: {_show(value)} is not {_describe(kind)}")
-    return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a scalar belongs to the annotation; OmegaConf does not look into nested tuples."""
-    options = _alternatives(kind)
-    literals = [choice for option in options for choice in get_args(option) if get_origin(option) is Literal]
-    return value in literals or type(value) in options or (float in options and type(value) is int)
-
-
-def _build_dataclass(schema: Any, value: dict[str, Any], key: str) -> Any:
-    hints = _hints(schema)
-    inside = f"{key}." if key else ""
-    if "[" in key:  # OmegaConf does not look into the dataclasses of a tuple
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.0)[0]
-            raise UserError(f'unknown key "{inside}{unknown[0]}"; did you mean "{inside}{near}"?')
-        try:
-            return from_dict(schema, value)
-        except UserError as error:
-            raise UserError(f"{inside}{error}") from None
-    arguments = {name: _build(hints[name], item, f"{inside}{name}") for name, item in value.items()}
     try:
-        return schema(**arguments)
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:  # what the schema's own __post_init__ refuses
-        section = "" if not key or key in str(error) else f"{key}: "
-        raise UserError(f"{section}{_first_line(error)}") from error
-
-
-# ------------------------------------------------------------------------------------------- schema lookups
+        # Of JSON a strict reader takes lists for tuples and ints for floats, and nothing else for another.
+        return _adapter(schema).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise _explain(schema, error.errors(include_url=False)[0], layers) from error
+    except TypeError as error:  # YAML's !!binary
+        raise UserError(f"{_first_line(error)}; write it as text") from None
 
 
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(schema)
-    return {field.name: hints[field.name] for field in fields(schema) if field.init}
+def _adapter(schema: type[T]) -> TypeAdapter[T]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
-def _alternatives(kind: Any) -> list[Any]:
-    """The members of a union without None; the type itself when it is no union."""
-    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return [member for member in members if member is not type(None)]
+def _explain(schema: type, problem: ErrorDetails, layers: Sequence[Layer]) -> UserError:
+    """What pydantic found, in one line that names the source, the key and the type that it wants."""
+    path, value = problem["loc"], problem["input"]
+    refusal = problem.get("ctx", {}).get("error")
+    if refusal is not None:  # a __post_init__'s; many name their section themselves
+        key, text = _dotted(path), _first_line(refusal)
+        return UserError(text if not key or key in text else f"{key}: {text}")
+    if problem["type"] == "missing":
+        if isinstance(path[-1], str):
+            return _not_given(schema, path)
+        path = path[:-1]  # an item of a list that is too short
+    if not path:  # the whole is no JSON: half a character of a name that no encoding has
+        return UserError(problem["msg"])
+    kind = type_at(schema, path)
+    quotes = "; put it in quotes" if bare(kind) is str and isinstance(value, int | float) else ""
+    source = next((name for name, mapping in reversed(layers) if _gives(mapping, path)), "")
+    return UserError(f"{source}{_dotted(path)}: {_show(value)} is not {describe(kind)}{quotes}")
 
 
-def _type_at(schema: Any, names: Sequence[str]) -> Any:
-    """The annotation at a dotted key, ``Any`` inside a dict field, None where there is no such key."""
-    kind: Any = schema
-    for name in names:
-        options = _alternatives(kind)
-        nested = next((option for option in options if is_dataclass(option)), None)
-        if nested is not None:
-            kind = _hints(nested).get(name)  # type: ignore[arg-type]
-        else:
-            kind = Any if any(get_origin(option) is dict or option is dict for option in options) else None
-        if kind is None:
-            return None
-        if kind is Any:
-            return Any
-    return kind
+def _not_given(schema: type, path: Steps) -> UserError:
+    key = _dotted(path)
+    return UserError(f"{key} is not given; add {key}=... ({describe(type_at(schema, path))})")
 
 
-def _leaves(schema: type, mapping: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a nested mapping; what lies inside a dict field is one value."""
-    for name, value in mapping.items():
-        key = f"{parent}{name}"
-        kind = _type_at(schema, key.split("."))
-        opaque = kind is not None and not any(is_dataclass(option) for option in _alternatives(kind))
-        if isinstance(value, Mapping) and value and not opaque:
-            yield from _leaves(schema, value, f"{key}.")
-        else:
-            yield key, value
+def _refuse_unknown(schema: type, mapping: Any, source: str) -> None:
+    for key, beside in _unknown(schema, mapping):
+        known = [*beside, *(each.name for each in describe_keys(schema))]
+        near = difflib.get_close_matches(key, known, n=1)
+        near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]]  # another parent
+        hint = f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(beside)}"
+        raise UserError(f'{source}unknown key "{key}"; {hint}')
 
 
-def _keys(schema: Any, parent: str = "") -> Iterator[str]:
-    for name, kind in _hints(schema).items():
-        yield f"{parent}{name}"
-        for option in _alternatives(kind):
-            if is_dataclass(option):
-                yield from _keys(option, f"{parent}{name}.")
+def _unknown(
+    kind: Any, value: Any, path: Steps = (), beside: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Every key that its schema lacks (`kind` is None), and those that there are in its place."""
+    kind = bare(kind)
+    if is_dataclass(kind):
+        beside = [_dotted((*path, name)) for name in hints(kind)]
+    if isinstance(value, Mapping) and value and (kind is None or is_dataclass(kind)):
+        for name, item in value.items():
+            yield from _unknown(type_at(kind, [name]), item, (*path, name), beside)
+    elif kind is None:
+        yield _dotted(path), beside
+    elif get_origin(kind) is tuple and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown(get_args(kind)[0], item, (*path, index))
 
 
-def _describe(kind: Any) -> str:
-    """The annotation in words: "a float", "one of tae, dit", "a list of 2 values (float, float)"."""
-    nullable = type(None) in get_args(kind)
-    words = " or ".join(_describe_one(option) for option in _alternatives(kind))
-    return f"{words} or null" if nullable else words
+def _gives(mapping: Any, path: Steps) -> bool:
+    """Whether a source says what lies there; a list is of one source, whole."""
+    for step in path:
+        if isinstance(step, int):
+            return True
+        if not isinstance(mapping, Mapping) or step not in mapping:
+            return False
+        mapping = mapping[step]
+    return True
 
 
-def _describe_one(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin is tuple:
-        names = [getattr(argument, "__name__", str(argument)) for argument in arguments]
-        if arguments[-1:] == (Ellipsis,):
-            return f"a list of {names[0]}"
-        return f"a list of {len(names)} values ({', '.join(names)})"
-    if origin is dict or is_dataclass(kind):
-        return f"a mapping with the keys {', '.join(_hints(kind))}" if is_dataclass(kind) else "a mapping"  # type: ignore[arg-type]
-    name = getattr(kind, "__name__", str(kind))
-    return f"an {name}" if name == "int" else f"a {name}"
+def _dotted(path: Steps) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 def _show(value: Any) -> str:
-    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
-    text = text or (f'"{value}"' if isinstance(value, str) else str(value))
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
