@@ -33,18 +33,18 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Which text encoders a release has, and how they are held: `text` in kinoflow.yaml.
-
-    `ul2`, `byt5`, `metaclip`: a folder or hub id each; empty for the release's own text/<name>. `dtype` is
-    that of weights and states. The weights of the encoders named in `offload` (ul2, byt5) stay in main memory
-    and visit the GPU block by block: for what is too big to stay there.
-    """
+    """Which text encoders a release has, and how they are held: `text` in kinoflow.yaml."""
 
     ul2: str = ""
+    """Folder or hub id; empty for the release's own text/ul2."""
     byt5: str = ""
+    """Folder or hub id; empty for the release's own text/byt5."""
     metaclip: str = ""
+    """Folder or hub id; empty for the release's own text/metaclip."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and states."""
     offload: tuple[str, ...] = ()
+    """Encoders (ul2, byt5) whose weights stay in main memory and visit the GPU block by block."""
 
     def __post_init__(self) -> None:
         for name in self.offload:

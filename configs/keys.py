@@ -14,8 +14,6 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin
 
-_KEY_WIDTH = 36
-
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
@@ -44,25 +42,31 @@ def describe_keys(schema: Any, values: Any = None, parent: str = "") -> Iterator
 
 
 def key_table(schema: type) -> str:
-    """The keys for ``--help``: ``key=default  what it means (type)``, section by section."""
+    """The keys for ``--help``: ``key=default  what it means (type)``, section by section.
+
+    A type that the default shows is left out.
+    """
     sections: dict[str, list[Key]] = {}
     for key in describe_keys(schema):
         sections.setdefault(key.name.rpartition(".")[0], []).append(key)
     blocks = []
     for name, keys in sections.items():
         about = inspect.getdoc(bare(type_at(schema, name.split(".")))) if name else None
-        head = f"{name}: {about.splitlines()[0]}" if about else "keys and their defaults:"
-        blocks.append("\n".join([head, *map(_shown, keys)]))
+        given = [f"{key.name}={_shown(key.default)}" for key in keys]
+        width = max(map(len, given))
+        blocks.append(f"{name}: {about.splitlines()[0]}" if about else "keys and their defaults:")
+        for left, key in zip(given, keys, strict=True):
+            default = key.default
+            evident = default if isinstance(default, tuple) else describe(type(default)) == key.kind
+            kind = "" if evident else f" ({key.kind})"
+            blocks[-1] += f"\n  {left:<{width}}  {key.line.removesuffix('.')}{kind}"
     return "\n\n".join(blocks)
 
 
-def _shown(key: Key) -> str:
-    default = key.default
+def _shown(default: Any) -> str:
     if default is MISSING:
-        default = "..."
-    elif not isinstance(default, str):
-        default = json.dumps(default, separators=(",", ":"))
-    return f"  {f'{key.name}={default}':<{_KEY_WIDTH}} {key.line.removesuffix('.')} ({key.kind})"
+        return "..."
+    return default if isinstance(default, str) else json.dumps(default, separators=(",", ":"))
 
 
 @functools.cache
@@ -90,8 +94,9 @@ def hints(schema: Any) -> dict[str, Any]:
 
 def defaults(schema: Any) -> dict[str, Any]:
     """The value of every field that has one by itself."""
-    made = {f.name: f.default_factory() for f in fields(schema) if f.default_factory is not MISSING}
-    return {f.name: f.default for f in fields(schema) if f.default is not MISSING} | made
+    given = [field for field in fields(schema) if field.init]
+    made = {field.name: field.default_factory() for field in given if field.default_factory is not MISSING}
+    return {field.name: field.default for field in given if field.default is not MISSING} | made
 
 
 def bare(kind: Any) -> Any:

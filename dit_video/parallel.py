@@ -32,15 +32,14 @@ Trunk = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the backbone is spread over processes and its memory and time are traded.
-
-    `sequence` processes share the tokens of each clip. Of every `checkpoint_every` blocks one keeps its input
-    alone and is computed again on the way back: 1 is all blocks, 0 none. `compile` compiles each block.
-    """
+    """How the backbone is spread over processes and its memory and time are traded."""
 
     sequence: int = 1
+    """Processes that share the tokens of each clip."""
     checkpoint_every: int = 0
+    """Of so many blocks one is computed again on the way back: 1 is all, 0 none."""
     compile: bool = False
+    """Compile each block."""
 
     def __post_init__(self) -> None:
         if self.sequence < 1:

@@ -36,23 +36,32 @@ CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
 class DiTConfig:
     """Shape of a backbone.
 
-    `text_widths`: widths of the text encoders' states in the order (UL2, ByT5, MetaCLIP). `max_tokens`: sizes
-    of the position tables in tokens (time, height, width). `patch_size`: latent cells in a token. `predicts`
-    says what the head gives: the velocity, or the data, from which the velocity follows (Li and He 2025,
-    arXiv:2511.13720): then a patch of more values than the width has room for need not carry its noise along.
+    A head that gives the data (Li and He 2025, arXiv:2511.13720) need not carry the noise of a patch that has
+    more values than the width has room for; the velocity follows from it.
     """
 
     width: int = 256
+    """Width of the tokens."""
     depth: int = 6
+    """Blocks."""
     heads: int = 4
+    """Attention heads; they divide the width."""
     ffn: int = 704
+    """Hidden width of the feed-forward layers."""
     latent_channels: int = 16
+    """Channels of the latent."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latent cells in a token: time, height, width."""
     text_widths: tuple[int, ...] = (128, 96, 128)
+    """Widths of the text encoders' states: UL2, ByT5, MetaCLIP."""
     max_tokens: tuple[int, int, int] = (4, 8, 8)
+    """Position tables: tokens along time, height, width."""
     qk_norm: bool = True
+    """Normalize queries and keys."""
     predicts: Literal["velocity", "data"] = "velocity"
+    """What the head gives."""
     attention: KernelName = "sdpa"
+    """How attention is computed."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

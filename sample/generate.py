@@ -43,19 +43,22 @@ class Encoder(Protocol):
 class Sampling:
     """How the ODE, or with `solver` "sde" the SDE, is solved.
 
-    `guidance_scale` 1 is the plain model, 0 the unconditional one; `num_steps` intervals of the `schedule`
-    are crossed by `solver`. The SDE's noise is `diffusion` √β, on the `path` that the model was trained on.
-
     Raises:
         UserError: a value outside its range.
     """
 
     guidance_scale: float = 4.0
+    """Weight of the prompt, 0 to 100; 1 is the plain model, 0 the unconditional one."""
     num_steps: int = 50
+    """Intervals of the time grid."""
     schedule: ScheduleName = "linear-quadratic"
+    """How the intervals lie."""
     solver: SolverName = "euler"
+    """How an interval is crossed."""
     diffusion: float = 1.0
+    """Noise of the SDE, in units of √β; 0 to 10."""
     path: PathName = "cond_ot"
+    """What the model was trained on."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale <= 100:

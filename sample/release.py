@@ -36,20 +36,24 @@ _MODELS = ("tae", "dit")
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseConfig:
-    """kinoflow.yaml: what a release is called, the clips it can make ("16x64x64@16") and its defaults.
-
-    `text` names text encoders that lie elsewhere: folders or hub ids such as google/ul2.
+    """kinoflow.yaml: what a release is called, the clips it can make and its defaults.
 
     Raises:
         UserError: no bucket, one that cannot be read, or a default bucket that is not among them.
     """
 
     name: str
+    """What it is called."""
     version: str = "1"
+    """Of the release."""
     buckets: tuple[str, ...] = ("16x64x64@16",)
+    """Clips that it can make: frames x height x width @ fps."""
     default_bucket: str = "16x64x64@16"
+    """The one that is made unless others are asked for."""
     sampling: Sampling = field(default_factory=Sampling)
+    """Default settings."""
     text: TextConfig = field(default_factory=TextConfig)
+    """Text encoders that lie elsewhere."""
 
     def __post_init__(self) -> None:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.files import write_json
+from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import dump, load
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
@@ -16,7 +17,16 @@ from kinoflow.train.run.task import Task
 USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
        kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
-       kinoflow train export RUN RELEASE                      averaged weights into a release folder"""
+       kinoflow train export RUN RELEASE                      averaged weights into a release folder
+       with --help each says which keys, or words, it takes"""
+_PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
+
+Clips and captions to latents and text states in out=FOLDER; shards that are there already are skipped."""
+_EXPORT = """usage: kinoflow train export RUN RELEASE
+
+  RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/
+  RELEASE  folder to write or update: the run's part is made of the averaged weights of the newest checkpoint,
+           parts that RELEASE lacks are copied from the release that the run was trained with"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +35,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
         print(USAGE)
-        return 0 if argv else 2
+        return 2
+    if {"-h", "--help"} & set(argv):
+        print(_help(next((word for word in argv if not word.startswith("-")), "")))
+        return 0
     if argv[0] == "precompute":
         from kinoflow.train.tasks.precompute import main as precompute
 
@@ -39,6 +52,21 @@ def _command(argv: list[str]) -> int:
     if argv[0] == "export":
         return _export(argv[1:])
     return _train(argv)
+
+
+def _help(verb: str) -> str:
+    """What a command does, and its keys with their defaults."""
+    if verb == "export":
+        return _EXPORT
+    if verb == "precompute":
+        from kinoflow.train.tasks.precompute import PrecomputeConfig
+
+        return f"{_PRECOMPUTE}\n\n{key_table(PrecomputeConfig)}"
+    if verb == "plan":
+        from kinoflow.train.plan import config, report
+
+        return f"{report.USAGE}\n\n{key_table(config.PlanConfig)}"
+    return f"{USAGE}\n\n{key_table(RunConfig)}"
 
 
 def _train(sources: list[str]) -> int:

@@ -27,19 +27,23 @@ from kinoflow.dit_video.flow.paths import (
 class FlowConfig:
     """The path, how times are drawn, and how conditions are dropped in training.
 
-    `path` is the straight CondOT, of which `sigma_min` is the noise left at t = 1, or the quarter circle;
-    a release trained on another path than CondOT says so in its kinoflow.yaml (`sampling.path`).
-    `time` is logit-normal(`time_mean`, `time_std`) or uniform on (0, 1). With probability `drop_all`, the η
-    of classifier-free guidance, every encoder's text becomes the null prompt; each alone with `drop_each`.
+    A release trained on another path than CondOT says so in its kinoflow.yaml (`sampling.path`).
     """
 
     path: Literal["cond_ot", "cosine"] = "cond_ot"
+    """Straight, or the quarter circle."""
     time: Literal["logit_normal", "uniform"] = "logit_normal"
+    """How times are drawn on (0, 1)."""
     time_mean: float = 0.0
+    """Mean of the times' logits."""
     time_std: float = 1.0
+    """Standard deviation of the times' logits."""
     sigma_min: float = SIGMA_MIN
+    """Noise that cond_ot leaves at t = 1."""
     drop_all: float = 0.1
+    """Probability that a clip has no text: η of classifier-free guidance."""
     drop_each: float = 0.1
+    """Probability that one encoder's text is left out."""
 
     def __post_init__(self) -> None:
         for key in ("drop_all", "drop_each", "sigma_min"):

@@ -22,33 +22,42 @@ class LatentShape:
 class TAEConfig:
     """Shape of a temporal autoencoder.
 
-    `patch_size` (time, height, width) folds pixels into channels before the first convolution; `strides`
-    (one a level, the last level has none) shrink what is left. `encoder_blocks` and `decoder_blocks` count
-    residual blocks, finest level first. With `detail_channels` the decoder ends in a level of its own, at
-    half a patch: `detail_blocks` residual blocks, so that the pixels of a patch are not a linear map of the
-    features around it. With `shortcuts` the resampling layers change the width themselves and carry a
-    shortcut, and a linear map of each 8x8x8 block runs beside encoder and decoder, which start at zero:
-    training starts from a linear autoencoder. Without, the layout is that of latent diffusion. `post_quant`
-    puts a 1x1 convolution between latent and decoder, which some image autoencoders have. `latent_mean` and
-    `latent_std`, one value a channel, are measured on training clips; empty means that they are not known
-    yet.
+    With a detail level the pixels of a patch are not a linear map of the features around it. With shortcuts
+    encoder and decoder start at zero beside a linear map of each 8x8x8 block: training starts from a linear
+    autoencoder. Without, the layout is that of latent diffusion. latent_mean and latent_std are measured on
+    training clips.
     """
 
     patch_size: Stride = (1, 1, 1)
+    """Time, height, width of the pixels that become channels first."""
     channels: int = 128
+    """Width of the finest level."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    """Width of each level as a multiple of channels, finest first."""
     strides: tuple[Stride, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
+    """Shrinking in time, height, width behind each level but the last."""
     encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    """Residual blocks of the encoder's levels, finest first."""
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    """Residual blocks of the decoder's levels, finest first."""
     detail_channels: int = 0
+    """Width of a detail level at the decoder's end, at half a patch."""
     detail_blocks: int = 2
+    """Residual blocks of the detail level."""
     shortcuts: bool = False
+    """Resampling layers change the width themselves and carry a shortcut."""
     latent_channels: int = 16
+    """Channels of the latent."""
     norm: Norm = "group"
+    """Statistics of groups, or root mean squares."""
     attention: bool = True
+    """Attention and a residual block more at the coarsest level."""
     post_quant: bool = False
+    """A 1x1 convolution between latent and decoder, as in some models."""
     latent_mean: tuple[float, ...] = ()
+    """Means of the latent's channels; none: not measured."""
     latent_std: tuple[float, ...] = ()
+    """Their standard deviations; none: not measured."""
 
     def __post_init__(self) -> None:
         if len(self.strides) != len(self.multipliers) - 1:

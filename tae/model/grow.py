@@ -13,17 +13,20 @@ from kinoflow.tae.model.tae import TAE
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """So many more residual blocks at the finest level of encoder and decoder, and for the decoder the
-    detail level of `TAEConfig.detail_channels` and `detail_blocks`.
+    """Layers that an autoencoder gains; they start as the identity.
 
     Raises:
         ValueError: a negative count.
     """
 
     encoder_blocks: int = 0
+    """More residual blocks at the encoder's finest level."""
     decoder_blocks: int = 0
+    """More residual blocks at the decoder's finest level."""
     detail_channels: int = 0
+    """Width of a detail level for a decoder without one, as in tae.detail_channels."""
     detail_blocks: int = 2
+    """Residual blocks of the detail level."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

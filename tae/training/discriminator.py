@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """`channels` of the first layer; each of the `depth` layers halves height and width and doubles them."""
+    """Shape of the patch discriminator."""
 
     channels: int = 64
+    """Width of the first layer."""
     depth: int = 3
+    """Layers; each halves height and width and doubles the channels."""
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.depth < 1:

@@ -16,24 +16,28 @@ from kinoflow.tae.model.tae import Posterior
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the terms; a term of weight zero is not computed.
-
-    `adversarial` starts at step `adversarial_start`, so that the discriminator meets a decoder that
-    already reconstructs. `perceptual_weights` names the trunk of the perceptual term: a file, or "stlpips"
-    for the one that the package stlpips-pytorch ships. The term, which costs more than a small decoder, takes
-    every `perceptual_every`-th frame, one further at each step.
-    """
+    """Weights of the terms; a term of weight zero is not computed."""
 
     l1: float = 1.0
+    """Mean absolute error of the pixels."""
     l2: float = 0.0
+    """Mean squared error of the pixels."""
     kl: float = 1e-6
+    """KL of the posterior to the standard normal."""
     outlier: float = 1e5
+    """Penalty of latents far from their frame's mean."""
     outlier_radius: float = 3.0
+    """Standard deviations that are not yet far."""
     perceptual: float = 0.0
+    """Distance of features of the frames."""
     perceptual_weights: str = "stlpips"
+    """Trunk of those features: a file, or stlpips for that of stlpips-pytorch."""
     perceptual_every: int = 1
+    """Compare every n-th frame, one further at each step: it costs much."""
     adversarial: float = 0.0
+    """Adversarial term: what the discriminator says."""
     adversarial_start: int = 0
+    """Step from which that counts: the decoder reconstructs by then."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,5 +1,8 @@
 """Model folders: round trips, shards and what damage says."""
 
+import errno
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +47,33 @@ def test_half_precision_keeps_integers_and_the_fingerprint(tmp_path: Path) -> No
     assert fingerprint(state) != fingerprint({**STATE, "steps": torch.tensor([4])})
 
 
+def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    save_pretrained(tmp_path, config=Shape(), state=STATE, max_shard_size=20_000)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("kinoflow.configs.pretrained.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(tmp_path, config=Shape(width=7), state={"c": torch.ones(3)})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_have_the_rights_of_new_files_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch()
+    before = os.umask(0o027)
+    try:
+        save_pretrained(tmp_path, config=Shape(), state=STATE, max_shard_size=20_000)
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.iterdir() if path.name != "README.md"]
+    assert len(written) == 4  # two shards, their index and config.json
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
+    assert (tmp_path / "README.md").exists()
+
+
 @pytest.mark.parametrize(
-    "damage", ["config missing", "config bad", "config key", "weights missing", "weights cut"]
+    "damage", ["config missing", "config bad", "config list", "config key", "weights missing", "weights cut"]
 )
 def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
     save_pretrained(tmp_path, config=Shape(), state=STATE)
@@ -55,6 +83,8 @@ def test_damage_names_the_file(tmp_path: Path, damage: str) -> None:
             config.unlink()
         case "config bad":
             config.write_text("{")
+        case "config list":
+            config.write_text("[1]")
         case "config key":
             config.write_text('{"widht": 3}')
         case "weights missing":

@@ -14,19 +14,24 @@ Placement = Literal["sharded", "replicated", "offloaded", "cached"]
 class ClusterConfig:
     """The cluster, of H100 SXM by default, and what is assumed about a run on it.
 
-    memory_gib is what one GPU has, reserve_gib what the plan leaves free of it: CUDA, NCCL and what the
-    allocator cannot use. peak_tflops is the dense peak in the run's precision, mfu the share of it that the
-    model's own FLOPs reach. text says where the text encoders lie: UL2 sharded over all GPUs and the others
-    on each, as in the paper; all on each; UL2 in host memory; or none, their states read from a cache.
+    The text encoders lie as in the paper, UL2 sharded over all GPUs and the others on each; or all on each
+    (replicated); or UL2 in host memory (offloaded); or nowhere, their states read from a cache.
     """
 
     gpus: int = 8
+    """GPUs of the whole cluster."""
     gpus_per_node: int = 8
+    """GPUs that share a node's fast links."""
     memory_gib: float = 79.6
+    """What one GPU has, in GiB."""
     reserve_gib: float = 6.0
+    """What the plan leaves free of it, in GiB: CUDA, NCCL, fragments."""
     peak_tflops: float = 989.0
+    """Dense peak of one GPU in the run's precision, in TFLOP/s."""
     mfu: float = 0.4
+    """Share of the peak that the model's own FLOPs reach, in (0, 1]."""
     text: Placement = "sharded"
+    """Where the text encoders lie."""
 
     def __post_init__(self) -> None:
         for key in ("gpus", "gpus_per_node", "memory_gib", "peak_tflops"):
@@ -43,6 +48,7 @@ class PlanConfig(RunConfig):
     """A training run and the cluster it is meant for."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)

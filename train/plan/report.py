@@ -11,8 +11,8 @@ from kinoflow.train.plan.memory import GIB
 from kinoflow.train.plan.plan import Plan, plan
 
 USAGE = """usage: kinoflow train plan MODEL.yaml STAGE.yaml [key=value …] [--json]
-the keys are those of a training run and cluster.gpus, gpus_per_node, memory_gib, reserve_gib, peak_tflops,
-mfu and text"""
+
+Memory, FLOPs and days of a training run on a cluster; --json prints every figure as one JSON object."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a mistake in a file or a key.
     """
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if not arguments:
         print(USAGE)
-        return 0 if arguments else 2
+        return 2
     sources = [argument for argument in arguments if argument != "--json"]
     found = plan(load(PlanConfig, sources))
     if len(sources) < len(arguments):

@@ -25,21 +25,24 @@ def _at_least(section: str, minimum: float, **values: float) -> None:
 class DataConfig:
     """Where clips come from, and how many a step takes.
 
-    batch_size is global: the clips of one optimizer step over all ranks and micro-batches. The autoencoder
-    takes clips of the manifest (Parquet or JSONL), or of the procedural world where there is none, or of
-    both: world_share is the share of the steps that take the world's; crop, if any, is the side of a square
-    cut from each clip at random: pieces of frames, at their full resolution. The transformer takes latents, a
-    folder that `kinoflow train precompute` wrote. workers are background threads that prepare the next
-    batches; 0 prepares them in the loop.
+    The autoencoder takes clips of the manifest, or of the procedural world where there is none, or of both;
+    crop makes them pieces of frames, at their full resolution. The transformer takes latents.
     """
 
     manifest: str | None = None
+    """Clip list (Parquet, JSONL) of the autoencoder, or the world."""
     world_share: float = 0.0
+    """Share of the steps that take clips of the world beside a manifest, in [0, 1)."""
     crop: int | None = None
+    """Pixels of the side of a square cut at random from each clip."""
     latents: str | None = None
+    """Folder of `kinoflow train precompute`, for the transformer."""
     buckets: tuple[str, ...] = ("16x64x64@16",)
+    """Frames x height x width @ fps, one a batch; ' weight=2' takes it more often."""
     batch_size: int = 8
+    """Clips of one optimizer step, over all ranks and micro-batches."""
     workers: int = 1
+    """Background threads that prepare the next batches; 0 prepares them in the loop."""
 
     def __post_init__(self) -> None:
         _at_least("data.", 1, batch_size=self.batch_size)
@@ -57,20 +60,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its learning rate schedule.
-
-    The rate rises linearly over warmup_steps, then stays (constant) or falls to lr * final_fraction at
-    the last step (cosine, linear). grad_clip bounds the global gradient norm; 0 leaves it alone.
-    """
+    """AdamW and its learning rate schedule."""
 
     lr: float = 1e-4
+    """Learning rate at its highest."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of AdamW's averages, in [0, 1)."""
     eps: float = 1e-8
+    """Added to the divisor of AdamW's steps."""
     weight_decay: float = 0.1
+    """Decoupled weight decay."""
     grad_clip: float = 1.0
+    """Bound of the global gradient norm; 0 leaves it alone."""
     warmup_steps: int = 0
+    """Steps over which the rate rises linearly to lr."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """The rate after that: it stays or falls."""
     final_fraction: float = 0.0
+    """Share of lr that is left at the last step (cosine, linear)."""
 
     def __post_init__(self) -> None:
         values = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay,
@@ -85,16 +92,18 @@ class OptimizerConfig:
 class DeepSpeedConfig:
     """How weights, gradients and optimizer states are spread over ranks (ZeRO).
 
-    zero_stage 0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights. bf16 computes in
-    bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32 weights (autocast).
-    offload moves optimizer states, or parameters too (stage 3), to host memory. accumulation is the number of
-    micro-batches of one step.
+    bf16 computes in bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32
+    weights (autocast). With offload: parameters (stage 3) host memory holds the optimizer states as well.
     """
 
     zero_stage: int = 0
+    """0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """What is computed in."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lies in host memory."""
     accumulation: int = 1
+    """Micro-batches of one step."""
 
     def __post_init__(self) -> None:
         _at_least("deepspeed.", 1, accumulation=self.accumulation)
@@ -108,38 +117,56 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run. `run` is its folder: the same command with the same folder resumes it.
-
-    release names the folder (or hub id) that supplies the frozen parts, init_from the one whose weights
-    the model starts from. With freeze_encoder only an autoencoder's decoder is trained: latents of before,
-    and backbones that learned on them, stay valid. grow gives the autoencoder more layers, which start as the
-    identity. The *_every fields count optimizer steps; preview_every 0 makes no previews.
-    """
+    """One training run: the same command with the same folder resumes it."""
 
     model: Literal["tae", "dit", "text", "judge"] = "tae"
+    """What is trained; text and judge only for mini releases."""
     run: str = ""
+    """Folder of the run."""
     steps: int = 1000
+    """Optimizer steps."""
     seed: int = 0
+    """Another seed, other weights, clips and noise."""
     release: str = "sample/mini"
+    """Folder or hub id of a release that supplies the frozen parts."""
     init_from: str | None = None
+    """Folder or hub id of a release to start from."""
     freeze_encoder: bool = False
+    """Train only the autoencoder's decoder: latents of before stay valid."""
     grow: Growth = field(default_factory=Growth)
+    """Layers added to the autoencoder of init_from."""
     threads: int | None = None
+    """CPU threads; null leaves it to torch."""
     tae: TAEConfig = field(default_factory=TAEConfig)
+    """The autoencoder."""
     dit: DiTConfig = field(default_factory=DiTConfig)
+    """The transformer."""
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
+    """The mini text encoders."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The autoencoder's opponent."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The clips."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """The autoencoder's loss."""
     flow: FlowConfig = field(default_factory=FlowConfig)
+    """The transformer's loss."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """ZeRO and precision."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How a transformer is spread, recomputed and compiled."""
     ema_decay: float = 0.9999
+    """Decay of the average of the weights that is exported, in [0, 1)."""
     log_every: int = 10
+    """Steps between two lines of the log."""
     checkpoint_every: int = 500
+    """Steps between two checkpoints."""
     keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
     preview_every: int = 0
+    """Steps between two previews; 0 makes none."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,

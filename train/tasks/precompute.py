@@ -37,30 +37,38 @@ _WORLD_CLIPS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """What to encode: source is `world` or a clip list (Parquet or JSONL); release supplies tae/ and text/
-    (or, in its kinoflow.yaml, the names of text encoders).
+    """What to encode, with what, and into which folder.
 
-    clips is the total over the buckets, shared out by their weights; without it a list gives all that fill
-    a bucket. Only world clips have more than one caption. batch_size clips go through the autoencoder at
-    once, when their bucket does not say how many. With bf16 the autoencoder computes in bfloat16; compile
-    fuses it. text_cache is a folder that keeps the text states of every caption, for when the same captions
-    come again: another tae or size, a lost folder. It grows as big as the text states of `out` and may be
-    deleted at any time.
+    text_cache serves when the same captions come again: another tae or size, a lost folder. It grows as big
+    as the text states of `out`.
     """
 
     out: str = ""
+    """Folder to write."""
     source: str = "world"
+    """`world`, or a clip list (Parquet or JSONL)."""
     release: str = "sample/mini"
+    """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
+    """Folder that keeps text states for the next time; may be deleted."""
     buckets: tuple[str, ...] = ("16x64x64@16",)
+    """Frames x height x width @ fps; ' weight=2', ' batch=8' (its batch_size) behind it."""
     clips: int | None = None
+    """Over all buckets, by weight; null: all of a list that fill one."""
     captions_per_clip: int = 1
+    """Captions of each clip; only those of the world have more than one."""
     shard_size: int = 1024
+    """Clips of one shard."""
     batch_size: int = 32
+    """Clips that go through the autoencoder at once."""
     seed: int = 0
+    """Of the world's scenes and of the cuts of a list's clips."""
     threads: int | None = None
+    """CPU threads; null leaves it to torch."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """What the autoencoder computes in."""
     compile: bool = False
+    """Fuse the autoencoder with torch.compile."""
 
     def __post_init__(self) -> None:
         for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads"):
