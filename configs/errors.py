@@ -64,7 +64,7 @@ def run(command: Callable[[], int], name: str) -> int:
             raise
         line = f"{missing} is not installed; run: pip install {_installable(missing)}"
     except OSError as error:
-        if error.errno is None:
+        if error.errno not in _REMEDIES and error.filename is None:  # a file descriptor that is not open
             raise
         line = os_error_line(error.filename or "a file", error)
     print(f"{name}: {line}", file=sys.stderr)

@@ -63,6 +63,8 @@ def test_what_the_user_can_mend_is_one_line_and_two(error, line, capsys):
         ValueError("ours"),
         KeyError("k"),
         OSError("no number"),
+        OSError(9, "Bad file descriptor"),
+        RuntimeError("torch"),
         ModuleNotFoundError("no", name="kinoflow.data.x"),
     ],
 )

@@ -208,7 +208,7 @@ def test_spurious_frames_are_not_computed() -> None:
 
 COMPILED = """
 import sys, torch
-from configs import from_dict
+from kinoflow.configs.schema import from_dict
 from tae import TAE, TAEConfig
 import json
 torch.manual_seed(0)

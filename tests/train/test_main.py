@@ -1,11 +1,7 @@
 """The command line before any training starts: usage and one line for each mistake."""
 
-import errno
-import os
-
 import pytest
 
-from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main
 from kinoflow.train.run.config import RunConfig
@@ -43,22 +39,6 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, line):
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_guard_hides_only_what_the_user_can_repair(capsys):
-    def fail(error):
-        def command():
-            raise error
-
-        return run(command, "kinoflow train")
-
-    assert fail(KeyboardInterrupt()) == 130
-    assert fail(UserError("steps: 0")) == 2
-    assert fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a")) == 2
-    assert capsys.readouterr().err.count("\n") == 3
-    for bug in (ValueError("shapes"), OSError(errno.EBADF, "bad"), RuntimeError("bug")):
-        with pytest.raises(type(bug)):
-            fail(bug)
 
 
 def test_config_survives_the_run_folder(tmp_path):

@@ -153,7 +153,7 @@ def test_probes_tell_what_is_there_from_what_is_not():
     assert accuracy(halves, (chance[:200], chance[200:])) < 0.65
 
 
-@pytest.mark.filterwarnings("ignore::conditioning.encoders.TruncatedPromptWarning")
+@pytest.mark.filterwarnings("ignore::kinoflow.conditioning.embedding.TruncatedPromptWarning")
 def test_training_writes_three_checkpoints_that_everyone_can_load(tiny, tmp_path):
     figures = text.train(tiny, seed=0, run=tmp_path)
     folder = tmp_path / "text"
