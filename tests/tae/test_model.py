@@ -209,7 +209,7 @@ def test_spurious_frames_are_not_computed() -> None:
 COMPILED = """
 import sys, torch
 from kinoflow.configs.schema import from_dict
-from tae import TAE, TAEConfig
+from kinoflow.tae import TAE, TAEConfig
 import json
 torch.manual_seed(0)
 model, video = TAE(from_dict(TAEConfig, json.loads(sys.argv[1]))), torch.rand(1, 3, 9, 16, 16) * 2 - 1
