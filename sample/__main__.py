@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.errors import UserError, first_line, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
     from kinoflow.data.clips.buckets import Bucket
     from kinoflow.dit_video.video_dit import VideoDiT
@@ -179,7 +185,6 @@ class Sampler:
         self, release: Release, bucket: Bucket, sampling: Sampling, args: argparse.Namespace
     ) -> None:
         self.release, self.bucket, self.sampling, self.args = release, bucket, sampling, args
-        self._models: tuple[VideoDiT, TAE, PromptEncoder] | None = None
 
     def run(self, job: Request, label: str = "sampling") -> dict[str, Any]:
         """Make one clip, say where it is, and return its figures."""
@@ -189,38 +194,57 @@ class Sampler:
         if output is None:
             self._say(f"{note} (finished before, skipped)")
             return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True}
-        clip = self._clip(job, output, label)
-        output.write(clip)
+        output.write(self._frames(self._latent(job, label), output))
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{note}  {seconds:.1f} s")
         return {"path": str(output.path)} | metadata | {"seed": job.seed, "seconds": round(seconds, 3)}
 
-    def _clip(self, job: Request, output: Output, label: str) -> Any:
+    @cached_property
+    def _models(self) -> tuple[VideoDiT, TAE, PromptEncoder]:
+        """Read when the first clip is to be made."""
         import torch
 
-        from kinoflow.configs.errors import UserError
-        from kinoflow.sample.generate import decode_latent, null_states, sample_latent
-        from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
-
         torch.set_num_threads(self.args.threads)
-        if self._models is None:
-            self._models = self.release.dit(), self.release.tae(), self.release.encoder(self.args.text_cache)
+        return self.release.dit(), self.release.tae(), self.release.encoder(self.args.text_cache)
+
+    def _latent(self, job: Request, label: str) -> Tensor:
+        """The normalized latent of the clip."""
+        from kinoflow.sample.generate import null_states, sample_latent
+
         dit, tae, encoder = self._models
         b = self.bucket
         shape = tae.config.latent_shape(b.frames, b.height, b.width)
         text, null_text = encoder([job.prompt], b.fps), null_states(encoder, self.args.negative, b.fps)
         with progress_bar() as bar:
             task = bar.add_task(label, total=self.sampling.num_evaluations)
-            latent = sample_latent(
+            return sample_latent(
                 dit, text, null_text, shape,
                 seed=job.seed, sampling=self.sampling, progress=lambda: bar.advance(task),
             )  # fmt: skip
+
+    def _frames(self, latent: Tensor, output: Output) -> Iterator[np.ndarray]:
+        """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
+        from kinoflow.sample.generate import decode_pieces
+        from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
+
+        memory = self.args.memory or DEFAULT_MEMORY
         try:
-            return decode_latent(tae, latent, b.frames, self.args.memory or DEFAULT_MEMORY)[0].numpy()
+            for piece in decode_pieces(self._models[1], latent, self.bucket.frames, memory):
+                yield piece[0].numpy()
         except (RuntimeError, MemoryError, UserError) as error:
-            kept = output.save_latent(latent)
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{output.path}: decoding failed ({reason}); the latent is in {kept}") from error
+            again = f"its latent is kept, run: {shlex.join(self._kept(latent, output))}"
+            raise UserError(f"{output.path}: decoding failed ({first_line(error)}); {again}") from error
+
+    def _kept(self, latent: Tensor, output: Output) -> list[str]:
+        """Write the latent to a file; the command that decodes it."""
+        from kinoflow.configs.pretrained import fingerprint
+        from kinoflow.data.latents import stored
+
+        tae, weights = self._models[1], str(self.release.folder / "tae")
+        mean = stored(tae.denormalize(latent)[0].transpose(0, 1), weights)
+        file = output.save_latent(mean, tae=weights, tae_sha256=fingerprint(tae.state_dict()))
+        clip = output.path.with_suffix(".mp4")
+        return ["kinoflow", "tae", "decode", str(file), str(clip), "--weights", weights]
 
     def _output(self, job: Request, metadata: dict[str, str]) -> tuple[Output | None, str]:
         """Where the clip goes and a note about it; no output when it is there already."""

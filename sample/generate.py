@@ -4,7 +4,7 @@ Each prompt runs on its own. Batched kernels round differently at each batch siz
 same prompt and seed the same bytes whatever else is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol, runtime_checkable
@@ -168,17 +168,8 @@ def sample_latent(
     return solve(velocity, noise, times)
 
 
-def draw_noise(shape: LatentShape, seed: int) -> Float[Tensor, "1 c t h w"]:
-    """Standard normal noise from this sample's own generator: where its flow starts.
-
-    Raises:
-        UserError: a seed that is not in 0 .. 2^63 - 1.
-    """
-    return noise_stream(shape, seed)()
-
-
 def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1 c t h w"]]:
-    """Draws from this sample's own generator: first the start of its flow, then the noise of an SDE's steps.
+    """Standard normal draws from this sample's own generator: where its flow starts, then an SDE's noise.
 
     Raises:
         UserError: a seed that is not in 0 .. 2^63 - 1.
@@ -190,7 +181,6 @@ def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1
     return lambda: torch.randn(size, generator=generator)
 
 
-@torch.no_grad()
 def decode_latent(
     tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> UInt8[Tensor, "b frames height width 3"]:
@@ -199,8 +189,22 @@ def decode_latent(
     Raises:
         UserError: frames too large for `memory`.
     """
-    pieces = TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames)
-    return torch.cat([to_bytes(piece).cpu() for piece in pieces], dim=1)
+    return torch.cat(list(decode_pieces(tae, latent, frames, memory)), dim=1)
+
+
+@torch.no_grad()
+def decode_pieces(
+    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
+) -> Iterator[UInt8[Tensor, "b _ height width 3"]]:
+    """The frames of `decode_latent`, a few at a time, in order: of a long clip no more than a tile is held.
+
+    Raises:
+        UserError: frames too large for `memory`, when the first piece is asked for.
+    """
+    for piece in TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames):
+        for part in piece.split(tae.config.factors[0], dim=2):
+            yield to_bytes(part).cpu()
+        del piece, part  # not held while the next tile is decoded
 
 
 def _like(text: Sequence[TextEmbedding], like: Tensor) -> tuple[TextEmbedding, ...]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float16, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing, seeded
+from kinoflow.data.latents.kino import CHUNK, LatentInfo, write
 from kinoflow.data.video import VideoWriter, probe
 
 _SLUG_LENGTH = 60
@@ -75,6 +75,7 @@ class Output:
         metadata: Mapping[str, str],
     ) -> None:
         self.path, self._metadata, self._writer = path, dict(metadata), None
+        self._shape: dict[str, Any] = {"frames": frames, "height": height, "width": width, "fps": fps}
         if path.suffix.lower() == ".png":
             if frames != 1:
                 raise UserError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
@@ -87,33 +88,49 @@ class Output:
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise UserError(f"{path}: cannot be written there; name a file in a folder of yours with --out")
 
-    def write(self, clip: UInt8[np.ndarray, "frames height width 3"]) -> None:
-        """Write the clip; the file appears whole or not at all.
+    def write(self, pieces: Iterable[UInt8[np.ndarray, "_ height width 3"]]) -> None:
+        """Write the clip, a few frames at a time; the file appears whole or not at all.
 
         Raises:
             UserError: the disk is full, or the file cannot be written.
+            Exception: what `pieces` raises; then there is no file.
         """
         if self._writer is not None:
             with self._writer as writer:
-                writer.write(clip)
+                for piece in pieces:
+                    writer.write(piece)
+                    del piece  # not held while the next one is made
             return
+        (picture,) = np.concatenate(list(pieces))
         info = PngInfo()
         for key, value in self._metadata.items():
             info.add_itxt(key, value)
         try:
             with replacing(self.path) as aside:
-                Image.fromarray(np.ascontiguousarray(clip[0])).save(aside, format="PNG", pnginfo=info)
+                Image.fromarray(np.ascontiguousarray(picture)).save(aside, format="PNG", pnginfo=info)
         except OSError as error:
             raise UserError(os_error_line(self.path, error)) from error
 
-    def save_latent(self, latent: Tensor) -> Path:
-        """Keep the normalized latent beside the clip that could not be decoded; returns its path."""
-        path = self.path.with_suffix(".latent.safetensors")
-        try:
-            with replacing(path) as aside:
-                save_file({"latent": latent.cpu().contiguous()}, aside, metadata=self._metadata)
-        except OSError as error:
-            raise UserError(os_error_line(path, error)) from error
+    def save_latent(self, latent: Float16[np.ndarray, "t c h w"], *, tae: str, tae_sha256: str) -> Path:
+        """Keep the latent of a clip that could not be decoded, as a latent file beside it; returns its path.
+
+        `latent` is not normalized; `tae` says where its autoencoder is, `tae_sha256` is the fingerprint.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        path = free_path(self.path.with_suffix(".kino"))
+        info = LatentInfo(
+            **self._shape,
+            color={},
+            source=self._metadata.get("prompt", self.path.name),
+            tae=tae,
+            tae_sha256=tae_sha256,
+            channels=latent.shape[1],
+            tile=CHUNK,
+            metadata=self._metadata,
+        )
+        write(path, info, latent)
         return path
 
 

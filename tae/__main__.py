@@ -13,6 +13,7 @@ from rich.table import Table
 
 from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.terminal import argument, parse_rate, print_json, progress_bar
+from kinoflow.data.latents.shards import is_latent_folder
 from kinoflow.tae.codec import folders, jobs
 from kinoflow.tae.codec.codec import Codec
 from kinoflow.tae.codec.jobs import Comparison, Figures
@@ -55,10 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.set_defaults(run=_encode)
     decode = commands.add_parser("decode", parents=[model, clip], help="latent files to mp4, with sound")
-    decode.add_argument("input", type=Path, help="latent file, or a folder of them")
+    decode.add_argument("input", type=Path, help="latent file, a folder of them, or what precompute wrote")
     decode.add_argument("output", type=Path, help="mp4 to write; or a folder for many")
     decode.add_argument("--start", type=int, default=0, help="first frame (default: 0)")
     decode.add_argument("--end", type=int, help="the frame after the last one (default: all)")
+    decode.add_argument("--clip", type=_count, metavar="N", help="which one of what precompute wrote")
+    decode.add_argument("--bucket", metavar="SHAPE", help="where that clip is (default: the first bucket)")
     decode.set_defaults(run=_decode)
     both = commands.add_parser(
         "reconstruct", parents=[model, clip, source], help="there and back, with figures of what was lost"
@@ -77,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: at about {jobs.PERCEPTUAL_FRAMES} frames of a clip, where stlpips-pytorch is installed)",
     )
     both.set_defaults(run=_reconstruct)
-    info = commands.add_parser("info", help="what a latent file or a clip holds")
-    info.add_argument("input", type=Path, help="latent file, clip, or folder of pictures")
+    info = commands.add_parser("info", help="what a latent file, a latent folder or a clip holds")
+    info.add_argument("input", type=Path, help="latent file, clip, or folder of pictures or latents")
     info.add_argument("--json", action="store_true", help=_JSON)
     info.set_defaults(run=_info)
     start = commands.add_parser("inflate", help="an image autoencoder to one that training can start from")
@@ -198,8 +201,17 @@ def _decode(arguments: argparse.Namespace) -> Figures:
 
     def one(job: folders.Job, progress: jobs.Progress) -> Figures:
         part = {"start": arguments.start, "end": arguments.end, "crf": arguments.crf}
+        if arguments.clip is not None:
+            chosen = {"clip": arguments.clip, "bucket": arguments.bucket}
+            return jobs.decode_clip(codec, job.source, job.output, **chosen, **part, progress=progress)
         return jobs.decode(codec, job.source, job.output, progress=progress, **part)
 
+    if is_latent_folder(arguments.input):
+        if arguments.clip is None:
+            raise UserError(f"{arguments.input}: holds many clips; choose one with --clip N")
+        return _single(arguments, one)
+    if arguments.clip is not None or arguments.bucket is not None:
+        raise UserError(f"{arguments.input}: not what precompute wrote; leave out --clip and --bucket")
     if not _many(arguments, _MP4):
         return _single(arguments, one)
     plan = folders.plan(arguments.input, arguments.output, latents=True, suffix=".mp4")
@@ -298,7 +310,10 @@ def _show(figures: Figures) -> None:
     for key, value in figures.items():
         if isinstance(value, tuple | list) or value is None:
             continue
-        shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+        if isinstance(value, dict):
+            shown = escape("\n".join(f"{name}: {each}" for name, each in value.items()))
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
         table.add_row(key.replace("_", " "), shown)
     Console().print(table)
     for problem in figures.get("failed", ()):

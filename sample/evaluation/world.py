@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
+from kinoflow.sample.evaluation.statistics import Share, frechet_distance
 from kinoflow.sample.generate import Sampling, generate
 from kinoflow.tae.codec.metrics import psnr
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
@@ -35,17 +35,6 @@ if TYPE_CHECKING:
 Clip = UInt8[np.ndarray, "frames height width 3"]
 _SHEET_CLIPS = 12
 _SHEET_FRAMES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """A share of `count` clips with its Wilson 95 % interval, and the same share on real renders."""
-
-    share: float
-    low: float
-    high: float
-    count: int
-    real: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,32 +88,7 @@ def _share(keys: Sequence[str], truth: Sequence[dict[str, str]], seen: Judgement
     def right(judgement: Judgement) -> int:
         return sum(all(judgement.labels[i][key] == truth[i][key] for key in keys) for i in asked)
 
-    count, hits = len(asked), right(seen)
-    low, high = wilson(hits, count)
-    return Share(share=hits / count, low=low, high=high, count=count, real=right(known) / count)
-
-
-def wilson(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a binomial share (Wilson 1927), 95 % by default."""
-    share, square = hits / count, z * z
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    spread = math.sqrt(share * (1 - share) / count + square / (4 * count * count)) * z / (1 + square / count)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
-
-
-def frechet_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:
-    """Distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6), float64.
-
-    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁^½ Σ₂ Σ₁^½)^½)
-    """
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    shift = first.mean(axis=0) - second.mean(axis=0)
-    cov1, cov2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    values, vectors = np.linalg.eigh(cov1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    # The eigenvalues of a product of covariances are not negative; rounding makes some so.
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(min=0)).sum()
-    return float(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * cross)
+    return Share.of(right(seen), len(asked), real=right(known))
 
 
 def evaluate(

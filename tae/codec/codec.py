@@ -22,16 +22,15 @@ from torch import Tensor
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.data import video
+from kinoflow.data.latents import stored
+from kinoflow.data.latents.kino import CHUNK, LatentInfo, create, read_info, read_latents
 from kinoflow.data.video.audio import SoundInfo, extract
 from kinoflow.data.video.footage import Footage, footage, stamp
-from kinoflow.tae.codec.latent_file import LatentInfo, create, read_info, read_latents
 from kinoflow.tae.model.pixels import to_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.blend import regrouped
 from kinoflow.tae.tiles.plan import Mode
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY, TiledTAE
-
-CHUNK = 4  # latent frames in a chunk of a latent file
 
 Progress = Callable[[int], None]
 
@@ -186,18 +185,15 @@ class Codec:
     def _latents(self, clips: Iterable[np.ndarray]) -> Iterator[Float16[np.ndarray, "t c h w"]]:
         videos = (self._to_model(frames) for frames in clips)
         for latent in regrouped(self._tiled.encode_stream(videos), CHUNK):
-            stored = latent[0].transpose(0, 1).to(torch.float16)
-            if not stored.isfinite().all():
-                raise UserError(f"{self.name}: gives latents beyond float16; train it further")
-            yield stored.cpu().numpy()
+            yield stored(latent[0].transpose(0, 1), self.name)
 
     def _frames(
         self, latents: Iterable[np.ndarray], clip: LatentInfo | video.VideoInfo, start: int, end: int
     ) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
-        stored = (
+        means = (
             torch.from_numpy(latent).to(self._device).float().transpose(0, 1)[None] for latent in latents
         )
-        for piece in self._tiled.decode_stream(stored, frames=clip.frames, start=start, end=end):
+        for piece in self._tiled.decode_stream(means, frames=clip.frames, start=start, end=end):
             for part in piece[0, :, :, : clip.height, : clip.width].split(self._factors[0], dim=1):
                 yield to_bytes(part).cpu().numpy()
             del piece, part  # not held while the next tile is decoded

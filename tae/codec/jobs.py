@@ -13,12 +13,13 @@ import numpy as np
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data import video
+from kinoflow.data.latents import shards
+from kinoflow.data.latents.kino import LatentInfo, read_info, read_presentation, write_sound
 from kinoflow.data.video.audio import Sound, sound
 from kinoflow.data.video.footage import PICTURE_RATE, Footage, footage, stamp
 from kinoflow.data.video.info import VideoInfo
 from kinoflow.data.video.timeline import Presentation
 from kinoflow.tae.codec.codec import Codec
-from kinoflow.tae.codec.latent_file import LatentInfo, read_info, read_presentation, write_sound
 from kinoflow.tae.codec.metrics import Distance, QualityMeter
 from kinoflow.tae.codec.report import WorstFrames, write_report
 from kinoflow.tae.training.perceptual import MIN_SIDE
@@ -96,6 +97,16 @@ def decode(
     return figures | timing | {"sound": spoken, "start": start}
 
 
+def decode_clip(
+    codec: Codec, folder: Path, output: Path, *, clip: int, bucket: str | None, **how: Any
+) -> Figures:
+    """One clip of a latent folder to an mp4: what training sees; `how` is `decode`'s."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / f"{folder.resolve().name}-{clip}.kino"
+        shards.export(folder, file, clip, bucket)
+        return decode(codec, file, output, **how) | {"input": str(folder), "clip": clip}
+
+
 def reconstruct(
     codec: Codec,
     source: Path,
@@ -144,7 +155,9 @@ def reconstruct(
 
 
 def describe(path: Path) -> Figures:
-    """What a latent file, a clip or a folder of pictures holds."""
+    """What a latent file, a latent folder, a clip or a folder of pictures holds."""
+    if shards.is_latent_folder(path):
+        return {"input": str(path), **shards.describe(path), "bytes": size_of(path)}
     if path.suffix in {".kino", ".zarr"} or (path / "zarr.json").is_file():
         info = read_info(path)
         size = {"bytes": size_of(path), "ratio": _raw_bytes(info, info.frames) / size_of(path)}
@@ -215,13 +228,15 @@ def _writer(
     presentation: Presentation | None,
     sound: Sound | None,
 ) -> video.VideoWriter:
+    said = clip.metadata if isinstance(clip, LatentInfo) else {}
+    through = {"title": title, "comment": "through the kinoflow tae", "kinoflow_tae_sha256": codec.sha256}
     return video.VideoWriter(
         output,
         fps=clip.fps,
         width=clip.width * panels,
         height=clip.height,
         crf=crf,
-        metadata={"title": title, "comment": "through the kinoflow tae", "kinoflow_tae_sha256": codec.sha256},
+        metadata=said | through,
         presentation=presentation,
         sound=sound,
     )

@@ -7,7 +7,8 @@ from kinoflow.configs.errors import UserError
 from kinoflow.data.world import labels, sample_scene
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig, Judgement
-from kinoflow.sample.evaluation.world import evaluate, frechet_distance, measure, wilson
+from kinoflow.sample.evaluation.statistics import frechet_distance, wilson
+from kinoflow.sample.evaluation.world import evaluate, measure
 from kinoflow.sample.generate import Sampling
 
 

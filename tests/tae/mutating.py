@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from kinoflow.data import video
+from kinoflow.data.latents.kino import read_info
 from kinoflow.tae import TAE, TAEConfig
 from kinoflow.tae import __main__ as command
 from kinoflow.tae.codec.codec import Codec
-from kinoflow.tae.codec.latent_file import read_info
 
 SECONDS = 10
 TINY = TAEConfig(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data import video
+from kinoflow.data.latents.kino import read_info
 from kinoflow.tae import TAE, Posterior, TAEConfig
 from kinoflow.tae.__main__ import main
 from kinoflow.tae.codec.codec import Codec
-from kinoflow.tae.codec.latent_file import read_info
 from kinoflow.tae.model.pixels import from_bytes
 
 SMALL = TAEConfig(

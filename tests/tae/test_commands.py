@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from kinoflow.data import video
+from kinoflow.data.latents.kino import LatentInfo, read_info
 from kinoflow.tae import TAE
 from kinoflow.tae.__main__ import main
-from kinoflow.tae.codec.latent_file import LatentInfo, read_info
 from tests.data.making import encode, gradient, onsets, rgb_frames, with_sound
 from tests.tae.mutating import TINY
 

@@ -19,7 +19,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
-from kinoflow.data.latents import LatentDataset
+from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.data.video import write
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene

@@ -21,11 +21,12 @@ from kinoflow.conditioning import checkpoints
 from kinoflow.conditioning.checkpoints import TextConfig
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
-from kinoflow.data import latents
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.fit import Clips
+from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
 from kinoflow.sample.release import text_config
 from kinoflow.tae.model.tae import TAE, Posterior
@@ -95,10 +96,9 @@ class Encoders:
 
     @torch.inference_mode()
     def latent(self, video: Float[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
-        """Normalized posterior means."""
+        """Posterior means, not normalized."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            mean = self._encode(video.to(self.device)).mean
-        return self.tae.normalize(mean.float())
+            return self._encode(video.to(self.device)).mean.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +139,20 @@ def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder, buckets = Path(config.out), [parse(text) for text in config.buckets]
     counts, get = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
-    index = latents.LatentIndex(
+    index = shards.LatentIndex(
         buckets=counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
-        widths=encoders.text.widths, made_from=_made_from(config),
+        widths=encoders.text.widths, made_from=_made_from(config, encoders.tae),
+        latent_mean=encoders.tae.config.latent_mean, latent_std=encoders.tae.config.latent_std,
     )  # fmt: skip
     with torch.inference_mode():
-        latents.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
-    shards = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
-    mine = [each for each in shards[rank::size] if not latents.is_finished(folder, str(each[0]), each[1])]
-    print(f"{folder}: {len(mine)} of {len(shards)} shards to make", flush=True)
+        shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
+    every = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
+    mine = [each for each in every[rank::size] if not shards.is_finished(folder, str(each[0]), each[1])]
+    print(f"{folder}: {len(mine)} of {len(every)} shards to make", flush=True)
     for done, (bucket, shard) in enumerate(mine, 1):
         began, clips = time.perf_counter(), index.shard_clips(str(bucket), shard)
-        content = _encode(encoders, bucket, clips, get, bucket.batch_size or config.batch_size)
-        latents.write_shard(folder, str(bucket), shard, content)
+        content = _encode(encoders, config, bucket, clips, get)
+        shards.write_shard(folder, str(bucket), shard, content)
         speed = len(clips) / (time.perf_counter() - began)
         print(f"{bucket} shard {shard} ({done} of {len(mine)}): {speed:.1f} clips/s", flush=True)
 
@@ -190,9 +191,9 @@ def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
     return {str(bucket): max(round(clips * bucket.weight / total), 1) for bucket in buckets}
 
 
-def _made_from(config: PrecomputeConfig) -> Mapping[str, str]:
-    parts = {part: _fingerprint(Path(config.release) / part) for part in ("tae", "text")}
-    made = {"source": config.source, "seed": str(config.seed), **parts}
+def _made_from(config: PrecomputeConfig, tae: TAE) -> Mapping[str, str]:
+    made = {"source": config.source, "seed": str(config.seed), "tae": fingerprint(tae.state_dict())}
+    made["text"] = _fingerprint(Path(config.release) / "text")
     text = text_config(Path(config.release))
     if replace(text, offload=()) != TextConfig():
         named = [
@@ -217,18 +218,21 @@ def _fingerprint(folder: Path) -> str:
 
 
 @torch.inference_mode()
-def _encode(encoders: Encoders, bucket: Bucket, clips: range, get: _Get, size: int) -> latents.Shard:
+def _encode(
+    encoders: Encoders, config: PrecomputeConfig, bucket: Bucket, clips: range, get: _Get
+) -> shards.Shard:
+    size = bucket.batch_size or config.batch_size
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
     encoded, captions = [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
     for group in prefetch(lambda i: [get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1):
         video = to_tensor([clip.frames for clip in group])
-        encoded.append(encoders.latent(video).half().cpu().numpy())
+        encoded.append(stored(encoders.latent(video), f"{config.release}/tae"))
         captions += [clip.captions for clip in group]
         prompts = [caption for clip in group for caption in clip.captions]
         for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
             rows += [_real(hidden, mask) for hidden, mask in zip(states.hidden, states.mask, strict=True)]
-    return latents.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions)
+    return shards.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:

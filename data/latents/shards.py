@@ -1,9 +1,9 @@
-"""Precomputed latents and text states on disk: memory-mapped shards that any process may read or write.
+"""Latent folders: precomputed latents and text states in shards that any process may read or write.
 
-    folder/index.json                 what the folder holds; written before the first shard
+    folder/index.json                 what the folder holds and from what; written before the first shard
     folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]
     folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
-        latent.npy                    float16 [n, c, t, h, w], normalized
+        latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         captions.jsonl                one list of captions per clip
 
@@ -15,23 +15,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float16, Int64
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing, replacing_folder, write_json
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents import kino
 
-INDEX, NULL, FORMAT = "index.json", "null", 1
+INDEX, NULL, FORMAT = "index.json", "null", 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentIndex:
     """What a latent folder holds. `buckets` maps a bucket's name (data.buckets' form) to its number of clips.
 
-    made_from describes the encoders and the source; shards are added only under an equal description.
+    `widths` are those of the text encoders' states. `made_from` describes the source and the encoders; "tae"
+    is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
+    `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
     """
 
     buckets: Mapping[str, int]
@@ -39,8 +44,12 @@ class LatentIndex:
     captions_per_clip: int
     widths: tuple[int, ...]
     made_from: Mapping[str, str]
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not len(self.latent_mean) == len(self.latent_std) > 0 or min(self.latent_std) <= 0:
+            raise UserError("tae.latent_mean: not measured; export the autoencoder from its run first")
         places = [name.partition(" ")[0] for name in self.buckets]
         for place in places:
             if places.count(place) > 1:
@@ -57,9 +66,12 @@ class LatentIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The content of one shard: texts[e][i * captions + k] are encoder e's states of caption k of clip i."""
+    """The content of one shard: latents as `stored` gives them, and their captions.
 
-    latent: Float[np.ndarray, "n c t h w"]
+    texts[e][i * captions + k] are encoder e's states of caption k of clip i.
+    """
+
+    latent: Float16[np.ndarray, "n c t h w"]
     texts: Sequence[Sequence[Float[np.ndarray, "_ _"]]]
     captions: Sequence[Sequence[str]]
 
@@ -96,7 +108,7 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
     """Write a shard aside and rename it when whole."""
     whole = shard_path(folder, bucket, shard)
     with replacing_folder(whole) as aside:
-        np.save(aside / "latent.npy", content.latent.astype(np.float16))
+        np.save(aside / "latent.npy", content.latent)
         for i, states in enumerate(content.texts):
             lengths = np.array([len(state) for state in states], np.int64)
             np.save(aside / f"text_{i}.npy", np.concatenate(states).astype(np.float16))
@@ -113,11 +125,13 @@ def read_index(folder: Path) -> LatentIndex:
     """
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise UserError(f"{folder / INDEX}: written by another version; run precompute again")
-        return LatentIndex(**{**content, "widths": tuple(content["widths"])})
+        if (written := content.pop("format")) != FORMAT:
+            raise UserError(f"{folder / INDEX}: has format {written}, this kinoflow reads {FORMAT}; delete "
+                              f"{folder} and run precompute again")  # fmt: skip
+        lists = {key: tuple(content[key]) for key in ("widths", "latent_mean", "latent_std")}
+        return LatentIndex(**{**content, **lists})
     except FileNotFoundError as error:
-        raise UserError(f"{folder / INDEX} is missing: write it with `python -m kinoflow.train precompute "
+        raise UserError(f"{folder / INDEX} is missing: write it with `kinoflow train precompute "
                           f"out={folder}`") from error  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
@@ -132,10 +146,6 @@ class PaddedText:
     hidden: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
 
-    def to(self, device: torch.device) -> "PaddedText":
-        """The same on another device."""
-        return PaddedText(hidden=self.hidden.to(device), mask=self.mask.to(device))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -143,10 +153,6 @@ class Batch:
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
-        return Batch(latent=self.latent.to(device), texts=tuple(text.to(device) for text in self.texts))
 
 
 class LatentDataset:
@@ -178,25 +184,35 @@ class LatentDataset:
         indices: Int64[np.ndarray, " b"],
         text_choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b encoders"],
     ) -> Batch:
-        """Latents and padded texts of these clips.
+        """Normalized latents and padded texts of these clips.
 
         text_choice picks the caption of each clip, in [0, captions_per_clip), for all encoders or for each
         of them; -1 stands for the null prompt.
         """
         if text_choice.ndim == 1:
             text_choice = np.repeat(text_choice[:, None], len(self._null), axis=1)
-        rows = [(i, i % self.index.shard_size) for i in indices.tolist()]
-        latent = np.stack([self._file(bucket, clip, "latent")[row] for clip, row in rows])
+        latent = np.stack([self.stored(bucket, index) for index in indices.tolist()])
         texts = []
         for encoder in range(len(self._null)):
             chosen = zip(indices.tolist(), text_choice[:, encoder].tolist(), strict=True)
-            texts.append(pad([self._text(bucket, i, encoder, choice) for i, choice in chosen]))
-        return Batch(latent=torch.from_numpy(latent.astype(np.float32)), texts=tuple(texts))
+            texts.append(_pad([self._text(bucket, i, encoder, choice) for i, choice in chosen]))
+        return Batch(latent=self._normalized(torch.from_numpy(latent)), texts=tuple(texts))
+
+    def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
+        """The latents of one clip as they are on disk."""
+        return self._file(bucket, index, "latent")[index % self.index.shard_size]
 
     def captions(self, bucket: str, index: int) -> list[str]:
         """The captions of one clip."""
         path = self._path(bucket, index) / "captions.jsonl"
         return json.loads(path.read_text(encoding="utf-8").splitlines()[index % self.index.shard_size])
+
+    def _normalized(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+            for values in (self.index.latent_mean, self.index.latent_std)
+        )
+        return (latent.float() - mean) / std
 
     def _text(self, bucket: str, index: int, encoder: int, choice: int) -> Float[np.ndarray, "l d"]:
         if choice < 0:
@@ -220,7 +236,7 @@ class LatentDataset:
                               "precompute command again") from error  # fmt: skip
 
 
-def pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
+def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
     """Ragged states as one float32 tensor, zero where the mask is False."""
     longest = max(len(state) for state in states)
     hidden = np.zeros((len(states), longest, states[0].shape[1]), np.float32)
@@ -229,3 +245,61 @@ def pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
         hidden[i, : len(state)] = state
         mask[i, : len(state)] = True
     return PaddedText(hidden=torch.from_numpy(hidden), mask=torch.from_numpy(mask))
+
+
+def is_latent_folder(path: Path) -> bool:
+    """Whether `begin` has been here."""
+    return (path / INDEX).is_file() and (path / NULL).is_dir()
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a latent folder holds, in plain values; shards that are still to make are counted as missing.
+
+    Raises:
+        UserError: no index, or a damaged one.
+    """
+    index = read_index(folder)
+    shards = [(bucket, shard) for bucket in index.buckets for shard in range(index.num_shards(bucket))]
+    return {
+        "clips": sum(index.buckets.values()),
+        "buckets": dict(index.buckets),
+        "captions_per_clip": index.captions_per_clip,
+        "text_widths": {f"text_{i}": width for i, width in enumerate(index.widths)},
+        "shards": len(shards),
+        "shards_missing": sum(not is_finished(folder, bucket, shard) for bucket, shard in shards),
+        "made_from": dict(index.made_from),
+        "latent_mean": list(index.latent_mean),
+        "latent_std": list(index.latent_std),
+    }
+
+
+def export(folder: Path, target: Path, clip: int, bucket: str | None = None) -> None:
+    """Write one clip of a latent folder as a latent file, without sound; `bucket` is the first by default.
+
+    Raises:
+        UserError: a folder that is not whole, no such bucket, or no such clip in it.
+    """
+    data = LatentDataset(folder)
+    named = {name.partition(" ")[0]: name for name in data.buckets}
+    shape = next(iter(named)) if bucket is None else bucket.partition(" ")[0]
+    if shape not in named:
+        raise UserError(f"bucket: {bucket} is not in {folder}, which holds {', '.join(named)}; choose one")
+    size, count = parse(shape), data.num_clips(named[shape])
+    if not 0 <= clip < count:
+        raise UserError(f"clip: {clip} is not in {folder}; choose one from 0 to {count - 1} of {shape}")
+    latent = data.stored(named[shape], clip)
+    captions = data.captions(named[shape], clip)
+    info = kino.LatentInfo(
+        frames=size.frames,
+        height=size.height,
+        width=size.width,
+        fps=size.fps,
+        color={},
+        source=captions[0],
+        tae=f"of {folder}",
+        tae_sha256=data.index.made_from["tae"],
+        channels=len(latent),
+        tile=kino.CHUNK,
+        metadata={f"caption_{i}": text for i, text in enumerate(captions)},
+    )
+    kino.write(target, info, np.swapaxes(latent, 0, 1))

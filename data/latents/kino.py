@@ -1,4 +1,4 @@
-"""Latent files: self-describing, chunks of a few latent frames, written and read in bounded memory.
+"""Latent files: one clip, self-describing, chunks of a few latent frames, written and read in bounded memory.
 
 A latent file is a Zarr 3 group, one zip file (`clip.kino`) or a folder (`clip.zarr`): the array `latent`,
 float16, (t, c, h, w), `tile` latent frames to a chunk, and attributes that say all that decoding needs. A
@@ -8,7 +8,7 @@ the bytes of a NUT file.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing, replacing_folder
 from kinoflow.data.video.timeline import Presentation
 
+CHUNK = 4  # latent frames in a chunk
+
 _FORMAT, _VERSION = "kinoflow latent", 1
 _ARRAY, _TICKS, _SOUND = "latent", "ticks", "sound"
 _SOUND_CHUNK = 1 << 20
@@ -34,8 +36,9 @@ class LatentInfo:
     """What a latent file says of itself: the clip it stands for, and the autoencoder that made it.
 
     `height` and `width` are those of the clip, before padding; `tile` is in latent frames; `tae` is where the
-    weights came from, `tae_sha256` what they are. `normalized` says whether the latents have the per-channel
-    statistics taken out (this version never does).
+    weights came from, `tae_sha256` what they are (`configs.pretrained.fingerprint`). `source` is the name of
+    the clip, or the prompt of one that was sampled; then `metadata` has its seed and settings. It goes into
+    the clip that is decoded.
 
     With `variable_frame_rate`, `fps` is the average, and the file holds exact times in units of `time_base`
     seconds; `resampled` says that frames of the source were repeated or dropped to reach a constant `fps`.
@@ -56,7 +59,6 @@ class LatentInfo:
     tae_sha256: str
     channels: int
     tile: int
-    normalized: bool = False
     variable_frame_rate: bool = False
     time_base: Fraction | None = None
     resampled: bool = False
@@ -64,6 +66,7 @@ class LatentInfo:
     sound_origin: Fraction = Fraction(0)
     source_bytes: int = 0
     source_modified_ns: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, most in _MOST.items():
@@ -72,6 +75,8 @@ class LatentInfo:
                 raise ValueError(f"{key}: {value!r} is not a number from 1 to {most}")
         if not 0 < self.fps <= 1_000_000 or (self.variable_frame_rate and not self.time_base):
             raise ValueError(f"fps: {self.fps} with time base {self.time_base} is no frame rate")
+        if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
+            raise ValueError("metadata: maps text to text")
 
     def end_of(self, path: Path, start: int, end: int | None) -> int:
         """`end`, or the end of the clip where it is None.
@@ -97,9 +102,10 @@ class LatentInfo:
             KeyError, TypeError, ValueError: not what `to_attributes` gives.
         """
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name in attributes or field.default is MISSING:  # files of before lack some
-                values[field.name] = attributes[field.name]
+        for each in fields(cls):
+            required = each.default is MISSING and each.default_factory is MISSING
+            if each.name in attributes or required:  # files of before lack some
+                values[each.name] = attributes[each.name]
         for key in ("fps", "time_base", "sound_origin"):
             if values.get(key) is not None:
                 values[key] = Fraction(values[key])
@@ -202,6 +208,16 @@ def create(
                 store.close()
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
+
+
+def write(path: Path, info: LatentInfo, latents: Float16[np.ndarray, "t c h w"]) -> None:
+    """Write the latent file of a whole clip, without sound.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with create(path, info, latents.shape) as array:
+        array[:] = latents
 
 
 def _store_sound(group: zarr.Group, sound: Path) -> None:
