@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinoflow.dit_video.attention.kernels import Kernel, Segments, Shard, Who
@@ -20,18 +20,16 @@ EPSILON = 1e-6
 class Layout(NamedTuple):
     """How the clips and their text lie in the sequences, and so who sees whom.
 
-    clips: runs of a packed sequence of clips, None where each row is one clip; or a shard of either.
+    clips: None where each row is one clip; or a shard of it.
     text: the mask "b k" of padded text, or the runs of packed text.
-    clip: the clip of each token "l" in a packed sequence.
     """
 
-    clips: Segments | Shard | None
+    clips: Shard | None
     text: Who
-    clip: Int[Tensor, " l"] | None
 
 
 class Modulation(NamedTuple):
-    """Shift, scale and gate of the two modulated branches of a block, each "b 1 d", or "1 l d" if packed."""
+    """Shift, scale and gate of the two modulated branches of a block, each "b 1 d"."""
 
     attention_shift: Tensor
     attention_scale: Tensor
@@ -171,20 +169,13 @@ class Block(nn.Module):
         self, x: Tensor, positions: Tensor, modulation: Tensor, keys_values: KeysValues, layout: Layout
     ) -> Float[Tensor, "b l d"]:
         """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias."""
-        m = Modulation(*spread(modulation + self.modulation_bias, layout.clip).unbind(dim=2))
+        m = Modulation(*(modulation + self.modulation_bias)[:, None].unbind(dim=2))
         x = x + positions
         h = torch.addcmul(m.attention_shift, self.attention_norm(x), 1 + m.attention_scale)
         x = torch.addcmul(x, m.attention_gate, self.attention(h, layout.clips))
         x = x + self.cross_attention(self.cross_norm(x), keys_values, layout.text)
         h = torch.addcmul(m.ffn_shift, self.ffn_norm(x), 1 + m.ffn_scale)
         return torch.addcmul(x, m.ffn_gate, self.ffn(h))
-
-
-def spread(
-    modulation: Float[Tensor, "b k d"], clip: Int[Tensor, " l"] | None
-) -> Float[Tensor, "rows tokens k d"]:
-    """Each clip's modulation beside its tokens: "b 1 k d", or "1 l k d" in a packed sequence."""
-    return modulation[:, None] if clip is None else modulation[clip][None]
 
 
 class TimeEmbedding(nn.Module):

@@ -7,7 +7,7 @@ The loss is computed by every process of the group on the whole output. A parame
 mean over the group, as in data parallelism, so that the optimizer needs to know nothing of this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kinoflow.configs.errors import UserError
-from kinoflow.dit_video.attention.kernels import Kernel, Segments, Shard, uncompiled
+from kinoflow.dit_video.attention.kernels import Kernel, Shard, uncompiled
 from kinoflow.dit_video.layers import Layout
 from kinoflow.dit_video.video_dit import TextContext, VideoDiT
 
@@ -91,7 +91,7 @@ def _exchanged(kernel: Kernel, group: "ProcessGroup") -> Kernel:
 
     def whole(query: Tensor, key: Tensor, value: Tensor, shard: Shard) -> Tensor:
         q, k, v = (x[:, : shard.length].transpose(1, 2) for x in (query, key, value))
-        attended = kernel(q, k, v, shard.runs).transpose(1, 2)
+        attended = kernel(q, k, v, None).transpose(1, 2)
         return F.pad(attended, (0, 0, 0, 0, 0, query.shape[1] - shard.length))
 
     attention = DistributedAttention(whole, group, scatter_idx=2, gather_idx=1)  # pyright: ignore[reportArgumentType]
@@ -117,37 +117,14 @@ def _sharded_trunk(
     layout: Layout,
 ) -> Float[Tensor, "b l d"]:
     """The trunk on this process's tokens; the whole sequence goes in and comes out."""
-    length, size, rank = x.shape[1], dist.get_world_size(group), dist.get_rank(group)
+    assert layout.clips is None
+    length, size = x.shape[1], dist.get_world_size(group)
     part = -(-length // size)
     padding = (0, 0, 0, part * size - length)
-    own = _own_layout(layout, context, rows=len(x), length=length, start=rank * part, part=part)
+    own = Layout(clips=Shard(length), text=context.seen(part))
     shards = (_Split.apply(F.pad(whole, padding), group) for whole in (x, positions))
     mine = trunk(*shards, modulation=modulation, context=context, layout=own)
     return _Gather.apply(mine, group)[:, :length]
-
-
-def _own_layout(
-    layout: Layout, context: TextContext, *, rows: int, length: int, start: int, part: int
-) -> Layout:
-    """The layout of the tokens [start, start + part) of a sequence; padding belongs to the last clip."""
-    assert not isinstance(layout.clips, Shard)
-    shard = Shard(length, layout.clips)
-    if layout.clips is None:
-        return Layout(clips=shard, text=context.seen([part] * rows), clip=None)
-    assert layout.clip is not None
-    inside = torch.arange(start, start + part, device=layout.clip.device).clamp(max=length - 1)
-    queries = _overlaps(layout.clips, start, part)
-    return Layout(clips=shard, text=context.seen(queries), clip=layout.clip[inside])
-
-
-def _overlaps(clips: Segments, start: int, part: int) -> Sequence[int]:
-    """How many of the tokens [start, start + part) belong to each clip."""
-    found, begin = [], 0
-    for i, count in enumerate(clips.queries):
-        end = begin + count if i + 1 < len(clips.queries) else max(begin + count, start + part)
-        found.append(max(min(end, start + part) - max(begin, start), 0))
-        begin += count
-    return found
 
 
 class _Split(torch.autograd.Function):

@@ -25,7 +25,6 @@ from kinoflow.dit_video.layers import (
     Layout,
     RMSNorm,
     TimeEmbedding,
-    spread,
 )
 
 # Matrices that start at zero beside the blocks' own.
@@ -81,9 +80,9 @@ class TextContext:
     mask: Bool[Tensor, "b l"]
     lengths: tuple[int, ...] | None = None
 
-    def seen(self, queries: Sequence[int]) -> Who:
-        """Who sees the text when clip i asks with `queries[i]` tokens."""
-        return self.mask if self.lengths is None else Segments(tuple(queries), self.lengths)
+    def seen(self, tokens: int) -> Who:
+        """Who sees the text when each clip asks with so many tokens."""
+        return self.mask if self.lengths is None else Segments((tokens,) * len(self.lengths), self.lengths)
 
 
 class VideoDiT(nn.Module):
@@ -130,17 +129,17 @@ class VideoDiT(nn.Module):
         else:
             nn.init.trunc_normal_(value, std=value.shape[1] ** -0.5, generator=generator)
 
-    def encode_text(self, text: Sequence[TextEmbedding], *, packed: bool | None = None) -> TextContext:
+    def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
         """Project each encoder's states to the width, join them along the sequence, take keys and values.
 
-        `packed` drops the padding; unless it is given, the kernel has its way.
+        For a kernel that wants it so, the padding is dropped.
         """
         if len(text) != len(self.text):
             raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
         states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
         mask = torch.cat([e.mask for e in text], dim=1)
         lengths = None
-        if packs(self.config.attention) if packed is None else packed:
+        if packs(self.config.attention):
             states, lengths = states[mask][None], tuple(mask.sum(dim=1).tolist())
         keys_values = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
         return TextContext(keys_values=keys_values, mask=mask, lengths=lengths)
@@ -158,29 +157,9 @@ class VideoDiT(nn.Module):
         """
         context = text if isinstance(text, TextContext) else self.encode_text(text)
         t, h, w = self.grid(*latent.shape[2:])
-        layout = Layout(clips=None, text=context.seen([t * h * w] * len(latent)), clip=None)
+        layout = Layout(clips=None, text=context.seen(t * h * w))
         tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
         return self._unpatchify(tokens, t, h, w)
-
-    def forward_packed(
-        self,
-        latents: Sequence[Float[Tensor, "c _ _ _"]],
-        time: Float[Tensor, " b"],
-        text: Sequence[TextEmbedding],
-    ) -> list[Float[Tensor, "c _ _ _"]]:
-        """`forward` of clips of several shapes at once, end to end in one sequence without padding."""
-        grids = [self.grid(*latent.shape[1:]) for latent in latents]
-        lengths = tuple(t * h * w for t, h, w in grids)
-        context = self.encode_text(text, packed=True)
-        clip = torch.arange(len(latents)).repeat_interleave(torch.tensor(lengths)).to(time.device)
-        layout = Layout(clips=Segments(lengths, lengths), text=context.seen(lengths), clip=clip)
-        patches = torch.cat([self._patchify(latent[None]) for latent in latents], dim=1)
-        positions = torch.cat([self.positions(*grid) for grid in grids], dim=1)
-        tokens = self._velocity(patches, positions, time, context, layout)
-        return [
-            self._unpatchify(own, *grid)[0]
-            for own, grid in zip(tokens.split(lengths, dim=1), grids, strict=True)
-        ]
 
     def _velocity(
         self, patches: Tensor, positions: Tensor, time: Tensor, context: TextContext, layout: Layout
@@ -189,11 +168,11 @@ class VideoDiT(nn.Module):
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
         x = self.trunk(self.embed(patches), positions, modulation=modulation, context=context, layout=layout)
         head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)
-        shift, scale = spread(head, layout.clip).unbind(dim=2)
+        shift, scale = head[:, None].unbind(dim=2)
         output = self.head(torch.addcmul(shift, self.head_norm(x), 1 + scale))
         if self.config.predicts == "velocity":
             return output
-        return velocity_from_data(output, patches, spread(time[:, None, None], layout.clip)[..., 0])
+        return velocity_from_data(output, patches, time[:, None, None])
 
     def trunk(
         self, x: Tensor, positions: Tensor, *, modulation: Tensor, context: TextContext, layout: Layout

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 
+EMULATED = 250
+"""Steps of the linear grid whose beginning `linear_quadratic` has."""
+
 
 def linear(num_steps: int) -> Float[Tensor, " points"]:
     """`num_steps + 1` evenly spaced times from 0 to 1, float64."""
@@ -13,27 +16,26 @@ def linear(num_steps: int) -> Float[Tensor, " points"]:
     return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
 
 
-def linear_quadratic(num_steps: int, emulated: int = 250) -> Float[Tensor, " points"]:
+def linear_quadratic(num_steps: int) -> Float[Tensor, " points"]:
     """`num_steps + 1` times from 0 to 1, float64: short even steps first, then steps that grow.
 
-    The first half are the first steps of a linear grid of `emulated` steps. The other half is the
-    parabola that continues it with equal slope and ends at 1. With `emulated == num_steps` the grid
-    is linear.
+    The first half are the first steps of a linear grid of `EMULATED` steps. The other half is the
+    parabola that continues it with equal slope and ends at 1. With `EMULATED` steps the grid is linear.
 
     Raises:
-        UserError: no step at all, or more steps than `emulated`.
+        UserError: no step at all, or more than `EMULATED`.
     """
     _require_steps(num_steps)
-    if emulated < num_steps:
+    if num_steps > EMULATED:
         raise UserError(
-            f"num_steps: {num_steps} is more than the {emulated} linear steps that linear_quadratic "
-            f"emulates; use at most {emulated} or the linear schedule"
+            f"num_steps: {num_steps} is more than the {EMULATED} linear steps that linear_quadratic "
+            f"emulates; use at most {EMULATED} or the linear schedule"
         )
     if num_steps == 1:
         return linear(1)
     num_linear = num_steps // 2
     num_quadratic = num_steps - num_linear
-    turn = num_linear / emulated
+    turn = num_linear / EMULATED
     excess = num_linear - turn * num_steps
     a = excess / (num_linear * num_quadratic**2)
     b = turn / num_linear - 2 * excess / num_quadratic**2

@@ -50,16 +50,6 @@ class Bucket:
             text += f" batch={self.batch_size}"
         return text
 
-    @property
-    def duration(self) -> Fraction:
-        """Seconds."""
-        return self.frames / self.fps
-
-    @property
-    def aspect(self) -> Fraction:
-        """Width over height."""
-        return Fraction(self.width, self.height)
-
     def takes_from(self, fps: Fraction) -> int:
         """How many frames of a clip at `fps` the bucket spans, from its first to its last; 1 for an image."""
         return frame_at(self.frames - 1, fps, self.fps) + 1
@@ -143,25 +133,3 @@ def admissible(
         return ()
     least = min(_aspect_distance(height, width, bucket) for bucket in fillable)
     return tuple(b for b in fillable if _aspect_distance(height, width, b) <= least + 1e-9)
-
-
-def nearest(buckets: Sequence[Bucket], *, frames: int, height: int, width: int, fps: Fraction) -> Bucket:
-    """The bucket that loses least of a clip: nearest aspect, not enlarged if possible, longest, largest.
-
-    Raises UserError when the clip fills none.
-    """
-    candidates = admissible(buckets, frames=frames, height=height, width=width, fps=fps)
-    if not candidates:
-        raise UserError(
-            f"clip of {frames} frames at {fps} fps fills none of the buckets {', '.join(map(str, buckets))}; "
-            "add a shorter bucket or one of a lower frame rate"
-        )
-    return max(
-        candidates,
-        key=lambda b: (
-            b.height <= height and b.width <= width,
-            b.duration if b.frames > 1 else 0,
-            b.height * b.width if b.height <= height else -b.height * b.width,
-            b.fps,
-        ),
-    )

@@ -1,6 +1,5 @@
 """The toy world: captioned clips of coloured shapes, drawn from a seed at any size, length and frame rate."""
 
-from kinoflow.configs.errors import UserError
 from kinoflow.data.world.captions import caption
 from kinoflow.data.world.draw import render
 from kinoflow.data.world.sample import sample_scene
@@ -24,6 +23,6 @@ from kinoflow.data.world.words import WORDS
 
 __all__ = [
     "BACKGROUNDS", "CAMERAS", "COLORS", "MOTIONS", "SHAPES", "SIZES", "SPEEDS", "TEXTURES", "WORDS",
-    "Scene", "Split", "Thing", "UserError", "caption", "combinations", "is_heldout", "labels",
+    "Scene", "Split", "Thing", "caption", "combinations", "is_heldout", "labels",
     "render", "sample_scene",
 ]  # fmt: skip

@@ -35,13 +35,12 @@ class Segments(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """What self-attention is told where a process holds a part of the sequence: the length and runs of all.
+    """What self-attention is told where a process holds a part of the sequence: the length of all.
 
     No kernel takes it; the exchange of `dit_video.parallel` around the kernel does.
     """
 
     length: int
-    runs: Segments | None
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -1,7 +1,7 @@
 """Flow matching (Movie Gen, section 3.1.2). t = 0 is noise and t = 1 is data, here and only here.
 
-The paths themselves, and what velocity, score, noise and data have to do with each other, are in
-`dit_video.paths`. The default is CondOT: a straight line, α = t and β = 1 − (1 − σ_min) t.
+The paths themselves are in `dit_video.flow.paths`. The default is CondOT: a straight line, α = t and
+β = 1 − (1 − σ_min) t.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kinoflow.dit_video.flow.paths import (
-    SIGMA_MIN,
-    GaussianPath,
-    coefficients,
-    cond_ot,
-    cosine,
-    from_score,
-    from_velocity,
-)
+from kinoflow.dit_video.flow.paths import SIGMA_MIN, GaussianPath, coefficients, cond_ot, cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +112,6 @@ def velocity_from_data(
     return (data - (1 - sigma_min) * x_t) / beta
 
 
-def conditional_score(
-    noise: Float[Tensor, "b ..."], time: Float[Tensor, " b"], path: GaussianPath = cond_ot
-) -> Float[Tensor, "b ..."]:
-    """∇ log p_t(x_t|z) = −ε / β, onto which a score model is regressed (lecture notes, 1.13)."""
-    return -noise / coefficients(path, time, noise).beta
-
-
 def score_from_velocity(
     velocity: Float[Tensor, "b ..."],
     x_t: Float[Tensor, "b ..."],
@@ -135,17 +120,11 @@ def score_from_velocity(
 ) -> Float[Tensor, "b ..."]:
     """∇ log p_t(x) from the velocity (lecture notes, Proposition 1); singular only where β = 0.
 
-    u = (β²α̇/α − ββ̇) score + (α̇/α) x, solved for the score. It is affine in u with weights that do not depend
-    on the text, so the score of a guided velocity is the guided score (1.15).
+    u = (β²α̇/α − ββ̇) score + (α̇/α) x, solved for the score by way of the noise: x = α z + β ε, u = α̇ z + β̇ ε,
+    whose determinant α̇ β − α β̇ is 1 all along CondOT. It is affine in u with weights that do not depend on
+    the text, so the score of a guided velocity is the guided score (1.15).
     """
-    return from_velocity(velocity, x_t, time, path).score
-
-
-def velocity_from_score(
-    score: Float[Tensor, "b ..."],
-    x_t: Float[Tensor, "b ..."],
-    time: Float[Tensor, " b"],
-    path: GaussianPath = cond_ot,
-) -> Float[Tensor, "b ..."]:
-    """Inverse of `score_from_velocity` (lecture notes, 1.3 and 1.4); singular where α = 0."""
-    return from_score(score, x_t, time, path).velocity
+    at = coefficients(path, time, x_t)
+    determinant = at.alpha_dot * at.beta - at.alpha * at.beta_dot
+    noise = (at.alpha_dot * x_t - at.alpha * velocity) / determinant
+    return -noise / at.beta

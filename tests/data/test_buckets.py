@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.buckets import Bucket, admissible, choose, frame_at, nearest, parse
+from kinoflow.data.clips.buckets import Bucket, admissible, choose, frame_at, parse
 
 SHAPES = st.builds(
     Bucket,
@@ -33,8 +33,6 @@ def test_forms_that_parse_reads():
     assert bucket == Bucket(
         frames=32, height=128, width=96, fps=Fraction(24000, 1001), weight=0.5, batch_size=8
     )
-    assert bucket.duration == Fraction(32 * 1001, 24000)
-    assert bucket.aspect == Fraction(3, 4)
 
 
 @pytest.mark.parametrize(
@@ -74,17 +72,14 @@ def test_frames_are_chosen_by_time():
     assert parse("1x8x8@24").filled_by(frames=1, fps=Fraction(1))
 
 
-def test_the_nearest_bucket():
+def test_the_buckets_that_a_clip_serves():
     square, wide, tall = parse("16x64x64@16"), parse("16x64x112@16"), parse("16x112x64@16")
     short, image, large = parse("8x64x112@16"), parse("1x64x112@16"), parse("16x128x224@16")
     buckets = [square, wide, tall, short, image, large]
     fps = Fraction(32)
-    assert nearest(buckets, frames=99, height=360, width=640, fps=fps) == large
-    assert nearest(buckets, frames=99, height=90, width=160, fps=fps) == wide, "isn't enlarged"
-    assert nearest(buckets, frames=99, height=640, width=360, fps=fps) == tall
-    assert nearest(buckets, frames=20, height=360, width=640, fps=fps) == short
-    assert nearest(buckets, frames=2, height=360, width=640, fps=fps) == image
     serves = admissible(buckets, frames=99, height=360, width=640, fps=fps)
     assert set(serves) == {wide, short, image, large}
-    with pytest.raises(UserError, match="3 frames at 32 fps fills none"):
-        nearest([square], frames=3, height=64, width=64, fps=fps)
+    assert set(admissible(buckets, frames=20, height=360, width=640, fps=fps)) == {short, image}
+    assert admissible(buckets, frames=2, height=360, width=640, fps=fps) == (image,)
+    assert admissible(buckets, frames=99, height=640, width=360, fps=fps) == (tall,)
+    assert admissible([square], frames=3, height=64, width=64, fps=fps) == ()

@@ -1,14 +1,16 @@
 """Latent folders: round trip, damage, resume, several writers."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data import latents
-from kinoflow.data.latents import LatentDataset, LatentIndex, Shard
+from kinoflow.data.latents import kino, stored
+from kinoflow.data.latents import shards as latents
+from kinoflow.data.latents.shards import LatentDataset, LatentIndex, Shard
 from kinoflow.data.prefetch import prefetch
 
 NAMES = ("4x16x16@24000/1001 weight=0.7", "1x16x16@16")
@@ -18,6 +20,8 @@ INDEX = LatentIndex(
     captions_per_clip=2,
     widths=(6, 3),
     made_from={"tae": "a"},
+    latent_mean=(0.25, -1.0),
+    latent_std=(0.5, 2.0),
 )
 NULL = [np.full((1, 6), 0.5), np.full((2, 3), -0.5)]
 
@@ -26,7 +30,7 @@ def content(bucket, clips):
     """Values that name their clip, ragged texts of one token more per caption."""
     rng = np.random.default_rng(len(bucket))
     frames = int(bucket[0])
-    latent = np.stack([np.full((2, frames, 2, 2), clip + 0.25, np.float32) for clip in clips])
+    latent = np.stack([np.full((2, frames, 2, 2), clip + 0.25, np.float16) for clip in clips])
     texts = [
         [rng.random((1 + (clip + choice) % 5, width)) + clip for clip in clips for choice in range(2)]
         for width in INDEX.widths
@@ -48,7 +52,8 @@ def test_round_trip(folder):
     assert data.buckets == NAMES and [data.num_clips(name) for name in NAMES] == [10, 3]
     batch = data.get(NAMES[0], np.array([9, 0, 5]), np.array([1, 0, 1]))
     assert batch.latent.shape == (3, 2, 4, 2, 2) and batch.latent.dtype == torch.float32
-    assert batch.latent[:, 0, 0, 0, 0].tolist() == [9.25, 0.25, 5.25]
+    assert batch.latent[:, 0, 0, 0, 0].tolist() == [18, 0, 10], "(value - 0.25) / 0.5"
+    assert batch.latent[:, 1, 0, 0, 0].tolist() == [5.125, 0.625, 3.125], "(value + 1) / 2"
     for encoder, text in enumerate(batch.texts):
         assert text.mask.sum(dim=1).tolist() == [1 + 10 % 5, 1, 1 + 6 % 5]
         assert not text.hidden[~text.mask].any(), "padding is zero"
@@ -89,11 +94,61 @@ def test_begin_again(folder):
     other = LatentIndex(**{**vars(INDEX), "made_from": {"tae": "b"}})
     with pytest.raises(UserError, match=r"made_from was .* choose another out="):
         latents.begin(folder, other, NULL)
+    other = LatentIndex(**{**vars(INDEX), "latent_std": (0.5, 3.0)})
+    with pytest.raises(UserError, match=r"latent_std was \(0\.5, 2\.0\) and is \(0\.5, 3\.0\) now"):
+        latents.begin(folder, other, NULL)
+
+
+def test_normalized_latents_of_before_are_refused(folder):
+    index = json.loads((folder / "index.json").read_text()) | {"format": 1}
+    del index["latent_mean"], index["latent_std"]
+    (folder / "index.json").write_text(json.dumps(index))
+    for use in (LatentDataset, lambda _: latents.begin(folder, INDEX, NULL)):
+        with pytest.raises(UserError, match=r"has format 1, this kinoflow reads 2; .* run precompute again"):
+            use(folder)
+
+
+@pytest.mark.parametrize("change", [{"latent_mean": ()}, {"latent_std": (1.0,)}, {"latent_std": (1.0, 0.0)}])
+def test_an_autoencoder_without_statistics_is_refused(change):
+    with pytest.raises(UserError, match=r"tae\.latent_mean: not measured"):
+        LatentIndex(**{**vars(INDEX), **change})
+
+
+def test_what_float16_cannot_hold_is_not_stored():
+    assert stored(torch.tensor([65504.0, 1 / 3]), "tae").tolist() == [65504, np.float16(1 / 3)]
+    for value in (65520.0, float("nan"), -float("inf")):
+        with pytest.raises(UserError, match="release/tae: gives latents beyond float16"):
+            stored(torch.tensor([0.0, value]), "release/tae")
+
+
+def test_description(folder):
+    (folder / "4x16x16@24000_1001" / "00001").rename(folder / "away")
+    said = latents.describe(folder)
+    assert (said["clips"], said["captions_per_clip"]) == (13, 2)
+    assert said["buckets"] == INDEX.buckets and said["made_from"] == INDEX.made_from
+    assert said["text_widths"] == {"text_0": 6, "text_1": 3}
+    assert (said["shards"], said["shards_missing"]) == (4, 1)
+
+
+def test_a_clip_as_a_latent_file(folder, tmp_path):
+    latents.export(folder, tmp_path / "a.kino", 9)
+    info = kino.read_info(tmp_path / "a.kino")
+    assert (info.frames, info.height, info.width, info.fps) == (4, 16, 16, Fraction(24000, 1001))
+    assert (info.source, info.tae_sha256) == ("9 “a”", "a")
+    assert info.metadata == {"caption_0": "9 “a”", "caption_1": "9 b"}
+    (latent,) = kino.read_latents(tmp_path / "a.kino", 0, 4, (4, 2, 2, 2))
+    assert np.array_equal(latent, np.full((4, 2, 2, 2), 9.25))
+    latents.export(folder, tmp_path / "b.kino", 2, "1x16x16@16")
+    assert kino.read_info(tmp_path / "b.kino").frames == 1
+    with pytest.raises(UserError, match=r"clip: 3 is not in .* from 0 to 2 of 1x16x16@16"):
+        latents.export(folder, tmp_path / "c.kino", 3, "1x16x16@16")
+    with pytest.raises(UserError, match=r"bucket: 2x8x8@1 is not in .* 4x16x16@24000/1001, 1x16x16@16"):
+        latents.export(folder, tmp_path / "c.kino", 0, "2x8x8@1")
 
 
 def test_failed_shard_leaves_nothing(tmp_path):
     latents.begin(tmp_path, INDEX, NULL)
-    broken = Shard(latent=np.zeros((1, 2, 1, 2, 2), np.float32), texts=[[], []], captions=[["a", "b"]])
+    broken = Shard(latent=np.zeros((1, 2, 1, 2, 2), np.float16), texts=[[], []], captions=[["a", "b"]])
     with pytest.raises(ValueError, match="concatenate"):
         latents.write_shard(tmp_path, NAMES[1], 0, broken)
     assert list((tmp_path / "1x16x16@16").iterdir()) == []

@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from kinoflow.configs.errors import UserError
 from kinoflow.data import world
 from kinoflow.data.world import draw
 from kinoflow.data.world.captions import _MOTION_PHRASES
@@ -339,7 +340,7 @@ def test_labels():
     ],
 )  # fmt: skip
 def test_things_that_make_no_sense_are_refused(about, key):
-    with pytest.raises(world.UserError, match=rf"^{key}: ") as caught:
+    with pytest.raises(UserError, match=rf"^{key}: ") as caught:
         alone(**about)
     assert "\n" not in str(caught.value)
 
@@ -356,12 +357,12 @@ def test_things_that_make_no_sense_are_refused(about, key):
     ],
 )
 def test_scenes_that_make_no_sense_are_refused(change):
-    with pytest.raises(world.UserError, match=f"^{next(iter(change))}: "):
+    with pytest.raises(UserError, match=f"^{next(iter(change))}: "):
         replace(alone(), **change)
 
 
 def test_seeds_splits_and_sizes_out_of_range():
-    with pytest.raises(world.UserError, match=r"^seed: -1"):
+    with pytest.raises(UserError, match=r"^seed: -1"):
         world.sample_scene(-1, split="train")
     for shape in ((0, 8, 8), (1, 0, 8), (1, 8, 0)):
         frames, height, width = shape

@@ -59,7 +59,7 @@ def test_a_block_equals_its_formulas() -> None:
         positions,
         modulation,
         layer.cross_attention.keys_values(states),
-        Layout(clips=None, text=mask, clip=None),
+        Layout(clips=None, text=mask),
     )
     plain = reference.block(layer, x, positions, modulation, states=states, mask=mask)
     torch.testing.assert_close(fast, plain)

@@ -1,27 +1,13 @@
-"""Gaussian paths and the conversions between their fields, in float64 on a mixture with known fields."""
+"""Gaussian paths and the score along them, in float64 on a mixture with known fields."""
 
-import math
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from kinoflow.dit_video.flow.matching import (
-    conditional_score,
-    perturb,
-    score_from_velocity,
-    velocity_from_score,
-)
-from kinoflow.dit_video.flow.paths import (
-    Coefficients,
-    cond_ot,
-    cosine,
-    from_data,
-    from_noise,
-    from_score,
-    from_velocity,
-)
+from kinoflow.dit_video.flow.matching import perturb, score_from_velocity
+from kinoflow.dit_video.flow.paths import Coefficients, coefficients, cond_ot, cosine
 from tests.dit_video.mixture import F64, Mixture
 
 
@@ -83,48 +69,32 @@ def test_the_mixture_obeys_the_continuity_equation(path):
 
 
 @every_path
-def test_each_field_gives_all_the_others(path):
+def test_the_velocity_gives_the_score(path):
     mixture, (x, t) = Mixture(), points()
-    data, noise = mixture.data_and_noise(x, t, path)
     velocity = mixture.velocity(x, t, path)
     (score,) = torch.autograd.grad(mixture.log_density(x.requires_grad_(), t, path).sum(), x)
-    x = x.detach()
-    for found in (
-        from_velocity(velocity, x, t, path),
-        from_data(data, x, t, path),
-        from_noise(noise, x, t, path),
-        from_score(score, x, t, path),
-    ):
-        for got, expected in zip(
-            (found.velocity, found.data, found.noise, found.score),
-            (velocity, data, noise, score),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-7)
+    found = score_from_velocity(velocity, x.detach(), t, path)
+    torch.testing.assert_close(found, score, atol=1e-9, rtol=1e-7)
 
 
 @every_path
-def test_conversions_are_proposition_1_as_printed(path):
+def test_the_conversion_is_proposition_1_as_printed(path):
     """u = (β²α̇/α − ββ̇) score + (α̇/α) x, and equations 1.3 and 1.4."""
-    mixture, (x, t) = Mixture(), points()
+    x, t = points()
     at, score = path(t), torch.randn(len(t), dtype=F64)
     printed = (at.beta**2 * at.alpha_dot / at.alpha - at.beta * at.beta_dot) * score
     printed = printed + at.alpha_dot / at.alpha * x
-    torch.testing.assert_close(velocity_from_score(score, x, t, path), printed, atol=1e-9, rtol=1e-8)
-    velocity = mixture.velocity(x, t, path)
-    back = velocity_from_score(score_from_velocity(velocity, x, t, path), x, t, path)
-    torch.testing.assert_close(back, velocity, atol=1e-9, rtol=1e-8)
+    torch.testing.assert_close(score_from_velocity(printed, x, t, path), score, atol=1e-9, rtol=1e-7)
 
 
 @every_path
-def test_conditional_velocity_and_score_are_converted_too(path):
+def test_a_conditional_velocity_gives_the_conditional_score(path):
+    """−ε / β, equation 1.13."""
     data, noise = torch.randn(6, 2, 3, dtype=F64), torch.randn(6, 2, 3, dtype=F64)
     t = torch.rand(6, dtype=F64) * 0.9 + 0.05
     sample = perturb(data, noise, t, path)
-    found = from_velocity(sample.velocity, sample.x_t, t, path)
-    torch.testing.assert_close(found.data, data)
-    torch.testing.assert_close(found.noise, noise)
-    torch.testing.assert_close(found.score, conditional_score(noise, t, path))
+    found = score_from_velocity(sample.velocity, sample.x_t, t, path)
+    torch.testing.assert_close(found, -noise / coefficients(path, t, noise).beta)
 
 
 @every_path
@@ -135,13 +105,6 @@ def test_the_velocity_is_the_time_derivative_of_the_path(path):
     torch.testing.assert_close(perturb(data, noise, t, path).velocity, derivative, atol=1e-8, rtol=1e-6)
 
 
-def test_from_velocity_is_finite_at_both_ends():
-    """Where sampling starts and stops: at t = 0 the data's mean is known, at t = 1 the data themselves."""
+def test_the_score_where_sampling_starts_is_that_of_the_noise():
     x, velocity = torch.randn(2, 5, dtype=F64), torch.randn(2, 5, dtype=F64)
-    ends = torch.tensor([0.0, 1.0], dtype=F64)
-    found = from_velocity(velocity, x, ends, cosine)
-    assert found.data.isfinite().all() and found.noise.isfinite().all()
-    torch.testing.assert_close(found.noise[0], x[0])
-    torch.testing.assert_close(found.score[0], -x[0])
-    torch.testing.assert_close(found.data[1], x[1])
-    torch.testing.assert_close(found.data[0], velocity[0] * 2 / math.pi)
+    torch.testing.assert_close(score_from_velocity(velocity, x, torch.zeros(2, dtype=F64), cosine), -x)

@@ -5,7 +5,13 @@ import torch
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.errors import UserError
-from kinoflow.sample.generate import Sampling, decode_latent, draw_noise, generate, sample_latent
+from kinoflow.sample.generate import (
+    Sampling,
+    decode_latent,
+    generate,
+    noise_stream,
+    sample_latent,
+)
 from kinoflow.tae.model.config import LatentShape
 
 SIZE = {"frames": 16, "height": 32, "width": 32, "fps": Fraction(16), "num_steps": 3}
@@ -37,7 +43,7 @@ def test_sampling_solves_the_gaussian_flow_and_guidance_moves_its_mean(scale, so
     sampling = Sampling(guidance_scale=scale, num_steps=200, solver=solver)
     result = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
     # Both fields have one slope, so the guided one is that of the mean (1 - w) (-1) + w 2.
-    expected = (1 - scale) * -1.0 + scale * 2.0 + 0.5 * draw_noise(shape, 7)
+    expected = (1 - scale) * -1.0 + scale * 2.0 + 0.5 * noise_stream(shape, 7)()
     torch.testing.assert_close(result, expected, rtol=0, atol=0.06)
 
 
@@ -48,7 +54,7 @@ def test_the_sde_has_the_law_of_the_guided_gaussian_flow(scale):
     result = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
     assert float(result.mean()) == pytest.approx((1 - scale) * -1.0 + scale * 2.0, abs=0.03)
     assert float(result.std()) == pytest.approx(0.5, abs=0.02)
-    ode = draw_noise(shape, 7)
+    ode = noise_stream(shape, 7)()
     related = torch.corrcoef(torch.stack([result.flatten(), ode.flatten()]))[0, 1]
     assert float(related) < 0.9  # each step's noise is its own, not the start's again
     again = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
@@ -103,10 +109,10 @@ def test_decoding_in_too_little_memory_is_refused(tiny_release):
 
 def test_noise_is_standard_normal_and_follows_from_the_seed_alone():
     shape = LatentShape(channels=16, frames=4, height=32, width=32)
-    noise = draw_noise(shape, 3)
+    noise = noise_stream(shape, 3)()
     torch.randn(10)
-    assert torch.equal(noise, draw_noise(shape, 3))
-    assert not torch.equal(noise, draw_noise(shape, 4))
+    assert torch.equal(noise, noise_stream(shape, 3)())
+    assert not torch.equal(noise, noise_stream(shape, 4)())
     assert abs(noise.mean().item()) < 0.02
     assert noise.std().item() == pytest.approx(1.0, abs=0.02)
 

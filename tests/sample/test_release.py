@@ -63,8 +63,7 @@ def test_damaged_weights_are_named(copy, part, damage):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(UserError) as error:
-        release = Release.load(copy)
-        Judge.from_pretrained(copy / "judge") if part == "judge" else getattr(release, part)()
+        Judge.from_pretrained(copy / part) if part == "judge" else getattr(Release.load(copy), part)()
     assert str(weights) in one_line(error)
 
 

@@ -2,20 +2,13 @@ import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.sample.schedule import linear, linear_quadratic
+from kinoflow.sample.schedule import EMULATED, linear, linear_quadratic
 
 
-@pytest.mark.parametrize(
-    ("emulated", "values"),
-    [
-        (250, {24: 0.096, 26: 0.1053, 30: 0.152, 40: 0.448, 49: 0.9333}),
-        (1000, {26: 0.0275, 40: 0.382, 49: 0.9245}),
-    ],
-)
-def test_linear_quadratic_of_50_steps_has_the_known_values(emulated, values):
-    grid = linear_quadratic(50, emulated)
+def test_linear_quadratic_of_50_steps_has_the_known_values():
+    grid = linear_quadratic(50)
     assert grid.dtype == torch.float64
-    for index, value in values.items():
+    for index, value in {24: 0.096, 26: 0.1053, 30: 0.152, 40: 0.448, 49: 0.9333}.items():
         assert grid[index].item() == pytest.approx(value, abs=5e-5)
 
 
@@ -29,7 +22,7 @@ def test_grids_rise_from_0_to_1(num_steps):
 
 
 def test_first_half_is_the_emulated_grid_and_the_rest_a_parabola_that_continues_its_slope():
-    grid = linear_quadratic(50, 250)
+    grid = linear_quadratic(50)
     torch.testing.assert_close(grid[:26], linear(250)[:26], rtol=0, atol=1e-15)
     curvature = grid.diff().diff()
     torch.testing.assert_close(curvature[:24], torch.zeros(24, dtype=torch.float64), rtol=0, atol=1e-15)
@@ -39,7 +32,7 @@ def test_first_half_is_the_emulated_grid_and_the_rest_a_parabola_that_continues_
 
 
 def test_emulating_as_many_steps_as_there_are_is_linear():
-    torch.testing.assert_close(linear_quadratic(40, 40), linear(40), rtol=0, atol=1e-14)
+    torch.testing.assert_close(linear_quadratic(EMULATED), linear(EMULATED), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -2,34 +2,33 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from kinoflow.configs.schema import load
-from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video import VideoDiT, video_dit
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 from kinoflow.train.run import engine
 from kinoflow.train.run.config import RunConfig
+from tests.dit_video.test_attention import ragged_text
 from tests.dit_video.test_model import CONFIG, build, latent, text
 
-# 27, 6 and 8 tokens: nothing that two or four divide.
-SHAPES = ((3, 6, 6), (1, 4, 6), (2, 4, 4))
+SHAPE = (3, 6, 6)  # 27 tokens: neither two nor four divides them
 KERNELS = ("math", "sdpa")
 ONE_BLOCK = replace(CONFIG, depth=1)
 
 
-def result(model, *, packed):
-    """Velocities of a batch of uneven length or of packed clips, and all gradients of a loss on them."""
+def result(model, *, packed=False):
+    """Velocities of a batch of uneven length, its text padded or packed, and all gradients of a loss."""
     model.zero_grad()
     generator = torch.Generator().manual_seed(5)
-    clips = [torch.randn(4, *shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
-    time = torch.rand(len(SHAPES), generator=generator, dtype=torch.float64)
-    if packed:
-        found = torch.cat([v.flatten() for v in model.forward_packed(clips, time, text(len(SHAPES)))])
-    else:
-        found = model(torch.stack((clips[0], -clips[0])), time[:2], text(2)).flatten()
+    clip = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64)
+    time = torch.rand(2, generator=generator, dtype=torch.float64)
+    with mock.patch.object(video_dit, "packs", lambda _: packed):
+        found = model(torch.stack((clip, -clip)), time, ragged_text()).flatten()
     (found.square() + found).sum().backward()
     return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -68,7 +67,7 @@ def compiled(folder):
         torch._dynamo.utils.counters.clear()
         model = build(ONE_BLOCK)
         parallelize(model, ParallelConfig(compile=True, checkpoint_every=every), None)
-        found, gradients = result(model, packed=False)
+        found, gradients = result(model)
         counters = torch._dynamo.utils.counters
         saved[every] = (found, gradients, dict(counters["graph_break"]), counters["stats"]["unique_graphs"])
     torch.save(saved, Path(folder) / "compiled.pt")

@@ -37,7 +37,7 @@ def spread(start_job, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("every", [0, 1], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [2, 4])
@@ -53,12 +53,12 @@ def test_processes_that_share_a_clip_equal_one(spread, size, kernel, every, pack
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_recomputed_blocks_equal_kept_ones(every):
-    plain, model = result(build(), packed=False), build()
+    plain, model = result(build()), build()
     calls = []
     for block in model.blocks:
         block.ffn.register_forward_hook(lambda *_: calls.append(1))
     parallelize(model, ParallelConfig(checkpoint_every=every), None)
-    found = result(model, packed=False)
+    found = result(model)
     assert len(calls) == CONFIG.depth + CONFIG.depth // every
     assert torch.equal(found[0], plain[0])
     for name, gradient in plain[1].items():
@@ -70,7 +70,7 @@ def test_recomputed_blocks_equal_kept_ones(every):
 def test_compiled_blocks_equal_plain_ones(compiled, every):
     """In one graph a block."""
     velocities, gradients, breaks, graphs = compiled[every]
-    expected, plain = result(build(ONE_BLOCK), packed=False)
+    expected, plain = result(build(ONE_BLOCK))
     torch.testing.assert_close(velocities, expected)
     for name, gradient in plain.items():
         torch.testing.assert_close(gradients[name], gradient, msg=name)

@@ -1,5 +1,6 @@
 """Latents and text states of world clips: what is on disk equals encoding one clip at a time."""
 
+import copy
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ import kinoflow.conditioning.prompt_encoder
 from kinoflow.conditioning.encoders import quiet
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
 from kinoflow.data.clips.buckets import parse
-from kinoflow.data.latents import LatentDataset
+from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.tasks import precompute as module
@@ -75,12 +77,33 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             scene = (1000 + i) * 10**9 + clip
             batch = data.get(name, np.array([clip]), np.array([1]))
             with torch.no_grad():
-                want = encoders.tae.normalize(encoders.tae.encode(to_tensor([draw(scene, bucket)])).mean)
+                mean = encoders.tae.encode(to_tensor([draw(scene, bucket)])).mean
+            want = encoders.tae.normalize(mean)
             assert (batch.latent - want).abs().max() < 2e-3
+            rounding = mean.abs().max() * 2**-11 / min(encoders.tae.config.latent_std)
+            assert (batch.latent - want).abs().max() <= 1.01 * rounding + 1e-6, "that of float16, no more"
+            kept = torch.from_numpy(np.array(data.stored(name, clip)))[None]
+            assert (kept - mean).abs().max() <= 1.01 * mean.abs().max() * 2**-11, "as the encoder gave it"
+            assert torch.equal(batch.latent, encoders.tae.normalize(kept.float()))
             caption = describe(scene, bucket, 1)
             assert data.captions(name, clip)[1] == caption
             assert batch.texts[1].hidden[0, :, 0].tolist() == [ord(letter) for letter in caption]
             assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)
+
+
+def test_the_folder_says_which_autoencoder_made_it(encoders, tmp_path):
+    precompute(config(tmp_path), encoders)
+    index = LatentDataset(tmp_path).index
+    assert index.made_from["tae"] == fingerprint(encoders.tae.state_dict())
+    assert (index.latent_mean, index.latent_std) == ((0.1, 0.2), (2.0, 3.0))
+
+
+def test_latents_beyond_float16_are_refused(encoders, tmp_path):
+    tae = copy.deepcopy(encoders.tae)
+    torch.nn.init.constant_(tae.encoder.conv_out.temporal.bias, 1e5)
+    with pytest.raises(UserError, match=r"sample/mini/tae: gives latents beyond float16"):
+        precompute(config(tmp_path), replace(encoders, tae=tae))
+    assert not any(path.name.isdigit() for path in tmp_path.rglob("*"))
 
 
 def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, capsys):
