@@ -8,6 +8,7 @@ import torch
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
+from kinoflow.sample.__main__ import main
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
 from kinoflow.sample.release import Release, ReleaseConfig, write
 from kinoflow.tae.model.config import TAEConfig
@@ -93,3 +94,16 @@ def tiny_release_folder(tmp_path_factory):
 def tiny_release(tiny_release_folder, monkeypatch):
     monkeypatch.setattr(Release, "encoder", lambda self, text_cache=None: HashEncoder())
     return Release.load(tiny_release_folder)
+
+
+@pytest.fixture
+def run(tiny_release, tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder, two steps on the tiny release; gives code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*argv):
+        code = main([*argv, "--weights", str(tiny_release.folder), "--steps", "2"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command

@@ -8,6 +8,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.sample.generate import (
     Sampling,
     decode_latent,
+    decode_pieces,
     generate,
     noise_stream,
     sample_latent,
@@ -100,6 +101,9 @@ def test_decoding_denormalizes_and_tiles_long_clips(tiny_release, frames):
         plain = tae.decode(tae.denormalize(latent), frames)
     plain = ((plain.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
     assert (clip.int() - plain.int()).abs().max() <= (0 if frames <= 32 else 1)
+    pieces = list(decode_pieces(tae, latent, frames))
+    assert {piece.shape[1] for piece in pieces} == {min(frames, 8)}
+    assert torch.equal(torch.cat(pieces, dim=1), clip)
 
 
 def test_decoding_in_too_little_memory_is_refused(tiny_release):

@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from kinoflow.configs.pretrained import fingerprint
 from kinoflow.data import video
-from kinoflow.data.latents.kino import LatentInfo, read_info
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents import shards
+from kinoflow.data.latents.kino import LatentInfo, read_info, read_latents
 from kinoflow.tae import TAE
 from kinoflow.tae.__main__ import main
 from tests.data.making import encode, gradient, onsets, rgb_frames, with_sound
@@ -214,9 +217,81 @@ def test_latent_files_of_before_are_read(tmp_path):
     ).to_attributes()  # fmt: skip
     for key in ("variable_frame_rate", "time_base", "resampled", "sound", "sound_origin", "source_bytes"):
         del attributes[key]
+    del attributes["metadata"]
+    attributes["normalized"] = False  # which they said of themselves
     assert not LatentInfo.from_attributes(attributes).variable_frame_rate
+    assert LatentInfo.from_attributes(attributes).metadata == {}
+    with pytest.raises((ValueError, TypeError), match="metadata"):
+        LatentInfo.from_attributes(attributes | {"metadata": {"seed": 3}})
     with pytest.raises(KeyError, match="tile"):
         LatentInfo.from_attributes({key: attributes[key] for key in attributes.keys() - {"tile"}})
+
+
+@pytest.fixture
+def precomputed(tmp_path, weights, run) -> Path:
+    """A latent folder as precompute writes it: two clips of one shape, one of another."""
+    folder = tmp_path / "latents"
+    index = shards.LatentIndex(
+        buckets={"9x32x24@25 weight=2": 2, "1x8x8@25": 1}, shard_size=2, captions_per_clip=2, widths=(3,),
+        made_from={"source": "a.jsonl", "tae": fingerprint(TAE.from_pretrained(weights).state_dict())},
+        latent_mean=(0.0, 0.5), latent_std=(1.0, 2.0),
+    )  # fmt: skip
+    text = np.ones((2, 3), np.float16)
+    shards.begin(folder, index, [text])
+    for bucket, count in index.buckets.items():
+        latents = []
+        for number in range(count):
+            size = parse(bucket)
+            clip = np.roll(gradient(size.frames), 20 * number, axis=2)[:, : size.height, : size.width]
+            video.write(tmp_path / f"{number}.mp4", clip, fps=25, crf=1)
+            run("encode", tmp_path / f"{number}.mp4", tmp_path / f"{size.frames}-{number}.kino")
+            shape = (-(-size.frames // 8), 2, size.height // 8, size.width // 8)
+            (latent,) = read_latents(tmp_path / f"{size.frames}-{number}.kino", 0, shape[0], shape)
+            latents.append(np.swapaxes(latent, 0, 1))
+        captions = [[f"clip {number}", "x"] for number in range(count)]
+        content = shards.Shard(latent=np.stack(latents), texts=[[text] * 2 * count], captions=captions)
+        shards.write_shard(folder, bucket, 0, content)
+    return folder
+
+
+def test_a_latent_folder_is_described(precomputed, run, capsys):
+    said = run("info", precomputed)
+    assert (said["clips"], said["captions_per_clip"], said["shards_missing"]) == (3, 2, 0)
+    assert said["buckets"] == {"9x32x24@25 weight=2": 2, "1x8x8@25": 1}
+    assert (said["text_widths"], said["made_from"]["source"]) == ({"text_0": 3}, "a.jsonl")
+    assert said["bytes"] == sum(file.stat().st_size for file in precomputed.rglob("*") if file.is_file())
+    assert main(["info", str(precomputed)]) == 0
+    assert "9x32x24@25 weight=2: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "same"),
+    [(["--clip", 1], "9-1"), (["--clip", 0, "--bucket", "1x8x8@25"], "1-0"), (["--clip", 0], "9-0")],
+)
+def test_a_clip_of_a_latent_folder_is_what_its_latent_file_decodes_to(precomputed, run, chosen, same):
+    place = precomputed.parent
+    figures = run("decode", precomputed, place / "seen.mp4", *chosen)
+    run("decode", place / f"{same}.kino", place / "same.mp4")
+    assert np.array_equal(video.read(place / "seen.mp4"), video.read(place / "same.mp4"))
+    assert (figures["input"], figures["clip"]) == (str(precomputed), chosen[1])
+    metadata = video.probe(place / "seen.mp4").metadata
+    assert (metadata["title"], metadata["caption_1"]) == (f"clip {chosen[1]}", "x")
+
+
+def test_what_a_latent_folder_does_not_hold_is_one_line(precomputed, weights, capsys, tmp_path):
+    model, out = ["--weights", str(weights)], str(tmp_path / "a.mp4")
+    for words, said in (
+        ([precomputed, out], "holds many clips; choose one with --clip N"),
+        ([precomputed, out, "--clip", "2"], "choose one from 0 to 1 of 9x32x24@25"),
+        ([precomputed, out, "--clip", "0", "--bucket", "2x8x8@25"], "which holds 9x32x24@25, 1x8x8@25"),
+        ([tmp_path / "9-0.kino", out, "--clip", "0"], "not what precompute wrote"),
+    ):
+        assert main(["decode", *map(str, words), *model]) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err and printed.err.count("\n") == 1
+    assert main(["decode", str(precomputed), out, "--clip", "0"]) == 2
+    assert f"made by the autoencoder of {precomputed}" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_without_the_perceptual_weights_that_is_said(tmp_path, run, variable, monkeypatch):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from kinoflow.configs.schema import load
-from kinoflow.dit_video import VideoDiT, video_dit
+from kinoflow.dit_video import VideoDiT
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 from kinoflow.train.run import engine
 from kinoflow.train.run.config import RunConfig
@@ -27,7 +27,7 @@ def result(model, *, packed=False):
     generator = torch.Generator().manual_seed(5)
     clip = torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64)
     time = torch.rand(2, generator=generator, dtype=torch.float64)
-    with mock.patch.object(video_dit, "packs", lambda _: packed):
+    with mock.patch("kinoflow.dit_video.video_dit.packs", lambda _: packed):
         found = model(torch.stack((clip, -clip)), time, ragged_text()).flatten()
     (found.square() + found).sum().backward()
     return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
