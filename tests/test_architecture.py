@@ -62,7 +62,12 @@ TO_ONLY: dict[tuple[str, str], set[str]] = {
 }
 # Library -> the only files that import it.
 LIBRARIES: dict[str, set[str]] = {
-    "deepspeed": {"train/run/engine.py", "train/run/checkpoint.py", "dit_video/parallel.py"},
+    "deepspeed": {
+        "train/run/engine.py",
+        "train/run/spread.py",
+        "train/run/checkpoint.py",
+        "dit_video/parallel.py",
+    },
     "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "tokenizers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "av": {"data/video/reader.py", "data/video/writer.py", "data/video/audio.py"},

@@ -1,16 +1,13 @@
 """`python -m kinoflow.train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
 
-import platform
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kinoflow.configs.errors import UserError, run
-from kinoflow.configs.files import write_json
 from kinoflow.configs.keys import key_table
-from kinoflow.configs.schema import dump, load
+from kinoflow.configs.schema import load
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
 
@@ -91,24 +88,28 @@ def _export(arguments: list[str]) -> int:
         raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
     folder, release = Path(arguments[0]), Path(arguments[1])
     config = load(RunConfig, [str(folder / "config.yaml")])
-    found = checkpoint.export(folder, release, _task(config), Path(config.release))
+    parts_from = Path(config.release) if config.release else None
+    found = checkpoint.export(folder, release, _task(config), parts_from)
     print(f"{release}: {config.model} from {found}")
     return 0
 
 
 def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
-    """Train the task that build makes, inside a process group, leaving config.yaml and env.json."""
+    """Train the task that build makes, inside a process group."""
     from kinoflow.train.run import engine, loop
 
-    world = engine.start(config.threads, config.parallel.sequence)
+    processes = engine.start(config.threads, config.parallel.sequence)
     try:
-        slices = world.replicas * config.deepspeed.accumulation
+        slices = processes.replicas * config.deepspeed.accumulation
         if config.data.batch_size % slices:
             raise UserError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
                               f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
-        if world.rank == 0:
-            record(config, Path(config.run))
-        return loop.train(build(config), config, world)
+        return loop.train(build(config), config, processes)
+    except KeyboardInterrupt:
+        if processes.rank == 0:
+            line = "interrupted; the same command goes on from the newest checkpoint"
+            print(f"kinoflow train: {line}", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         engine.stop()
 
@@ -121,32 +122,6 @@ def _task(config: RunConfig) -> Task:
     from kinoflow.train.tasks.dit import DiTTask
 
     return DiTTask(config)
-
-
-def record(config: object, folder: Path) -> None:
-    """Write config.yaml and env.json into the run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dump(config, folder / "config.yaml")
-    environment = {"git": _git_hash(), "python": platform.python_version(), "platform": platform.platform(),
-                   "packages": {name: _version(name) for name in ("kinoflow", "torch", "deepspeed", "numpy")},
-                   "command": sys.argv}  # fmt: skip
-    write_json(folder / "env.json", environment)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_hash() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
 
 
 if __name__ == "__main__":

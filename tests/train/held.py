@@ -8,10 +8,13 @@ import torch
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.schema import load
+from kinoflow.dit_video.parallel import parallelize
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.train.plan.config import PlanConfig
 from kinoflow.train.run import engine
 from kinoflow.train.run.ema import EMA
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.run.task import Loss
 
 TEXT_TOKENS = (40, 8, 20)
 LATENT = (4, 16, 16)
@@ -69,23 +72,24 @@ def batch(config, clips):
 
 def loss(model, inputs, step):
     latent, time, text = inputs
-    return torch.nn.functional.mse_loss(model(latent, time, text), torch.randn_like(latent)), {}
+    return Loss(total=torch.nn.functional.mse_loss(model(latent, time, text), torch.randn_like(latent)))
 
 
 def held(cases, folder):
     """Two optimizer steps under each of the cases; FOLDER/CASE.RANK.json has the bytes in the second."""
-    world = engine.start(1)
+    processes = engine.start(1)
     for name, sources in cases.items():
         config = load(PlanConfig, sources)
-        figures = measure(config, replace(world, sequence=config.parallel.sequence))
-        Path(folder, f"{name}.{world.rank}.json").write_text(json.dumps(figures))
+        figures = measure(config, replace(processes, sequence=config.parallel.sequence))
+        Path(folder, f"{name}.{processes.rank}.json").write_text(json.dumps(figures))
     engine.stop()
 
 
-def measure(config, world):
+def measure(config, processes):
     model = VideoDiT(config.dit)
     model.init_weights()
-    running = engine.Engine(model, loss, config, world)
+    parallelize(model, config.parallel, Spread(config=config, processes=processes).group)
+    running = engine.Engine(model, loss, config, processes)
     average = EMA(running.fragments(), 0.9)
     found = {}
     optimizer, stage = running.deepspeed.optimizer, config.deepspeed.zero_stage
@@ -107,7 +111,7 @@ def measure(config, world):
         optimizer.reduce_gradients = reducing
     for step in range(2):
         with Saved(model) as saved:
-            running.backward(batch(config, config.data.batch_size // world.replicas), step)
+            running.backward(batch(config, config.data.batch_size // processes.replicas), step)
         found["activations"] = saved.bytes
         if stage != 1:
             found["gradients"] = storage_bytes(gradients(running, stage))

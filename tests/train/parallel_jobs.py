@@ -9,10 +9,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from kinoflow.configs.schema import load
-from kinoflow.dit_video import VideoDiT
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 from kinoflow.train.run import engine
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.run.task import Loss
+from kinoflow.train.tasks.dit import DiTTask
 from tests.dit_video.test_attention import ragged_text
 from tests.dit_video.test_model import CONFIG, build, latent, text
 
@@ -35,24 +37,24 @@ def result(model, *, packed=False):
 
 def sequence(folder):
     """Every rank's outputs and mean gradients of every case, written by rank 0 once they are equal on all."""
-    world = engine.start(1)
+    processes = engine.start(1)
     try:
-        group = dist.new_group(list(range(world.size)))
+        group = dist.new_group(list(range(processes.size)))
         saved = {}
         for kernel in KERNELS:
             for every in (0, 1):
                 model = build(config(kernel))
-                parallelize(model, ParallelConfig(sequence=world.size, checkpoint_every=every), group)
+                parallelize(model, ParallelConfig(sequence=processes.size, checkpoint_every=every), group)
                 for packed in (False, True):
                     found, gradients = result(model, packed=packed)
                     for gradient in gradients.values():
                         dist.all_reduce(gradient)
-                        gradient.div_(world.size)
+                        gradient.div_(processes.size)
                     first = found.clone()
                     dist.broadcast(first, 0)
                     assert torch.equal(first, found), "the output differs between ranks"
                     saved[kernel, every, packed] = (found, gradients)
-        if world.rank == 0:
+        if processes.rank == 0:
             torch.save(saved, Path(folder) / "sequence.pt")
         return 0
     finally:
@@ -81,21 +83,22 @@ def config(kernel):
 def sharded(folder, sources):
     """The model from the meta device under ZeRO-3; this rank's masters before and after one step."""
     settings = load(RunConfig, sources)
-    world = engine.start(1, settings.parallel.sequence)
+    processes = engine.start(1, settings.parallel.sequence)
     try:
-        torch.manual_seed(settings.seed)
-        with torch.device("meta"):
-            model = VideoDiT(settings.dit)
-        run = engine.Engine(model, loss, settings, world)
-        before = [(f.name, f.shape, f.start, f.master.clone()) for f in run.fragments()]
+        task = DiTTask(settings)
+        model = task.model
+        assert all(p.is_meta for p in model.parameters())
+        task.prepare(Spread(config=settings, processes=processes))
+        run = engine.Engine(model, loss, settings, processes)
+        before = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
         assert all(p.numel() < max(p.ds_numel, 2) for p in model.blocks.parameters()), (
             "a block lies here whole"
         )
         for step in range(3):
-            run.backward(world.replica, step)
+            run.backward(processes.replica, step)
             run.update(1e-2)
-        after = [(f.name, f.shape, f.start, f.master.clone()) for f in run.fragments()]
-        torch.save((before, after), Path(folder) / f"{world.rank}.pt")
+        after = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
+        torch.save((before, after), Path(folder) / f"{processes.rank}.pt")
         return 0
     finally:
         engine.stop()
@@ -107,4 +110,4 @@ def loss(model, replica, step):
     target = x.roll(1, -1)[replica : replica + 1].float()
     own = [type(e)(hidden=e.hidden[:1].float(), mask=e.mask[:1]) for e in text(2)]
     velocity = model(x[replica : replica + 1].float(), time[replica : replica + 1].float(), own)
-    return F.mse_loss(velocity, target), {}
+    return Loss(total=F.mse_loss(velocity, target))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.video import write
 from kinoflow.train.run.config import DataConfig
@@ -33,7 +34,7 @@ def is_gray(clips: torch.Tensor) -> bool:
 
 
 def test_a_crop_is_a_window_of_the_whole_clip(tmp_path: Path) -> None:
-    whole, cropped = source(tmp_path), source(tmp_path, crop=24)
+    whole, cropped = source(tmp_path, world_share=1), source(tmp_path, world_share=1, crop=24)
     places = set()
     for step in range(4):
         clips, crops = whole.batch(step, 0, 1), cropped.batch(step, 0, 1)
@@ -50,10 +51,10 @@ def test_a_crop_is_a_window_of_the_whole_clip(tmp_path: Path) -> None:
 
 
 def test_a_crop_larger_than_the_clip_takes_all_of_it(tmp_path: Path) -> None:
-    assert source(tmp_path, crop=40).batch(0, 0, 1).shape == (3, 3, 4, 32, 40)
+    assert source(tmp_path, world_share=1, crop=40).batch(0, 0, 1).shape == (3, 3, 4, 32, 40)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 def test_the_world_has_its_share_of_the_steps(tmp_path: Path, listed: str, share: float) -> None:
     clips = source(tmp_path, manifest=listed, world_share=share)
     steps = [is_gray(clips.batch(step, 0, 1)) for step in range(60)]
@@ -66,3 +67,17 @@ def test_the_world_has_its_share_of_the_steps(tmp_path: Path, listed: str, share
     for step in range(8):
         both = torch.cat([clips.batch(step, rank, 3) for rank in range(3)])
         assert torch.equal(both, clips.batch(step, 0, 1))
+
+
+def test_a_run_without_clips_or_buckets_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^data\.manifest: .*data\.world_share=1"):
+        source(tmp_path)
+    with pytest.raises(UserError, match=r"^data\.buckets: name the clips"):
+        ClipSource(DataConfig(world_share=1), 5, tmp_path / "quarantine.jsonl")
+
+
+def test_previews_of_a_list_show_the_list(tmp_path: Path, listed: str) -> None:
+    assert is_gray(source(tmp_path, manifest=listed).shown(2))
+    assert not is_gray(source(tmp_path, manifest=listed, world_share=0.2).shown(2))
+    world = source(tmp_path, world_share=1).shown(2)
+    assert torch.equal(world, to_tensor([draw(i, parse(BUCKET), split="heldout") for i in range(2)]))

@@ -56,7 +56,7 @@ def test_the_loss_is_the_distance_to_the_velocity_of_the_configured_path(name, p
         seen.append((x_t, time, texts))
         return torch.ones_like(x_t)
 
-    loss, _ = task(FlowConfig(path=name)).loss(model, batch, 0)
+    loss = task(FlowConfig(path=name)).loss(model, batch, 0).total
     expected = perturb(batch.latent, batch.noise, batch.time, path)
     torch.testing.assert_close(loss, (1 - expected.velocity).square().mean())
     assert torch.equal(seen[0][0], expected.x_t) and seen[0][1] is batch.time and seen[0][2] == (text,)

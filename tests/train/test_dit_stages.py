@@ -11,6 +11,9 @@ from kinoflow.configs.schema import load
 from kinoflow.dit_video import VideoDiT
 from kinoflow.dit_video.attention.kernels import math_attention
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.tasks import dit as module
 from kinoflow.train.tasks.dit import DiTTask
 
 SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"]
@@ -18,6 +21,11 @@ SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"
 
 def task(*sources: str) -> DiTTask:
     return DiTTask(load(RunConfig, [*SHAPE, *sources]))
+
+
+def prepare(made: DiTTask) -> None:
+    processes = Processes(rank=0, size=1, device=torch.device("cpu"))
+    made.prepare(Spread(config=made.config, processes=processes))
 
 
 @pytest.fixture
@@ -76,3 +84,40 @@ def test_data_buckets_weigh_what_was_precomputed() -> None:
     other.__dict__["latents"] = stored
     with pytest.raises(UserError, match=r"data\.buckets: 8x64x64@16 is not in x, which holds"):
         _ = other.buckets
+
+
+def test_previews_without_a_release_or_prompts_are_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "tae").mkdir()
+    (tmp_path / "empty.txt").write_text("\n \n")
+    release = f"release={tmp_path}"
+    for sources, line in (
+        (["preview_prompts=world"], r"^release: name the folder"),
+        (["preview_prompts=world", "release=nowhere"], r"^release: nowhere has no tae/; name the folder"),
+        ([release], r"^data\.latents: name the folder"),
+        ([release, "preview_prompts=nowhere.txt"], r"^preview_prompts: nowhere\.txt cannot be read"),
+        ([release, f"preview_prompts={tmp_path / 'empty.txt'}"], r"^preview_prompts: .*empty"),
+    ):
+        with pytest.raises(UserError, match=line):
+            prepare(task("preview_every=5", *sources))
+    prepare(task("preview_every=5", release, "preview_prompts=world"))
+    prepare(task())
+
+
+def test_prompts_of_previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of the toy world for those who ask for them alone."""
+    world = task("preview_prompts=world").prompts
+    assert len(set(world)) == module.PREVIEW_CLIPS
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the toy world was asked")
+
+    monkeypatch.setattr(module, "sample_scene", fail)
+    (tmp_path / "prompts.txt").write_text("a fox runs\n\n  rain on a street \n")
+    assert task(f"preview_prompts={tmp_path / 'prompts.txt'}").prompts == ["a fox runs", "rain on a street"]
+    plain = task()
+    plain.__dict__["latents"] = SimpleNamespace(
+        buckets=["1x64x64@16", "16x64x64@16 weight=0.8"],
+        num_clips=lambda name: 3 if name.startswith("16x") else 99,
+        captions=lambda name, clip: [f"{name.partition(' ')[0]} {clip}", "another caption"],
+    )
+    assert plain.prompts == ["16x64x64@16 0", "16x64x64@16 1", "16x64x64@16 2"]

@@ -20,7 +20,7 @@ def test_usage(capsys):
         (["run=a", "deepspeed.zero_stage=4"], "deepspeed.zero_stage: 4"),
         (["run=a", "deepspeed.offload=optimizer"], "deepspeed.zero_stage 1, 2 or 3"),
         (["run=a", "data.world_share=0.5"], "data.manifest"),
-        (["run=a", "data.manifest=a.jsonl", "data.world_share=1"], "data.world_share"),
+        (["run=a", "data.manifest=a.jsonl", "data.world_share=1.5"], "data.world_share"),
         (["run=a", "data.crop=0"], "data.crop"),
         (["run=a", "deepspeed.offload=parameters"], "deepspeed.offload"),
         (["run=a", "deepspeed.accumulation=3"], "data.batch_size: 8 is no multiple"),
@@ -31,6 +31,11 @@ def test_usage(capsys):
         (["export", "somewhere"], "export: name the run"),
         (["export", "nowhere", "release"], "nowhere"),
         (["precompute"], "out: name the folder"),
+        (["precompute", "out=a"], "source: name the clip list"),
+        (["precompute", "out=a", "source=world"], "release: name the release folder"),
+        (["precompute", "out=a", "source=world", "release=b"], "buckets: give at least one"),
+        (["run=a", "model=judge"], "release: name the release folder"),
+        (["run=a", "model=judge", "release=b"], "data.buckets: name the clips"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, line):

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def log(folder, start=0, pending=None):
-    return Log(folder, device=CPU, rank=0, world_size=1, start=start, steps=10, pending=pending)
+    return Log(folder, device=CPU, rank=0, processes=1, start=start, steps=10, pending=pending)
 
 
 def lines(folder):

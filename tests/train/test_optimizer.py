@@ -34,7 +34,7 @@ def test_only_matrices_decay_and_frozen_parameters_stay_out():
 
 def test_average_of_a_constant_and_of_a_step():
     master = torch.zeros(3)
-    ema = EMA([Fragment(name="w", shape=(3,), start=0, master=master)], 0.5)
+    ema = EMA([Fragment(name="w", shape=(3,), start=0, read=lambda: master)], 0.5)
     master.fill_(1.0)
     want = 0.0
     for step in range(20):
@@ -46,7 +46,7 @@ def test_average_of_a_constant_and_of_a_step():
 
 def test_average_keeps_the_memory_format():
     master = torch.randn(2, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d)
-    ema = EMA([Fragment(name="w", shape=tuple(master.shape), start=0, master=master)], 0.9)
+    ema = EMA([Fragment(name="w", shape=tuple(master.shape), start=0, read=lambda: master)], 0.9)
     assert ema.values[0].stride() == master.stride()
     pieces = {name: value.clone() for name, value in ema.pieces().items()}
     assert torch.equal(pieces["w"], master.contiguous().flatten())

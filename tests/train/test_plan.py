@@ -36,6 +36,7 @@ PAPER = [
     "parallel.sequence=8", "parallel.checkpoint_every=1", "cluster.gpus=6144",
 ]  # fmt: skip
 
+BUCKETS = ("data.buckets=[16x64x64@16]",)
 STAGE = ["configs/models/dit_30b.yaml", "configs/stages/t2iv_768.yaml", "cluster.gpus=6144"]
 
 every_dit = pytest.mark.parametrize("path", DITS, ids=lambda path: path.stem)
@@ -92,7 +93,7 @@ def closed_parameters(config):
 @every_dit
 def test_parameters_are_those_of_the_model_by_part(path):
     config = dit_of(path)
-    planned = plan(str(path), "cluster.gpus=8", base=[]).parameters
+    planned = plan(str(path), *BUCKETS, "cluster.gpus=8", base=[]).parameters
     assert planned == closed_parameters(config)
     assert sum(planned.values()) == sum(p.numel() for p in meta(config).parameters())
 
@@ -105,7 +106,7 @@ def test_the_paper_has_thirty_billion():
 
 @pytest.mark.parametrize("path", TAES, ids=lambda path: path.stem)
 def test_the_autoencoder_has_a_plan(path):
-    alone = ("data.buckets=[16x64x64@16]", "data.batch_size=8", "loss.adversarial=0")
+    alone = (*BUCKETS, "data.batch_size=8", "loss.adversarial=0")
     planned = plan(str(path), *alone, base=[])
     from kinoflow.tae.model.tae import TAE
 
@@ -119,7 +120,9 @@ def test_the_autoencoder_has_a_plan(path):
 
 
 def test_a_discriminator_is_part_of_the_plan():
-    alone, beside = (plan("model=tae", f"loss.adversarial={weight}", base=[]) for weight in (0, 0.05))
+    alone, beside = (
+        plan("model=tae", *BUCKETS, f"loss.adversarial={weight}", base=[]) for weight in (0, 0.05)
+    )
     added = beside.parameters["discriminator"]
     assert added > 1e6 and sum(beside.parameters.values()) == sum(alone.parameters.values()) + added
     assert beside.memory.kinds["optimizer"] > alone.memory.kinds["optimizer"]
@@ -275,6 +278,7 @@ def test_a_good_plan_has_no_warning():
         (["data.buckets=[1x8x8@16]"], "patch_size"),
         (["data.buckets=[1x64x64@16 weight=0]"], "weight above 0"),
         (["cluster.gpu=6"], "cluster.gpus"),
+        (["data.buckets=null"], "data.buckets: the plan needs the clips"),
     ],
 )
 def test_mistakes_are_one_line(changes, words, capsys):
@@ -355,8 +359,7 @@ def test_the_log_of_a_run_counts_the_same_flops():
     latent = torch.zeros(3, 16, 2, 8, 6)
     batch = DiTBatch(latent=latent, noise=latent, time=torch.zeros(3), texts=text)
     with FlopCounterMode(display=False) as counter:
-        loss, _ = task.loss(task.model, batch, 0)
-        loss.backward()
+        task.loss(task.model, batch, 0).total.backward()
     # The counter does not know the fused backward pass of a CPU.
     assert task.flops(batch) == 3 * total(dit_flops(config.dit, 2 * 4 * 3, (5, 2, 4))).model
     assert 0.8 * task.flops(batch) < counter.get_total_flops() <= task.flops(batch)

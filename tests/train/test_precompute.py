@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -24,6 +25,9 @@ from kinoflow.train.tasks import precompute as module
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
 from kinoflow.train.tasks.precompute import Encoders, PrecomputeConfig, precompute
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+
+ROOT = Path(__file__).parents[2]
+WORLD = ["source=world", f"release={ROOT / 'sample' / 'mini'}"]
 
 
 class Text:
@@ -64,7 +68,7 @@ def encoders():
 def config(folder, *more):
     buckets = "buckets=[8x16x16@16,1x16x16@24 weight=0.5]"
     sources = [buckets, "clips=9", "captions_per_clip=2", "shard_size=4", "batch_size=3", "seed=1"]
-    return load(PrecomputeConfig, [*sources, f"out={folder}", *more])
+    return load(PrecomputeConfig, [*WORLD, *sources, f"out={folder}", *more])
 
 
 def test_shards_equal_single_encodings(encoders, tmp_path):
@@ -122,7 +126,7 @@ def test_processes_share_the_work_and_resume(encoders, tmp_path, monkeypatch, ca
 
 def test_command(encoders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_encoders", lambda config: encoders)
-    assert module.main(["clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
+    assert module.main([*WORLD, "clips=2", "buckets=[1x16x16@16]", f"out={tmp_path}"]) == 0
     with pytest.raises(UserError, match="out: name the folder"):
         module.main(["clips=2"])
     with pytest.raises(UserError, match="captions_per_clip"):
@@ -138,7 +142,7 @@ def test_real_clips_from_a_list(encoders, tmp_path):
     entry = manifest.ClipEntry(path="a.mp4", caption="noise")
     manifest.write(tmp_path / "clips.jsonl", [entry])
     settings = [f"source={tmp_path / 'clips.jsonl'}", "buckets=[8x16x16@16]", f"out={tmp_path / 'out'}"]
-    precompute(load(PrecomputeConfig, settings), encoders)
+    precompute(load(PrecomputeConfig, [*WORLD, *settings]), encoders)
     data = LatentDataset(tmp_path / "out")
     assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1
 
@@ -153,7 +157,7 @@ def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, 
         write_metaclip(release / "text" / "metaclip")
     card = f"name: half\ntext: {{byt5: {tmp_path / 'elsewhere'}, dtype: bfloat16}}\n"
     (release / "kinoflow.yaml").write_text(card)
-    settings += [f"release={release}", f"text_cache={tmp_path / 'kept'}"]
+    settings += ["source=world", f"release={release}", f"text_cache={tmp_path / 'kept'}"]
     assert module.main([*settings, f"out={tmp_path / 'a'}"]) == 0
 
     def fail(*_):

@@ -12,6 +12,8 @@ import torch
 from kinoflow.configs.schema import load
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.ema import EMA
+from kinoflow.train.run.processes import Processes
 from tests.train.toys import Toy
 
 COMMON = [
@@ -112,6 +114,23 @@ def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "00000016"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ValueError("a bug")], ids=repr)
+def test_what_cuts_a_checkpoint_off_leaves_nothing(tmp_path, error):
+    class Failing:
+        processes = Processes(rank=0, size=1, device=torch.device("cpu"))
+
+        def save(self, folder, tag):
+            (folder / tag).mkdir()
+            (folder / tag / "half").write_text("half")
+            raise error
+
+    config = load(RunConfig, COMMON)
+    state = checkpoint.State(config=config, engine=Failing(), adversary=None, ema=EMA([], 0.9))
+    with pytest.raises(type(error)):
+        checkpoint.save(tmp_path, state, 8, {})
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.parametrize(("change", "code", "line"), [
     ("optimizer.lr=0.5", 0, "resuming with optimizer.lr: 0.0001 -> 0.5"),
     ("tae.latent_channels=4", 2, "tae.latent_channels"),
@@ -119,9 +138,13 @@ def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
     ("data.batch_size=0", 2, "data.batch_size"),
 ])  # fmt: skip
 def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
-    job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}", "steps=25", change], True)
+    copied(whole, tmp_path)
+    (tmp_path / "checkpoints" / ".partial-00000023").mkdir()  # of a killed run
+    job = start_job("toy", [*COMMON, f"run={tmp_path}", "steps=25", change], True)
     assert job.wait() == [code], job.text()
     assert line in job.text() and job.text().count("\n") == 1
+    assert load(RunConfig, [str(tmp_path / "config.yaml")]).steps == (25 if code == 0 else 24)
+    assert not (tmp_path / "checkpoints" / ".partial-00000023").exists() or "batch_size" in change
 
 
 def test_a_run_of_another_model_is_one_line(whole, start_job, tmp_path):

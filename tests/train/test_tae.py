@@ -12,6 +12,8 @@ from kinoflow.tae import TAE
 from kinoflow.tae.training.losses import generator_hinge
 from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.tae import TAETask, every_nth
 
 START = 2
@@ -28,6 +30,7 @@ SOURCES = [
     f"loss.adversarial_start={START}",
     "data.buckets=['4x16x16@16']",
     "data.batch_size=2",
+    "data.world_share=1",
 ]
 
 
@@ -49,21 +52,22 @@ def test_the_adversarial_term_switches_on_at_its_step(task: TAETask) -> None:
         batch = task.batch(step, 0, 1)
         before = {name: nn.utils.parameters_to_vector(m.parameters()).detach() for name, m in models.items()}
         critic.requires_grad_(False)
-        total, parts = task.loss(task.model, batch, step)
-        total.backward()
+        found = task.loss(task.model, batch, step)
+        found.total.backward()
         critic.requires_grad_(True)
         assert not gradients(critic), "the autoencoder's loss reaches the discriminator"
-        own = task.discriminator_loss(critic, batch, step)
-        assert ("generator" in parts, own is not None) == (step >= START,) * 2
+        assert found.output is not None and not found.output.requires_grad
+        own = task.discriminator_loss(critic, batch, found.output, step)
+        assert ("generator" in found.parts, own is not None) == (step >= START,) * 2
         if own is not None:
             count = len(gradients(task.model))
             saved = [grad.clone() for grad in gradients(task.model)]
-            own[0].backward()
+            own.total.backward()
             assert len(gradients(task.model)) == count
             for grad, kept in zip(gradients(task.model), saved, strict=True):
                 assert torch.equal(grad, kept), "the discriminator's loss reaches the autoencoder"
             assert gradients(critic)
-            assert set(own[1]) == {"real", "fake"}
+            assert set(own.parts) == {"real", "fake"}
         for name, optimizer in optimizers.items():
             optimizer.step()
             optimizer.zero_grad()
@@ -73,20 +77,20 @@ def test_the_adversarial_term_switches_on_at_its_step(task: TAETask) -> None:
 
 def test_the_term_is_the_hinge_of_the_reconstruction_at_its_weight(task: TAETask) -> None:
     batch, weights = task.batch(START, 0, 1), task.config.loss
-    total, parts = task.loss(task.model, batch, START)
-    before, without = task.loss(task.model, batch, START - 1)
+    found, before = task.loss(task.model, batch, START), task.loss(task.model, batch, START - 1)
     assert task.discriminator is not None
     expected = generator_hinge(task.discriminator(task.model(batch.video, batch.noise).video))
-    torch.testing.assert_close(parts["generator"], expected)
-    torch.testing.assert_close(total - before, weights.adversarial * expected, atol=1e-6, rtol=1e-4)
-    assert set(parts) - set(without) == {"generator"}
+    torch.testing.assert_close(found.parts["generator"], expected)
+    torch.testing.assert_close(
+        found.total - before.total, weights.adversarial * expected, atol=1e-6, rtol=1e-4
+    )
+    assert set(found.parts) - set(before.parts) == {"generator"}
 
 
 def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     task = TAETask(load(RunConfig, [*SOURCES, f"run={tmp_path}", "loss.adversarial=0"]))
     assert task.discriminator is None
-    _, parts = task.loss(task.model, task.batch(START, 0, 1), START)
-    assert "generator" not in parts
+    assert "generator" not in task.loss(task.model, task.batch(START, 0, 1), START).parts
 
 
 @pytest.mark.parametrize(("frames", "every"), [(16, 8), (16, 1), (5, 2), (3, 8), (1, 8)])
@@ -108,11 +112,11 @@ def test_the_perceptual_term_is_the_distance_of_its_frames(tmp_path: Path, monke
     terms = ["loss.perceptual=0.5", "loss.perceptual_every=2", "loss.l1=0", "loss.kl=0", "loss.outlier=0"]
     task = TAETask(load(RunConfig, [*SOURCES, *terms, f"run={tmp_path}"]))
     batch = task.batch(1, 0, 1)
-    total, parts = task.loss(task.model, batch, 1)
+    found = task.loss(task.model, batch, 1)
     ((video, target),) = asked
     assert torch.equal(target, batch.video[:, :, 1::2])
     assert video.shape == target.shape
-    torch.testing.assert_close(total, 0.5 * parts["perceptual"])
+    torch.testing.assert_close(found.total, 0.5 * found.parts["perceptual"])
 
 
 def test_a_training_goes_on_from_a_release(task: TAETask, tmp_path: Path) -> None:
@@ -133,8 +137,7 @@ def test_a_frozen_encoder_gives_the_latents_of_before(task: TAETask, tmp_path: P
     task.model.with_statistics(mean, std).save_pretrained(tmp_path / "tae")
     sources = [*SOURCES, f"run={tmp_path}", f"init_from={tmp_path}"]
     later = TAETask(load(RunConfig, [*sources, "freeze_encoder=true"]))
-    total, _ = later.loss(later.model, later.batch(0, 0, 1), 0)
-    total.backward()
+    later.loss(later.model, later.batch(0, 0, 1), 0).total.backward()
     trained = {name.partition(".")[0] for name, p in later.model.named_parameters() if p.grad is not None}
     assert trained == {"decoder"}
     state = {name: value + 0.5 for name, value in later.model.state_dict().items()}
@@ -175,3 +178,14 @@ def test_a_frozen_encoder_does_not_grow() -> None:
 def test_only_a_trained_autoencoder_is_frozen_or_grows(sources: list[str], key: str, value: str) -> None:
     with pytest.raises(UserError, match=key.partition(".")[0]):
         load(RunConfig, [*sources, f"{key}={value}"])
+
+
+def test_encoder_and_decoder_are_compiled_before_the_run(tmp_path: Path, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **options: compiled.append(part))
+    for sources in ([], ["parallel.compile=true"]):
+        task = TAETask(load(RunConfig, [*SOURCES, f"run={tmp_path}", *sources]))
+        assert compiled == []
+        processes = Processes(rank=0, size=1, device=torch.device("cpu"))
+        task.prepare(Spread(config=task.config, processes=processes))
+    assert compiled == [task.model.encoder, task.model.decoder]

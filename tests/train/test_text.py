@@ -19,6 +19,7 @@ from kinoflow.train.mini import text
 from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
 from kinoflow.train.mini.corpus import ATTRIBUTES, attributes, corrupt, describe, quoted, sample, spell
 from kinoflow.train.mini.probe import AttributeHeads, accuracy, last_state, mean_state
+from kinoflow.train.mini.tokenizers import byte_pair_tokenizer, word_tokenizer
 from kinoflow.train.run.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,7 @@ def test_written_words_are_known_and_unknown():
 
 def test_word_tokenizer_has_a_token_a_word_and_letters_for_the_rest():
     prompts = ['a red star moves left with a sign that says "KITE"', "FPS-16 a blue ring spins."] * 3
-    tokenizer = text.word_tokenizer(prompts, 32)
+    tokenizer = word_tokenizer(prompts, 32)
     assert tokenizer.tokenize("a Red star") == ["▁a", "▁red", "▁star"]
     assert tokenizer.tokenize("FPS-24 a ring.") == ["▁fps-24", "▁a", "▁ring", "."]
     assert tokenizer.tokenize("FPS-48") == ["▁fps-", "4", "8"]
@@ -119,7 +120,7 @@ def test_word_tokenizer_has_a_token_a_word_and_letters_for_the_rest():
 
 
 def test_byte_pair_tokenizer_has_a_token_a_word_and_bytes_for_the_rest():
-    tokenizer = text.byte_pair_tokenizer(['a red star says "KITE"', "a red ring"] * 20, 100, 32)
+    tokenizer = byte_pair_tokenizer(['a red star says "KITE"', "a red ring"] * 20, 100, 32)
     assert tokenizer.tokenize("A red star") == ["a</w>", "red</w>", "star</w>"]
     assert len(tokenizer.tokenize("kite")) == 4
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -196,7 +197,7 @@ def test_a_killed_run_leaves_the_old_encoders(tiny, tmp_path, monkeypatch):
 )
 def test_a_bad_value_is_named(override, key):
     with pytest.raises(UserError, match=key):
-        load(RunConfig, [str(ROOT / "configs" / "mini_text.yaml"), override])
+        load(RunConfig, [str(ROOT / "configs" / "mini" / "mini_text.yaml"), override])
 
 
 def test_the_shipped_states_tell_colour_shape_and_motion():

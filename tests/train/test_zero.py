@@ -49,21 +49,21 @@ def plain(adversarial=False):
     losses, norms = [], []
     for step in range(STEPS):
         batch = task.batch(step, 0, 1)
-        loss, _ = task.loss(model, batch, step)
-        loss.backward()
+        loss = task.loss(model, batch, step)
+        loss.total.backward()
         if critic is not None:
             critic.zero_grad()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 11.0).item())
-        against = task.discriminator_loss(critic, batch, step) if critic is not None else None
+        against = task.discriminator_loss(critic, batch, loss.output, step) if critic is not None else None
         if critic is not None and against is not None:
-            against[0].backward()
+            against.total.backward()
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 11.0)
         for optimizer in optimizers if against is not None else optimizers[:1]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optimizer, step, STEPS)
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss.total.item())
         for name, value in model.named_parameters():
             average[name].lerp_(value.detach(), 1 - decay_at(0.9, step))
     return {"model": model, "average": average, "losses": losses, "norms": norms}
@@ -81,9 +81,12 @@ def only_checkpoint(source, target, step):
 
 @pytest.fixture(scope="module")
 def runs(start_job, tmp_path_factory):
-    """Per case: `first` trains 12 steps; `second` resumes at 6 with an EMA that copies the weights."""
+    """Per case: `first` trains 12 steps; `second` resumes at 6 with an EMA that copies the weights.
+
+    Between its steps `second` makes previews, which must leave the weights as they are.
+    """
     folder = tmp_path_factory.mktemp("zero")
-    for name, more in (("first", []), ("second", ["ema_decay=0"])):
+    for name, more in (("first", []), ("second", ["ema_decay=0", "preview_every=2"])):
         jobs = []
         for case, own in ALL.items():
             if name == "second":

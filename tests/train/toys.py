@@ -5,6 +5,8 @@ import time
 import torch
 from torch import nn
 
+from kinoflow.train.run.task import Loss
+
 
 class Net(nn.Module):
     """Odd sizes, so that ZeRO splits inside parameters and pads; a bare parameter; a buffer."""
@@ -37,33 +39,42 @@ class Toy:
         self.config, self.pause = config, pause
         self.model = Net(width)
         self.discriminator = Critic() if adversarial else None
-        self._output = torch.empty(0)
 
-    def batch(self, step, rank, world_size):
+    def prepare(self, spread):
+        """There is nothing to do."""
+
+    def batch(self, step, index, slices):
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + step)
-        return torch.randn(self.config.data.batch_size, 7, generator=generator).chunk(world_size)[rank]
+        return torch.randn(self.config.data.batch_size, 7, generator=generator).chunk(slices)[index]
 
     def loss(self, model, batch, step):
         time.sleep(self.pause)
-        self._output = model(batch)
-        error = (self._output - target(batch)).square().mean()
-        loss = error
+        output = model(batch)
+        error = (output - target(batch)).square().mean()
+        total = error
         if self.discriminator is not None and step >= 3:
-            loss = error - self.discriminator(self._output).mean()
-        return loss, {"error": error, "constant": 2.0}
+            total = error - self.discriminator(output).mean()
+        return Loss(total=total, parts={"error": error, "constant": 2.0}, output=output.detach())
 
-    def discriminator_loss(self, discriminator, batch, step):
+    def discriminator_loss(self, discriminator, batch, output, step):
         if step < 3:
             return None
-        fake = discriminator(self._output.detach())
-        return (fake - discriminator(target(batch))).square().mean(), {"fake": fake.mean()}
+        fake = discriminator(output)
+        total = (fake - discriminator(target(batch))).square().mean()
+        return Loss(total=total, parts={"fake": fake.mean()})
 
     def preview(self, model, folder, step):
         assert not model.training
         torch.save(model(torch.ones(2, 7)), folder / "output.pt")
 
+    def samples(self, batch):
+        return len(batch)
+
     def tokens(self, batch):
         return batch.numel()
+
+    def flops(self, batch):
+        return 0.0
 
     def export(self, state, folder):
         (folder / "tae").mkdir()

@@ -3,8 +3,6 @@
 A short run on one core, so a plain loop: no shards, no resume; started again, it starts again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -16,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from kinoflow.configs.files import write_json
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing_folder, write_json
 from kinoflow.configs.schema import dump
-from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.configs.terminal import progress_bar
+from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world import Split, labels, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, Verdict, letter_classes
 from kinoflow.sample.evaluation.world import renders
@@ -31,6 +30,7 @@ from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.optimizer import adamw, learning_rate
+from kinoflow.train.tasks.clips import read_buckets
 
 # Kept away from the first held-out scenes, on which releases are evaluated.
 _VALIDATION_SEED = 1_000_000
@@ -56,11 +56,16 @@ def main(config: RunConfig) -> int:
     `data.buckets` are the sizes, lengths and rates that are drawn. When the release already holds an
     autoencoder, one clip in four passes through it, so that its traces are not held against a clip; it, not
     the judge, computes in `deepspeed.precision`.
+
+    Raises:
+        UserError: no release or no buckets.
     """
+    if config.release is None:
+        raise UserError("release: name the release folder that the judge is for, such as sample/mini")
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder, target = Path(config.run), Path(config.release) / "judge"
-    tae_folder = Path(config.release) / "tae"
+    folder, release, buckets = Path(config.run), Path(config.release), read_buckets(config.data)
+    tae_folder = release / "tae"
     tae = TAE.from_pretrained(tae_folder) if (tae_folder / "config.json").exists() else None
     torch.manual_seed(config.seed)
     judge = _start(config)
@@ -68,12 +73,13 @@ def main(config: RunConfig) -> int:
     dump(config, folder / "config.yaml")
     started = time.perf_counter()
     _fit(judge, tae, config, folder)
-    judge.save_pretrained(target)
-    saved, bucket = Judge.from_pretrained(target), parse(config.data.buckets[0])
+    with replacing_folder(release / "judge") as aside:
+        judge.save_pretrained(aside)
+    saved = Judge.from_pretrained(release / "judge")
     figures: dict[str, Any] = {"steps": config.steps, "seconds": round(time.perf_counter() - started)}
-    figures["real"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=bucket)
+    figures["real"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=buckets[0])
     if tae is not None:
-        figures["reconstructed"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=bucket, tae=tae)
+        figures["reconstructed"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=buckets[0], tae=tae)
     write_json(folder / "judge.json", figures)
     print(json.dumps(figures))
     return 0
@@ -91,8 +97,8 @@ def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None
     optimizer = adamw(judge, config.optimizer)
     sums: dict[str, float] = {}
     judge.train()
-    with (folder / "log.jsonl").open("w", encoding="utf-8") as log:
-        for step in track(range(config.steps), description="judge"):
+    with (folder / "log.jsonl").open("w", encoding="utf-8") as log, progress_bar() as bar:
+        for step in bar.track(range(config.steps), description="judge"):
             video, batch = _batch(judge, tae, config, step)
             loss, parts = judge_loss(judge(video), batch)
             optimizer.zero_grad(set_to_none=True)
@@ -111,9 +117,9 @@ def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None
 
 def _batch(judge: Judge, tae: TAE | None, config: RunConfig, step: int) -> tuple[Tensor, Batch]:
     """What the judge sees at this step, and the answers: from (seed, step) alone."""
-    size, buckets = config.data.batch_size, config.data.buckets
+    size, buckets = config.data.batch_size, read_buckets(config.data)
     first = config.seed * _SEEDS_APART + step * size
-    batch = draw(range(first, first + size), parse(buckets[step % len(buckets)]), judge.config, split="train")
+    batch = draw(range(first, first + size), buckets[step % len(buckets)], judge.config, split="train")
     generator = torch.Generator().manual_seed(first)
     clips = batch.clips
     if tae is not None and size >= 4:

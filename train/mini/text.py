@@ -6,24 +6,20 @@ states also answer linear questions about the scene. What is kept are checkpoint
 them: T5EncoderModel, T5EncoderModel, CLIPTextModel.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -31,8 +27,6 @@ from transformers import (
     ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -44,25 +38,19 @@ from kinoflow.data.world import render
 from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
 from kinoflow.train.mini.corpus import (
     ATTRIBUTES,
-    RATES,
     Corruption,
     attributes,
     corrupt,
-    pieces,
     quoted,
     sample,
     spell,
 )
 from kinoflow.train.mini.probe import AttributeHeads, measure
-
-if TYPE_CHECKING:
-    from kinoflow.train.run.config import RunConfig
+from kinoflow.train.mini.tokenizers import END, PAD, SENTINELS, byte_pair_tokenizer, word_tokenizer
+from kinoflow.train.run.config import RunConfig
 
 _CORPUS = 20000
-_SENTINELS = [f"<extra_id_{index}>" for index in range(16)]
 _IGNORED = -100
-_PAD, _END, _UNKNOWN = 0, 1, 2
-_WORD_FLOOR, _LETTER_SCORE, _PAIR_SCORE = -9.0, -14.0, -20.0
 _WARMUP = 50
 _DENOISED = 0.5
 _THUMBNAIL = (6, 24, 24)
@@ -97,63 +85,6 @@ def train(config: TextTrainConfig, *, seed: int, run: Path) -> dict[str, Any]:
         figures |= {"train_seconds": seconds, "config": asdict(config), "seed": seed}
         write_json(aside / "figures.json", figures)
     return figures
-
-
-def word_tokenizer(texts: Iterable[str], max_tokens: int) -> PreTrainedTokenizerFast:
-    """A T5 tokenizer (Unigram) with a token for each word of the texts; other words fall into letters.
-
-    What stands in quotes gets no token of its own: a written word shall look the same to UL2 whether it was
-    in the training set or not. Letter case and accents do not matter.
-    """
-    normalizer = normalizers.Sequence([
-        normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(),
-        normalizers.Replace(Regex("[“”„«»]"), '"'), normalizers.Replace(Regex("[‘’]"), "'"),
-    ])  # fmt: skip
-    splitter = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always"),
-    ])  # fmt: skip
-    counts = Counter(word.strip(",.") for text in texts for word in _unquoted(text).lower().split())
-    counts.update(f"fps-{fps.numerator}" for fps in RATES if fps.denominator == 1)
-    counts.update({"fps-": 1, '"': 1, ",": 1})
-    total = counts.total()
-    vocabulary = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
-    for word, count in sorted(counts.items()):
-        if word:
-            vocabulary[f"▁{word}"] = max(math.log(count / total), _WORD_FLOOR)
-    for piece in ("▁", *pieces()):
-        vocabulary.setdefault(piece, _LETTER_SCORE if len(piece) == 1 else _PAIR_SCORE)
-    tokenizer = Tokenizer(models.Unigram(list(vocabulary.items()), unk_id=_UNKNOWN))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    ending = [("</s>", _END)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=ending)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens=_SENTINELS, model_max_length=max_tokens,
-    )  # fmt: skip
-
-
-def byte_pair_tokenizer(texts: Iterable[str], merges: int, max_tokens: int) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with a merge table learned from the texts, less what stands in quotes."""
-    own = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer, learner.pre_tokenizer = own.normalizer, own.pre_tokenizer
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(  # pyright: ignore[reportCallIssue]
-        vocab_size=2 * len(alphabet) + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>",
-        show_progress=False, min_frequency=2,
-    )  # fmt: skip
-    learner.train_from_iterator((_unquoted(text) for text in texts), trainer)
-    table = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"][:merges]]
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in table)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=table, model_max_length=max_tokens)  # pyright: ignore[reportArgumentType]
-
-
-def _unquoted(text: str) -> str:
-    return re.sub('"[^"]*"', '" "', text)
 
 
 def _train_ul2(config: TextTrainConfig, seed: int, folder: Path) -> None:
@@ -201,11 +132,11 @@ def _train_byt5(config: TextTrainConfig, seed: int, folder: Path) -> None:
 
 
 def _sentinels(tokenizer: Any) -> list[int]:
-    return tokenizer.convert_tokens_to_ids(_SENTINELS)
+    return tokenizer.convert_tokens_to_ids(SENTINELS)
 
 
 def _t5_config(config: EncoderConfig, **options: Any) -> T5Config:
-    options |= {"dropout_rate": 0.0, "tie_word_embeddings": False, "decoder_start_token_id": _PAD}
+    options |= {"dropout_rate": 0.0, "tie_word_embeddings": False, "decoder_start_token_id": PAD}
     return T5Config(
         d_model=config.width,
         d_kv=config.width // config.heads,
@@ -213,8 +144,8 @@ def _t5_config(config: EncoderConfig, **options: Any) -> T5Config:
         num_layers=config.layers,
         num_decoder_layers=1,
         num_heads=config.heads,
-        pad_token_id=_PAD,
-        eos_token_id=_END,
+        pad_token_id=PAD,
+        eos_token_id=END,
         **options,
     )
 
@@ -231,7 +162,7 @@ def _train_t5(
 
     def loss(step: int) -> Float[Tensor, ""]:
         drawn = batch(step)
-        inputs = _pad([each.inputs for each in drawn], _PAD)
+        inputs = _pad([each.inputs for each in drawn], PAD)
         mask = torch.arange(inputs.shape[1]) < torch.tensor([[len(each.inputs)] for each in drawn])
         targets = _pad([each.targets for each in drawn], _IGNORED)
         output = model(input_ids=inputs, attention_mask=mask, labels=targets)

@@ -44,7 +44,8 @@ class Planner:
         self.encoders: tuple[EncoderSize, ...] = ()
         self.work: Workload
         if config.model == "dit":
-            self.encoders = encoder_sizes(config.dit.text_widths, Path(config.release))
+            release = Path(config.release) if config.release else None
+            self.encoders = encoder_sizes(config.dit.text_widths, release)
             self.work = DiTWorkload(config, [encoder.tokens for encoder in self.encoders])
         elif config.model == "tae":
             self.work = TAEWorkload(config)

@@ -52,7 +52,7 @@ _PUBLISHED: dict[tuple[str, int], tuple[str, dict[str, int]]] = {
 }
 
 
-def encoder_sizes(widths: tuple[int, ...], release: Path) -> tuple[EncoderSize, ...]:
+def encoder_sizes(widths: tuple[int, ...], release: Path | None) -> tuple[EncoderSize, ...]:
     """The encoders whose states are `widths` wide, in the order (UL2, ByT5, MetaCLIP).
 
     Raises:
@@ -63,10 +63,10 @@ def encoder_sizes(widths: tuple[int, ...], release: Path) -> tuple[EncoderSize, 
     return tuple(_size(*each, release) for each in zip(NAMES, widths, LIMITS, strict=True))
 
 
-def _size(name: str, width: int, limit: int, release: Path) -> EncoderSize:
-    folder = release / "text" / name
-    config = _read(folder / "config.json")
-    if config.get("d_model", config.get("hidden_size")) == width:
+def _size(name: str, width: int, limit: int, release: Path | None) -> EncoderSize:
+    folder = None if release is None else release / "text" / name
+    config = {} if folder is None else _read(folder / "config.json")
+    if folder is not None and config.get("d_model", config.get("hidden_size")) == width:
         source, shape = str(folder), config
         longest = _read(folder / "tokenizer_config.json").get("model_max_length", limit)
         limit = min(limit, int(config.get("max_position_embeddings", longest)))
@@ -74,8 +74,9 @@ def _size(name: str, width: int, limit: int, release: Path) -> EncoderSize:
         source, shape = _PUBLISHED[name, width]
     else:
         known = ", ".join(str(size) for other, size in _PUBLISHED if other == name)
-        raise UserError(f"dit.text_widths: no {name} is {width} wide in {release}/text, and the published "
-                          f"ones are {known}; correct the width or release=FOLDER")  # fmt: skip
+        where = "" if release is None else f" in {release}/text"
+        raise UserError(f"dit.text_widths: no {name} is {width} wide{where}, and the published ones are "
+                        f"{known}; correct the width or release=FOLDER")  # fmt: skip
     count: Callable[..., tuple[int, int]] = _clip if name == "metaclip" else _t5
     parameters, layer = count(width, shape, limit)
     return EncoderSize(name=name, source=source, parameters=parameters, layer=layer, tokens=limit)

@@ -145,8 +145,10 @@ def read_clips(config: RunConfig, patch: tuple[int, int, int]) -> tuple[Clip, ..
     """The buckets of a run, their shares summing to one.
 
     Raises:
-        UserError: a bucket that cannot be read, or that autoencoder or patches do not divide.
+        UserError: no bucket, one that cannot be read, or that autoencoder or patches do not divide.
     """
+    if config.data.buckets is None:
+        raise UserError("data.buckets: the plan needs the clips, for example data.buckets=[16x64x64@16]")
     clips = []
     for name in config.data.buckets:
         try:

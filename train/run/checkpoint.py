@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kinoflow.train.run.engine import Engine
 
 STATE = "state.json"
+_ASIDE = ".partial-"
 _WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "I/O error", "No space left", "File too large")
 _PARTS = ("kinoflow.yaml", "tae", "dit", "text", "judge")
 Pending = dict[str, list[float]]
@@ -43,45 +44,49 @@ class State:
 def save(folder: Path, state: State, step: int, pending: Pending) -> None:
     """Write folder/checkpoints/<step>, then `latest`, then drop old ones; every rank calls it.
 
+    Every rank writes into the same folder aside; rank 0 removes it when anything cuts it off.
+
     Raises:
-        UserError: the disk takes no more; what was begun is removed.
+        UserError: the disk takes no more.
     """
-    root = folder / "checkpoints"
-    aside, whole = root / f".partial-{step:08d}", root / f"{step:08d}"
+    root, processes = folder / "checkpoints", state.engine.processes
+    aside, whole = root / f"{_ASIDE}{step:08d}", root / f"{step:08d}"
     try:
         _write_shards(aside, state, step, pending)
-    except (RuntimeError, SafetensorError, OSError) as error:
+        if processes.rank == 0:
+            shutil.rmtree(whole, ignore_errors=True)
+            aside.rename(whole)
+    except BaseException as error:
+        if processes.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _WRITE_FAILURES):
             raise
-        shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{whole}: cannot be written, is the disk full? Free space, then run the same "
                               "command again") from error  # fmt: skip
-    if state.engine.world.rank == 0:
-        shutil.rmtree(whole, ignore_errors=True)
-        aside.rename(whole)
+    if processes.rank == 0:
         write_text(root / "latest", whole.name + "\n")
         for old in _folders(root)[: -state.config.keep_checkpoints]:
             shutil.rmtree(old)
-    from_first(None, state.engine.world)
+    from_first(None, processes)
 
 
 def _write_shards(aside: Path, state: State, step: int, pending: Pending) -> None:
-    world = state.engine.world
-    if world.rank == 0:
+    processes = state.engine.processes
+    if processes.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    from_first(None, world)  # the folder exists
+    from_first(None, processes)  # the folder exists
     state.engine.save(aside, "model")
     if state.adversary is not None:
         state.adversary.save(aside, "discriminator")
-    if state.engine.stage > 0 or world.rank == 0:
-        _save_ema(aside / f"ema_{world.rank:05d}.safetensors", state.ema)
-    if world.rank == 0:
+    if state.engine.stage > 0 or processes.rank == 0:
+        _save_ema(aside / f"ema_{processes.rank:05d}.safetensors", state.ema)
+    if processes.rank == 0:
         _save_rest(aside / "rest.safetensors", state.engine.model)
-    every_pending = from_all(pending, world)  # and every rank has written
-    if world.rank == 0:
+    every_pending = from_all(pending, processes)  # and every rank has written
+    if processes.rank == 0:
         sizes = {str(path.relative_to(aside)): path.stat().st_size for path in _files(aside)}
-        record = {"step": step, "world_size": world.size, "config": to_dict(state.config),
+        record = {"step": step, "processes": processes.size, "config": to_dict(state.config),
                   "pending": every_pending, "files": sizes}  # fmt: skip
         (aside / STATE).write_text(json.dumps(record), encoding="utf-8")
 
@@ -89,23 +94,28 @@ def _write_shards(aside: Path, state: State, step: int, pending: Pending) -> Non
 def resume(folder: Path, state: State) -> tuple[int, Pending]:
     """Load the newest whole checkpoint; the steps done so far and the figures of the open log interval.
 
+    What a killed run was writing is removed.
+
     Raises:
         UserError: the run folder belongs to another model, ZeRO stage or number of ranks.
     """
-    world = state.engine.world
-    found = from_first(newest(folder) if world.rank == 0 else None, world)
+    processes = state.engine.processes
+    if processes.rank == 0:
+        for left in (folder / "checkpoints").glob(f"{_ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    found = from_first(newest(folder) if processes.rank == 0 else None, processes)
     if found is None:
         return 0, {}
     record = json.loads((found / STATE).read_text(encoding="utf-8"))
-    _compare(record, state.config, world.size, found, speak=world.rank == 0)
-    rank = world.rank if state.engine.stage > 0 else 0
+    _compare(record, state.config, processes.size, found, speak=processes.rank == 0)
+    rank = processes.rank if state.engine.stage > 0 else 0
     average = found / f"ema_{rank:05d}.safetensors"
     _compare_models(average, state.ema, found)
     state.engine.load(found, "model")
     if state.adversary is not None and (found / "discriminator").is_dir():
         state.adversary.load(found, "discriminator")
-    state.ema.load(load_file(average, device=str(world.device)))
-    return record["step"], record["pending"][world.rank if len(record["pending"]) > world.rank else 0]
+    state.ema.load(load_file(average, device=str(processes.device)))
+    return record["step"], record["pending"][processes.rank if len(record["pending"]) > processes.rank else 0]
 
 
 def newest(folder: Path) -> Path | None:
@@ -147,11 +157,11 @@ def averaged_state(checkpoint: Path) -> dict[str, Float[Tensor, "..."]]:
     return {**rest, **state}
 
 
-def export(run: Path, release: Path, task: Task, parts_from: Path) -> Path:
+def export(run: Path, release: Path, task: Task, parts_from: Path | None) -> Path:
     """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
 
-    Parts that the release folder lacks are copied from parts_from. Files already there are replaced only
-    once everything is written.
+    Parts that the release folder lacks are copied from parts_from, if there is one. Files already there are
+    replaced only once everything is written.
 
     Raises:
         UserError: the run has no whole checkpoint, or its shards are incomplete.
@@ -164,7 +174,7 @@ def export(run: Path, release: Path, task: Task, parts_from: Path) -> Path:
         if release.is_dir():
             shutil.copytree(release, aside, dirs_exist_ok=True)
         task.export(state, aside)
-        for name in _PARTS:
+        for name in _PARTS if parts_from is not None else ():
             source = parts_from / name
             if source.exists() and not (aside / name).exists():
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / name)
@@ -191,8 +201,8 @@ def _compare(record: dict[str, Any], config: RunConfig, size: int, found: Path, 
                                   "put it back or choose another run=")  # fmt: skip
         if speak and key not in ("run", "steps"):
             print(f"resuming with {key}: {before} -> {after}", flush=True)
-    if config.deepspeed.zero_stage > 0 and record["world_size"] != size:
-        raise UserError(f"{found} was made by {record['world_size']} processes and this run has "
+    if config.deepspeed.zero_stage > 0 and record["processes"] != size:
+        raise UserError(f"{found} was made by {record['processes']} processes and this run has "
                               f"{size}; start as many, or choose another run=")  # fmt: skip
 
 

@@ -25,20 +25,20 @@ def _at_least(section: str, minimum: float, **values: float) -> None:
 class DataConfig:
     """Where clips come from, and how many a step takes.
 
-    The autoencoder takes clips of the manifest, or of the procedural world where there is none, or of both;
-    crop makes them pieces of frames, at their full resolution. The transformer takes latents.
+    The autoencoder takes clips of the manifest, of the toy world, or of both; crop makes them pieces of
+    frames, at their full resolution. The transformer takes latents.
     """
 
     manifest: str | None = None
-    """Clip list (Parquet, JSONL) of the autoencoder, or the world."""
+    """Clip list (Parquet, JSONL) of the autoencoder."""
     world_share: float = 0.0
-    """Share of the steps that take clips of the world beside a manifest, in [0, 1)."""
+    """Share of the steps that draw the toy world, in [0, 1]; the others take the manifest."""
     crop: int | None = None
     """Pixels of the side of a square cut at random from each clip."""
     latents: str | None = None
     """Folder of `kinoflow train precompute`, for the transformer."""
-    buckets: tuple[str, ...] = ("16x64x64@16",)
-    """Frames x height x width @ fps, one a batch; ' weight=2' takes it more often."""
+    buckets: tuple[str, ...] | None = None
+    """Frames x height x width @ fps, one a batch; ' weight=2' takes it more often; null: the latents' own."""
     batch_size: int = 8
     """Clips of one optimizer step, over all ranks and micro-batches."""
     workers: int = 1
@@ -49,12 +49,11 @@ class DataConfig:
         _at_least("data.", 0, workers=self.workers)
         if self.crop is not None:
             _at_least("data.", 8, crop=self.crop)
-        if not 0 <= self.world_share < 1:
-            raise UserError(f"data.world_share: {self.world_share} must lie in [0, 1); without a manifest "
-                              "all clips are the world's")  # fmt: skip
-        if self.world_share > 0 and self.manifest is None:
+        if not 0 <= self.world_share <= 1:
+            raise UserError(f"data.world_share: {self.world_share} must lie in [0, 1]")
+        if 0 < self.world_share < 1 and self.manifest is None:
             raise UserError("data.manifest: name the clip list that data.world_share mixes the world with")
-        if not self.buckets:
+        if self.buckets == ():
             raise UserError("data.buckets: give at least one, for example 16x64x64@16")
 
 
@@ -127,8 +126,8 @@ class RunConfig:
     """Optimizer steps."""
     seed: int = 0
     """Another seed, other weights, clips and noise."""
-    release: str = "sample/mini"
-    """Folder or hub id of a release that supplies the frozen parts."""
+    release: str | None = None
+    """Folder of a release that supplies the frozen parts."""
     init_from: str | None = None
     """Folder or hub id of a release to start from."""
     freeze_encoder: bool = False
@@ -167,6 +166,8 @@ class RunConfig:
     """Newest checkpoints that are kept."""
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
+    preview_prompts: str | None = None
+    """File with a prompt a line, or `world`; null: the first captions of the latents."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,

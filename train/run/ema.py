@@ -1,6 +1,6 @@
 """An exponential moving average of fp32 master weights that stays sharded as ZeRO shards them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor
 class Fragment:
     """The part of one parameter whose fp32 master lives on this rank.
 
-    The optimizer updates master in place. It is the whole parameter, in its own shape and memory format,
-    or a flat view of the elements [start, start + master.numel()) of the flattened parameter.
+    read gives what the master is now: a reference to it, or a copy where the optimizer's states are
+    offloaded. It is the whole parameter, in its own shape and memory format, or the flat elements
+    [start, start + read().numel()) of the flattened parameter.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
-    master: Float[Tensor, "..."]
+    read: Callable[[], Float[Tensor, "..."]]
 
 
 def decay_at(decay: float, step: int) -> float:
@@ -33,14 +34,14 @@ class EMA:
     def __init__(self, fragments: Sequence[Fragment], decay: float) -> None:
         self.fragments = list(fragments)
         self.decay = decay
-        self._masters = [fragment.master for fragment in self.fragments]
-        self.values = [master.clone() for master in self._masters]
+        self.values = [fragment.read().clone() for fragment in self.fragments]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the masters after optimizer step `step` (from 0)."""
-        if self.values:
-            torch._foreach_lerp_(self.values, self._masters, 1 - decay_at(self.decay, step))
+        weight = 1 - decay_at(self.decay, step)
+        for fragment, value in zip(self.fragments, self.values, strict=True):
+            value.lerp_(fragment.read(), weight)  # one at a time: copies would add up to a whole shard
 
     def load(self, values: dict[str, Float[Tensor, " n"]]) -> None:
         """Take over saved values, one flat tensor per fragment name."""

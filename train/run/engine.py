@@ -1,4 +1,4 @@
-"""DeepSpeed behind four verbs: start, step, fragments, averaged. Nothing else touches its engine."""
+"""DeepSpeed's engine behind a few verbs: start, backward, update, fragments, averaged, save and load."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,21 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
 from kinoflow.configs.errors import UserError
-from kinoflow.dit_video import VideoDiT
-from kinoflow.dit_video.parallel import parallelize
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA, Fragment
-from kinoflow.train.run.optimizer import adamw
-from kinoflow.train.run.processes import World
-from kinoflow.train.run.task import Parts
+from kinoflow.train.run.optimizer import adamw, whole_shape
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import deepspeed_settings
+from kinoflow.train.run.task import Loss
 
-LossFunction = Callable[[nn.Module, Any, int], tuple[Tensor, Parts] | None]
+# Of the module and what `Engine.backward` was given; None where the loss rests.
+LossFunction = Callable[..., Loss | None]
 
 
-def start(threads: int | None = None, sequence: int = 1) -> World:
+def start(threads: int | None = None, sequence: int = 1) -> Processes:
     """Join the process group that torchrun, deepspeed or srun describe; alone, make one of one process.
 
     Raises:
@@ -59,7 +61,7 @@ def start(threads: int | None = None, sequence: int = 1) -> World:
         raise UserError(
             f"parallel.sequence: {sequence} does not divide the {dist.get_world_size()} processes"
         )
-    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence)
+    return Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence)
 
 
 def stop() -> None:
@@ -82,56 +84,53 @@ class _Loss(nn.Module):
         self.model = model
         self._loss = loss
         self._mixed = mixed
-        self.parts: Parts = {}
+        self.found: Loss | None = None
 
-    def forward(self, batch: Any, step: int) -> Tensor | None:
+    def forward(self, *inputs: Any) -> Tensor | None:
         with self._mixed:
-            result = self._loss(self.model, batch, step)
+            result = self._loss(self.model, *inputs)
         if result is None:
             return None
-        loss, parts = result
-        self.parts = {"loss": loss.detach()}
-        for key, value in parts.items():
-            self.parts[key] = value.detach() if isinstance(value, Tensor) else value
-        return loss
+        parts = {key: v.detach() if isinstance(v, Tensor) else v for key, v in result.parts.items()}
+        self.found = Loss(total=result.total.detach(), parts=parts, output=result.output)
+        return result.total
 
 
 class Engine:
     """One module, its loss and its optimizer under ZeRO; parameters are named as the module names them."""
 
-    def __init__(self, model: nn.Module, loss: LossFunction, config: RunConfig, world: World) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, config: RunConfig, processes: Processes) -> None:
         self.model = model
-        self.world = world
+        self.processes = processes
         self._grad_clip = config.optimizer.grad_clip
         # bf16 weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
         bf16 = config.deepspeed.precision == "bf16"
-        self._mixed = torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16)
+        self._mixed = torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bf16)
         self._module = _Loss(model, loss, self._mixed)
         self._micro_batches = 0
         self.stage = config.deepspeed.zero_stage
-        settings = _deepspeed_config(config, world)
-        if isinstance(model, VideoDiT):
-            parallelize(model, config.parallel, _sequence_group(world))
-            _materialize(model, settings, world, torch.bfloat16 if bf16 else torch.float32)
+        # Offloaded masters, and the average with them, stay in host memory.
+        self._home = torch.device("cpu") if config.deepspeed.offload != "none" else processes.device
         wrapped = deepspeed.initialize(
             model=self._module,
             optimizer=adamw(self._module, config.optimizer),
-            config=settings,
+            config=deepspeed_settings(config, processes),
         )
         self.deepspeed: Any = wrapped[0]
-        if self.stage == 0 and world.size == 1:
+        if self.stage == 0 and processes.size == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy every gradient
 
-    def backward(self, batch: Any, step: int) -> Parts | None:
-        """Add the gradients of a micro-batch; this rank's figures, or None when the loss rests."""
+    def backward(self, *inputs: Any) -> Loss | None:
+        """Add the gradients of a micro-batch; this rank's loss, cut from the graph, or None when it rests."""
         if self._micro_batches > 0:
             self.deepspeed.step()  # within an accumulation it only counts
-        loss = self.deepspeed(batch, step)
+        loss = self.deepspeed(*inputs)
         if loss is None:
             return None
         self.deepspeed.backward(loss)
         self._micro_batches += 1
-        return self._module.parts
+        found, self._module.found = self._module.found, None
+        return found
 
     def update(self, lr: float) -> Tensor | float:
         """One optimizer step with the gradients since the last; the global norm they had before clipping."""
@@ -157,127 +156,77 @@ class Engine:
         """Take over what save wrote, under the same number of ranks and ZeRO stage."""
         self.deepspeed.load_checkpoint(str(folder), tag=tag)
 
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
     def fragments(self) -> list[Fragment]:
         """The fp32 masters of this rank."""
-        found = (self._fragment(name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        found = (self._fragment(name, parameter) for name, parameter in self._trained())
         return [fragment for fragment in found if fragment is not None]
 
-    def _fragment(self, name: str, parameter: Any) -> Fragment | None:
+    def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
+        shape = whole_shape(parameter)
         if self.stage == 0:
-            return Fragment(name=name, shape=tuple(parameter.shape), start=0, master=parameter.data)
-        if self.stage == 3:
-            shape, part = tuple(parameter.ds_shape), parameter.ds_tensor.numel()
-            begin = self.world.rank * part
-            kept = min(part, parameter.ds_numel - begin)  # the last part is padded
-            if kept <= 0:
-                return None
-            optimizer = self.deepspeed.optimizer
-            group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            master = optimizer.fp32_partitioned_groups_flat[group].data.narrow(0, offset, kept)
-            return Fragment(name=name, shape=shape, start=begin, master=master)
-        mapping = parameter._hp_mapping
-        if mapping is None:
+            return Fragment(name=name, shape=shape, start=0, read=lambda: parameter.data)
+        if self.stage < 3:
+            return _flat_fragment(name, parameter)
+        part = safe_get_local_fp32_param(parameter).numel()
+        start = self.processes.rank * part
+        kept = min(part, prod(shape) - start)  # the last part is padded
+        if kept <= 0:
             return None
-        address = mapping.lp_fragment_address
-        return Fragment(
-            name=name, shape=tuple(parameter.shape), start=address.start, master=mapping.hp_fragment.data
-        )
+
+        def read() -> Tensor:
+            """What is offloaded comes as a copy on the device."""
+            return safe_get_local_fp32_param(parameter).detach()[:kept].to(self._home)
+
+        return Fragment(name=name, shape=shape, start=start, read=read)
 
     @contextmanager
     def averaged(self, ema: EMA) -> Iterator[nn.Module]:
         """The model with averaged weights and in eval mode; every rank must enter together."""
         training = self.model.training
-        saved = {name: self._stored(parameter).clone() for name, parameter in self.model.named_parameters()}
-        self._place_average(ema)
-        self._refresh()
+        # Without ZeRO the weights are their own masters; else what is computed with is a cast of the masters.
+        kept = {name: p.data.clone() for name, p in self._trained()} if self.stage == 0 else {}
+        own = {f.name: (f.start, value) for f, value in zip(ema.fragments, ema.values, strict=True)}
+        self._write(lambda name, parameter: self._whole(own.get(name), parameter))
         self.model.eval()
         try:
             # Samples have shapes of their own: not worth a compilation.
             with torch.no_grad(), self._mixed, torch.compiler.set_stance("force_eager"):
                 yield self.model
         finally:
-            for name, parameter in self.model.named_parameters():
-                self._stored(parameter).copy_(saved[name])
-            self._refresh()
+            self._write(lambda name, p: kept[name] if self.stage == 0 else safe_get_full_fp32_param(p))
             self.model.train(training)
 
-    def _stored(self, parameter: Any) -> Tensor:
-        """Where this rank keeps a parameter between steps: under ZeRO-3 its own partition."""
-        return parameter.ds_tensor.data if self.stage == 3 else parameter.data
-
     @torch.no_grad()
-    def _place_average(self, ema: EMA) -> None:
-        own = {f.name: (f.start, value) for f, value in zip(ema.fragments, ema.values, strict=True)}
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if self.stage < 3:
-                parameter.data.copy_(self._whole(own.get(name), parameter))
-            elif name in own:
-                value = own[name][1]
-                self._stored(parameter).view(-1)[: value.numel()].copy_(value)
-
-    def _refresh(self) -> None:
-        """ZeRO-3 keeps small parameters gathered: gather them anew from the changed partitions."""
-        persistent = self.deepspeed.optimizer.persistent_parameters if self.stage == 3 else []
-        if persistent:
-            persistent[0].partition(persistent)
-            persistent[0].all_gather(persistent)
+    def _write(self, value: Callable[[str, nn.Parameter], Tensor]) -> None:
+        """Give every trained parameter its whole value; under ZeRO-3 each rank keeps its part of it."""
+        for name, parameter in self._trained():
+            whole = value(name, parameter)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(whole)
 
     def _whole(self, own: tuple[int, Tensor] | None, parameter: nn.Parameter) -> Float[Tensor, "..."]:
         """A full parameter from the pieces of all ranks; own is this rank's first element and values."""
-        whole = torch.zeros(parameter.numel(), device=parameter.device)
+        shape = whole_shape(parameter)
+        whole = torch.zeros(prod(shape), device=self.processes.device)
         if own is not None:
             begin, value = own
             whole[begin : begin + value.numel()] = value.reshape(-1)
-        if self.stage > 0 and self.world.size > 1:
+        if self.stage > 0 and self.processes.size > 1:
             dist.all_reduce(whole)
-        return whole.view(parameter.shape)
+        return whole.view(shape)
 
 
-def _sequence_group(world: World) -> dist.ProcessGroup | None:
-    """This rank's neighbours that share its clips, None where there are none; every rank calls it."""
-    starts = range(0, world.size, world.sequence) if world.sequence > 1 else ()
-    groups = [dist.new_group(list(range(start, start + world.sequence))) for start in starts]
-    own = groups[world.replica] if groups else None
-    assert not isinstance(own, int), "this rank is in its own group"
-    return own
+def _flat_fragment(name: str, parameter: Any) -> Fragment | None:
+    """What this rank optimizes of a parameter under ZeRO-1 and 2, None where it is all elsewhere.
 
-
-def _materialize(model: VideoDiT, settings: dict[str, Any], world: World, dtype: torch.dtype) -> None:
-    """Give a model on the meta device its starting values and under ZeRO-3 keep this rank's part of them.
-
-    One block at a time, so that the whole model is never in one place.
+    DeepSpeed's public access to a rank's own part (deepspeed.utils.safe_get_local_fp32_param) is for ZeRO-3
+    alone, and the one to the whole parameter sends it around: the mapping behind both is read here.
     """
-    units = [*model.blocks, *(child for child in model.children() if child is not model.blocks), model]
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for unit in units:
-        todo = [parameter for parameter in unit.parameters() if parameter.is_meta]
-        for parameter in todo:
-            value = torch.empty(parameter.shape, device=world.device)
-            model.init_parameter(names[parameter], value)
-            # A parameter cannot leave the meta device by assignment to its data.
-            torch.utils.swap_tensors(parameter, nn.Parameter(value.to(dtype)))
-        if todo:
-            deepspeed.zero.Init(module=unit, config_dict_or_path=settings)
-
-
-def _deepspeed_config(config: RunConfig, world: World) -> dict[str, Any]:
-    choice = config.deepspeed
-    slices = world.size * choice.accumulation
-    zero: dict[str, Any] = {"stage": choice.zero_stage, "overlap_comm": world.device.type == "cuda"}
-    if choice.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if choice.offload == "parameters":
-        zero["offload_param"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": max(config.data.batch_size // slices, 1),
-        "gradient_accumulation_steps": choice.accumulation,
-        "gradient_clipping": config.optimizer.grad_clip if choice.zero_stage > 0 else 0.0,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": choice.precision == "bf16" and choice.zero_stage > 0},
-        "checkpoint": {"tag_validation": "Ignore"},
-        "timers": {"throughput": {"enabled": False}},
-        "steps_per_print": None,
-    }
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    start, shape = mapping.lp_fragment_address.start, tuple(parameter.shape)
+    return Fragment(name=name, shape=shape, start=start, read=lambda: parameter._hp_mapping.hp_fragment.data)

@@ -40,12 +40,12 @@ def peak_memory(device: torch.device) -> int:
 class Log:
     """Means of each interval of `log_every` steps. Figures stay tensors until an interval is written."""
 
-    def __init__(self, folder: Path, *, device: torch.device, rank: int, world_size: int, start: int,
+    def __init__(self, folder: Path, *, device: torch.device, rank: int, processes: int, start: int,
                  steps: int, pending: dict[str, list[float]] | None = None) -> None:  # fmt: skip
         self._values: dict[str, list[Tensor | float]] = {}
         for key, values in (pending or {}).items():
             self._values[key] = [*values]
-        self._device, self._world_size, self._steps = device, world_size, steps
+        self._device, self._processes = device, processes
         self._samples = self._tokens = self._flops = 0.0
         self._clock = self._began = time.perf_counter()
         self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
@@ -87,8 +87,8 @@ class Log:
         now = time.perf_counter()
         elapsed = max(now - self._clock, 1e-9)
         line: dict[str, Any] = {"step": step, **means, "lr": lr}
-        line["samples_per_second"] = self._samples * self._world_size / elapsed
-        line["tokens_per_second"] = self._tokens * self._world_size / elapsed
+        line["samples_per_second"] = self._samples * self._processes / elapsed
+        line["tokens_per_second"] = self._tokens * self._processes / elapsed
         line["peak_memory_bytes"] = peak_memory(self._device)
         line["seconds"] = now - self._began
         peak = peak_flops(self._device)
@@ -105,9 +105,9 @@ class Log:
         if not means:
             return {}
         stacked = torch.stack([torch.as_tensor(mean) for mean in means])
-        if self._world_size > 1:
+        if self._processes > 1:
             dist.all_reduce(stacked)
-            stacked /= self._world_size
+            stacked /= self._processes
         return dict(zip(keys, stacked.tolist(), strict=True))
 
     def _publish(self, line: dict[str, Any]) -> None:

@@ -13,45 +13,53 @@ from kinoflow.train.run.engine import Engine
 from kinoflow.train.run.log import Log
 from kinoflow.train.run.optimizer import learning_rate
 from kinoflow.train.run.preview import preview
-from kinoflow.train.run.processes import World, agree, termination
-from kinoflow.train.run.task import Parts, Task
+from kinoflow.train.run.processes import Processes, agree, termination
+from kinoflow.train.run.record import record
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.run.task import Loss, Parts, Task
 
 PREEMPTED = 143  # 128 + SIGTERM
 
 
-def train(task: Task, config: RunConfig, world: World) -> int:
-    """Train to config.steps from the run folder's newest checkpoint; 0, or 143 when SIGTERM ended it."""
+def train(task: Task, config: RunConfig, processes: Processes) -> int:
+    """Train to config.steps from the run folder's newest checkpoint; 0, or 143 when SIGTERM ended it.
+
+    Raises:
+        UserError: something of the task is missing, or the run folder belongs to another run.
+    """
     folder = Path(config.run)
-    engine = Engine(task.model, task.loss, config, world)
+    task.prepare(Spread(config=config, processes=processes))
+    engine = Engine(task.model, task.loss, config, processes)
     adversary = None
     if task.discriminator is not None:
-        adversary = Engine(task.discriminator, task.discriminator_loss, config, world)
+        adversary = Engine(task.discriminator, task.discriminator_loss, config, processes)
     ema = EMA(engine.fragments(), config.ema_decay)
     state = checkpoint.State(config=config, engine=engine, adversary=adversary, ema=ema)
     begin, pending = checkpoint.resume(folder, state)
-    slices, own = config.deepspeed.accumulation, world.replica * config.deepspeed.accumulation
+    if processes.rank == 0:
+        record(config, folder)  # a folder that refuses to resume keeps what it says of itself
+    slices, own = config.deepspeed.accumulation, processes.replica * config.deepspeed.accumulation
 
     def batches(step: int) -> list[Any]:
-        return [task.batch(step, own + i, world.replicas * slices) for i in range(slices)]
+        return [task.batch(step, own + i, processes.replicas * slices) for i in range(slices)]
 
-    log = Log(folder, device=world.device, rank=world.rank, world_size=world.size, start=begin,
+    log = Log(folder, device=processes.device, rank=processes.rank, processes=processes.size, start=begin,
               steps=config.steps, pending=pending)  # fmt: skip
-    share = config.data.batch_size // (world.replicas * slices)
-    samples, flops = getattr(task, "samples", lambda _: share), getattr(task, "flops", lambda _: 0)
+    counts = (task.samples, task.tokens, task.flops)
     prepared = prefetch(batches, range(begin, config.steps), config.data.workers)
     with log, closing(prepared), termination() as terminated:
         for step, local in enumerate(prepared, begin):
             done, lr = step + 1, learning_rate(config.optimizer, step, config.steps)
-            if world.device.type != "cpu":
-                local = [batch.to(world.device) for batch in local]  # noqa: PLW2901
+            if processes.device.type != "cpu":
+                local = [batch.to(processes.device) for batch in local]  # noqa: PLW2901
             log.add(*_optimize(state, local, step, lr))
             ema.update(step)
-            done_here = (sum(map(count, local)) / world.sequence for count in (samples, task.tokens, flops))
-            log.count(*done_here)
+            log.count(*(sum(map(count, local)) / processes.sequence for count in counts))
             if done % config.log_every == 0 or done == config.steps:
                 log.write(done, lr=lr)
             # Several ranks must stop at the same step: they ask each other where they meet anyway.
-            ending = (world.size == 1 or done % config.log_every == 0) and agree(bool(terminated), world)
+            meeting = processes.size == 1 or done % config.log_every == 0
+            ending = meeting and agree(bool(terminated), processes)
             if done % config.checkpoint_every == 0 or done == config.steps or ending:
                 checkpoint.save(folder, state, done, log.pending())
             if config.preview_every and done % config.preview_every == 0:
@@ -67,14 +75,19 @@ def _optimize(state: checkpoint.State, batches: list[Any], step: int, lr: float)
     for batch in batches:
         if adversary is not None:
             adversary.model.requires_grad_(False)
-        parts = state.engine.backward(batch, step)
-        assert parts is not None, "a task's own loss never rests"
-        yield parts
+        found = state.engine.backward(batch, step)
+        assert found is not None, "a task's own loss never rests"
+        yield _figures(found)
         if adversary is not None:
             adversary.model.requires_grad_(True)
-            against = adversary.backward(batch, step)
+            against = adversary.backward(batch, found.output, step)
             resting = against is None
-            yield {f"discriminator_{key}": value for key, value in (against or {}).items()}
+            if against is not None:
+                yield {f"discriminator_{key}": value for key, value in _figures(against).items()}
     yield {"grad_norm": state.engine.update(lr)}
     if adversary is not None and not resting:
         adversary.update(lr)
+
+
+def _figures(found: Loss) -> Parts:
+    return {"loss": found.total, **found.parts}

@@ -25,15 +25,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     """Matrices and kernels decay; biases and gains (one dimension) do not."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if _dimensions(p) > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if _dimensions(p) <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if len(whole_shape(p)) > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if len(whole_shape(p)) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
-    """Of the whole parameter: one that ZeRO-3 has partitioned is flat here and keeps its shape beside."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of the whole: a parameter that ZeRO-3 has cut is flat here and keeps its shape beside."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -11,8 +11,8 @@ from kinoflow.train.run.task import Task
 def preview(task: Task, engine: Engine, ema: EMA, folder: Path, step: int) -> None:
     """Let the task write samples of the averaged model; ranks that share it compute too, rank 0 keeps."""
     with engine.averaged(ema) as model, tempfile.TemporaryDirectory() as discarded:
-        if engine.world.rank == 0:
+        if engine.processes.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             task.preview(model, folder, step)
-        elif engine.stage == 3 or engine.world.sequence > 1:
+        elif engine.stage == 3 or engine.processes.sequence > 1:
             task.preview(model, Path(discarded), step)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Processes:
     """This process among all: rank in [0, size), and the device it computes on.
 
     `sequence` neighbours share each clip's tokens and count as one replica of the model.
@@ -33,29 +33,29 @@ class World:
         return self.size // self.sequence
 
 
-def agree(flag: bool, world: World) -> bool:
+def agree(flag: bool, processes: Processes) -> bool:
     """Whether the flag is set on any rank; every rank calls it."""
-    if world.size == 1:
+    if processes.size == 1:
         return flag
-    shared = torch.tensor(float(flag), device=world.device)
+    shared = torch.tensor(float(flag), device=processes.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return bool(shared)
 
 
-def from_first(value: Any, world: World) -> Any:
+def from_first(value: Any, processes: Processes) -> Any:
     """Rank 0's picklable value on every rank."""
-    if world.size == 1:
+    if processes.size == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, device=world.device)
+    dist.broadcast_object_list(box, src=0, device=processes.device)
     return box[0]
 
 
-def from_all(value: Any, world: World) -> list[Any]:
+def from_all(value: Any, processes: Processes) -> list[Any]:
     """Every rank's picklable value, in rank order."""
-    if world.size == 1:
+    if processes.size == 1:
         return [value]
-    values = [None] * world.size
+    values = [None] * processes.size
     dist.all_gather_object(values, value)
     return values
 

@@ -1,20 +1,34 @@
 """What the shared loop asks of a thing that can be trained."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from kinoflow.train.run.spread import Spread
+
 Parts = dict[str, float | Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What a loss gives: the scalar to minimize (a mean over the slice) and the figures to log.
+
+    output is what the discriminator is to judge, cut from the graph; None where there is none.
+    """
+
+    total: Float[Tensor, ""]
+    parts: Parts = field(default_factory=dict)
+    output: Tensor | None = None
 
 
 class Task(Protocol):
     """One kind of training. All randomness follows from (seed, step, position): no global state.
 
-    A batch is a Tensor or an object with `.to(device)`. The loop calls `batch` from background threads. A
-    task may also have `flops(batch) -> float`, forward and backward, which the log turns into MFU, and
-    `samples(batch) -> int` where buckets differ in their batch size.
+    A batch is a Tensor or an object with `.to(device)`. The loop calls `batch` from background threads.
     """
 
     @property
@@ -27,21 +41,28 @@ class Task(Protocol):
         """Trained by its own optimizer; None without an adversarial term."""
         ...
 
-    def batch(self, step: int, rank: int, world_size: int) -> Any:
-        """Slice `rank` of `world_size` equal slices of the global batch of this step."""
+    def prepare(self, spread: "Spread") -> None:
+        """Get the model ready: spread over processes, compiled, with its values; and refuse what cannot run.
+
+        Every process calls it once, before DeepSpeed wraps the model. An export does without.
+        """
         ...
 
-    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Float[Tensor, ""], Parts]:
-        """The scalar to minimize (a mean over the slice) and the figures to log.
+    def batch(self, step: int, index: int, slices: int) -> Any:
+        """Slice `index` of the `slices` equal slices of the global batch of this step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        """The loss of a slice, with what a discriminator is to judge.
 
         The discriminator's parameters are frozen while this runs, so an adversarial term may call it.
         """
         ...
 
     def discriminator_loss(
-        self, discriminator: nn.Module, batch: Any, step: int
-    ) -> tuple[Float[Tensor, ""], Parts] | None:
-        """The discriminator's own loss right after `loss` of the same step; None while it rests.
+        self, discriminator: nn.Module, batch: Any, output: Tensor | None, step: int
+    ) -> Loss | None:
+        """The discriminator's own loss on the output of `loss` of the same batch; None while it rests.
 
         Whether it rests may depend on the step alone. Never called when `discriminator` is None.
         """
@@ -51,8 +72,16 @@ class Task(Protocol):
         """Write samples into the folder. The model carries the averaged weights."""
         ...
 
+    def samples(self, batch: Any) -> int:
+        """The number of clips in this batch; buckets may differ in it."""
+        ...
+
     def tokens(self, batch: Any) -> int:
         """The number of tokens (or latent positions) the model sees in this batch."""
+        ...
+
+    def flops(self, batch: Any) -> float:
+        """Forward and backward of the batch, which the log turns into MFU; 0 where nobody counts them."""
         ...
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
@@ -21,15 +22,32 @@ _STEP_STRIDE = 10_000
 _LIST_STRIDE = 7919
 
 
+def read_buckets(config: DataConfig) -> tuple[Bucket, ...]:
+    """The buckets of a run that draws or reads clips itself.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    if config.buckets is None:
+        raise UserError("data.buckets: name the clips to train on, for example data.buckets=[16x64x64@16]")
+    return tuple(parse(text) for text in config.buckets)
+
+
 class ClipSource:
     """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
 
     World clips are drawn from seed and position and never repeat; those of a list come round again, and bad
     ones are written to `quarantine`.
+
+    Raises:
+        UserError: no buckets, neither a list nor the toy world, or a list that cannot be read.
     """
 
     def __init__(self, config: DataConfig, seed: int, quarantine: Path) -> None:
-        self.buckets = tuple(parse(text) for text in config.buckets)
+        self.buckets = read_buckets(config)
+        if config.manifest is None and config.world_share == 0:
+            raise UserError("data.manifest: name the clip list to train on (data.world_share=1 takes the "
+                            "toy world instead)")  # fmt: skip
         self.batch_size = config.batch_size
         self.seed = seed
         self.world_share, self.crop = config.world_share, config.crop
@@ -41,16 +59,16 @@ class ClipSource:
         """The bucket of this step: one for all ranks, so that all do the same work."""
         return choose(self.seed, step, self.buckets)
 
-    def batch(self, step: int, rank: int, world_size: int) -> Float[Tensor, "b 3 frames height width"]:
-        """Slice `rank` of `world_size` of the clips of a step, RGB in [-1, 1]."""
+    def batch(self, step: int, index: int, slices: int) -> Float[Tensor, "b 3 frames height width"]:
+        """Slice `index` of `slices` of the clips of a step, RGB in [-1, 1]."""
         bucket = self.bucket(step)
-        positions = self.positions(step, rank, world_size)
+        positions = self.positions(step, index, slices)
         return to_tensor([self._cropped(self._clip(position, bucket), position) for position in positions])
 
-    def positions(self, step: int, rank: int, world_size: int) -> range:
+    def positions(self, step: int, index: int, slices: int) -> range:
         """Where this slice of the step's clips lies in the endless stream of clips."""
-        share = (self.bucket(step).batch_size or self.batch_size) // world_size
-        first = step * _STEP_STRIDE + rank * share
+        share = (self.bucket(step).batch_size or self.batch_size) // slices
+        first = step * _STEP_STRIDE + index * share
         return range(first, first + share)
 
     def _clip(self, position: int, bucket: Bucket) -> UInt8[np.ndarray, "frames height width 3"]:
@@ -75,10 +93,15 @@ class ClipSource:
         """Which steps take the world's clips beside a list's: the same on every rank."""
         return seeded("world", self.seed, step) * 2.0**-63 < self.world_share
 
-    def heldout(self, count: int) -> Float[Tensor, "b 3 frames height width"]:
-        """Clips of compositions that training never draws, in the largest bucket."""
+    def shown(self, count: int) -> Float[Tensor, "b 3 frames height width"]:
+        """Clips for a preview in the largest bucket, always the same.
+
+        Of the toy world they are compositions that training never draws; of a list alone, its first ones.
+        """
         bucket = max(self.buckets, key=lambda b: (b.frames, b.height))
-        return to_tensor([draw(i, bucket, split="heldout") for i in range(count)])
+        if self.listed is None or self.world_share > 0:
+            return to_tensor([draw(i, bucket, split="heldout") for i in range(count)])
+        return to_tensor([self.listed.get(i, bucket).video for i in range(count)])
 
 
 def draw(index: int, bucket: Bucket, split: str = "train") -> UInt8[np.ndarray, "frames height width 3"]:

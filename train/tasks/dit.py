@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, first_line
 from kinoflow.configs.files import seeded
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
@@ -25,14 +25,16 @@ from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.dit_video.flow.matching import dropped_texts, perturb, time_quantile
+from kinoflow.dit_video.parallel import parallelize
 from kinoflow.sample.generate import generate
 from kinoflow.sample.release import text_config
 from kinoflow.tae import TAE
 from kinoflow.train.plan.flops import dit_flops, total
-from kinoflow.train.run.config import DataConfig, RunConfig
-from kinoflow.train.run.task import Parts
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.run.task import Loss
 
-PREVIEW_PROMPTS = 6
+PREVIEW_CLIPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +63,26 @@ class DiTTask:
         self.config = config
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            # Under ZeRO-3 the engine gives the values, block by block: the whole may fit nowhere.
+            # Under ZeRO-3 `prepare` gives the values, block by block: the whole may fit nowhere.
             with torch.device("meta" if config.deepspeed.zero_stage == 3 else "cpu"):
-                self.model: nn.Module = VideoDiT(config.dit)
+                self.model: VideoDiT = VideoDiT(config.dit)
             if config.deepspeed.zero_stage < 3:
                 self.model.init_weights()
         else:
             self.model = _continued(Path(config.init_from) / "dit", config.dit)
+
+    def prepare(self, spread: Spread) -> None:
+        """Spread the backbone and give it values; see that previews have what they need.
+
+        Raises:
+            UserError: previews without a release or prompts, or processes that the heads do not divide among.
+        """
+        if self.config.preview_every:
+            _ = self.release, self.prompts
+        parallelize(self.model, self.config.parallel, spread.group)
+        blocks = self.model.blocks
+        units = [*blocks, *(child for child in self.model.children() if child is not blocks), self.model]
+        spread.materialize(self.model, units, self.model.init_parameter)
 
     @cached_property
     def latents(self) -> LatentDataset:
@@ -86,7 +101,7 @@ class DiTTask:
     def buckets(self) -> list[Bucket]:
         """The buckets of the latents, in their order, as data.buckets weighs them where it is given."""
         stored = [parse(name) for name in self.latents.buckets]
-        if self.config.data.buckets == DataConfig().buckets:
+        if self.config.data.buckets is None:
             return stored
         wanted = {_shape(bucket): bucket for bucket in map(parse, self.config.data.buckets)}
         missing = wanted.keys() - {_shape(bucket) for bucket in stored}
@@ -107,10 +122,10 @@ class DiTTask:
             seed=self.config.seed,
         )
 
-    def batch(self, step: int, rank: int, world_size: int) -> DiTBatch:
-        draw = self.sampler.draw(step, rank, world_size)
+    def batch(self, step: int, index: int, slices: int) -> DiTBatch:
+        draw = self.sampler.draw(step, index, slices)
         count = len(draw.indices)
-        total, first = count * world_size, count * rank
+        total, first = count * slices, count * index
         rng = np.random.default_rng(seeded("times", self.config.seed, step))
         shared, level = rng.permutation(total), rng.random(total)
         levels = ((shared + level) / total)[first : first + count]
@@ -132,26 +147,54 @@ class DiTTask:
         generator = torch.Generator().manual_seed(seeded("noise", self.config.seed, step, position))
         return torch.randn(tuple(shape), generator=generator)
 
-    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> tuple[Tensor, Parts]:  # noqa: ARG002
+    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> Loss:  # noqa: ARG002
         """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it."""
         sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
-        return F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity), {}
+        return Loss(total=F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity))
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: DiTBatch, step: int) -> None:
+    def discriminator_loss(
+        self, discriminator: nn.Module, batch: DiTBatch, output: Tensor | None, step: int
+    ) -> None:
         """There is none."""
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Clips of held-out compositions, the same at every preview: an mp4 each and one contact sheet."""
-        bucket = max(self.buckets, key=lambda b: (b.frames, b.weight))
-        prompts = [
-            caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_PROMPTS)
-        ]
+        """A clip of each prompt, with the same noise at every preview: an mp4 each and one contact sheet."""
+        bucket, prompts = max(self.buckets, key=_size), self.prompts
         clips = self._generate(model, prompts, bucket)
         for i, clip in enumerate(clips):
             write(
                 folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)}
             )
         contact_sheet(folder / "samples.png", list(clips), columns=6, captions=prompts)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """What previews show: the lines of a file, captions of held-out scenes of the toy world, or of clips.
+
+        Raises:
+            UserError: the file cannot be read or is empty.
+        """
+        source = self.config.preview_prompts
+        if source == "world":
+            return [caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_CLIPS)]
+        if source is not None:
+            return _read_prompts(Path(source))
+        largest = self.latents.buckets[self.buckets.index(max(self.buckets, key=_size))]
+        count = min(PREVIEW_CLIPS, self.latents.num_clips(largest))
+        return [self.latents.captions(largest, clip)[0] for clip in range(count)]
+
+    @property
+    def release(self) -> Path:
+        """Where previews find the autoencoder and the text encoders.
+
+        Raises:
+            UserError: there is no such folder.
+        """
+        if self.config.release is None or not Path(self.config.release, "tae").is_dir():
+            found = "" if self.config.release is None else f"{self.config.release} has no tae/; "
+            raise UserError(f"release: {found}name the folder whose tae/ and text/ make the previews, or set "
+                            "preview_every=0")  # fmt: skip
+        return Path(self.config.release)
 
     def _generate(self, model: nn.Module, prompts: list[str], bucket: Bucket) -> np.ndarray:
         tae, encoder = self._frozen
@@ -165,19 +208,22 @@ class DiTTask:
 
     @cached_property
     def _frozen(self) -> tuple[TAE, PromptEncoder]:
-        device = next(self.model.parameters()).device
-        release = Path(self.config.release)
+        device, release = next(self.model.parameters()).device, self.release
         tae = TAE.from_pretrained(release / "tae").to(device)
         return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
+    def samples(self, batch: DiTBatch) -> int:
+        """Clips of the batch."""
+        return len(batch.latent)
+
     def tokens(self, batch: DiTBatch) -> int:
         """Video tokens of the batch."""
-        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        t, h, w = self.model.grid(*batch.latent.shape[2:])
         return len(batch.latent) * t * h * w
 
     def flops(self, batch: DiTBatch) -> float:
         """Forward and backward of the batch, as MFU counts them."""
-        t, h, w = cast(VideoDiT, self.model).grid(*batch.latent.shape[2:])
+        t, h, w = self.model.grid(*batch.latent.shape[2:])
         text = [embedding.hidden.shape[1] for embedding in batch.texts]
         return len(batch.latent) * total(dit_flops(self.config.dit, t * h * w, text)).model
 
@@ -186,6 +232,23 @@ class DiTTask:
         model = VideoDiT(self.config.dit)
         model.load_state_dict(state)
         model.save_pretrained(folder / "dit", dtype=torch.float16)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"preview_prompts: {path} cannot be read ({first_line(error)}); name a text file "
+                        "with a prompt on each line, or world") from None  # fmt: skip
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"preview_prompts: {path} is empty; write a prompt on each line")
+    return prompts
+
+
+def _size(bucket: Bucket) -> tuple[int, float]:
+    """By which a preview takes the largest bucket."""
+    return bucket.frames, bucket.weight
 
 
 def _shape(bucket: Bucket) -> tuple[int, int, int, Fraction]:

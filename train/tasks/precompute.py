@@ -34,6 +34,12 @@ from kinoflow.train.tasks.clips import describe, draw, to_tensor
 
 _SAMPLE = 2**20
 _WORLD_CLIPS = 1024
+_NEEDED = {
+    "out": "name the folder to write, for example out=latents/mini",
+    "source": "name the clip list (Parquet or JSONL), or say source=world for the toy world",
+    "release": "name the release folder whose tae/ and text/ are to encode",
+    "buckets": "give at least one, for example buckets=[16x64x64@16]",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +52,13 @@ class PrecomputeConfig:
 
     out: str = ""
     """Folder to write."""
-    source: str = "world"
-    """`world`, or a clip list (Parquet or JSONL)."""
-    release: str = "sample/mini"
+    source: str = ""
+    """Clip list (Parquet or JSONL), or `world`, the toy world."""
+    release: str = ""
     """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
     """Folder that keeps text states for the next time; may be deleted."""
-    buckets: tuple[str, ...] = ("16x64x64@16",)
+    buckets: tuple[str, ...] = ()
     """Frames x height x width @ fps; ' weight=2', ' batch=8' (its batch_size) behind it."""
     clips: int | None = None
     """Over all buckets, by weight; null: all of a list that fill one."""
@@ -110,8 +116,9 @@ class _Clip:
 def main(sources: Sequence[str]) -> int:
     """Make every shard of this process; 0."""
     config = load(PrecomputeConfig, sources)
-    if not config.out:
-        raise UserError("out: name the folder to write, for example out=latents/mini")
+    for key, remedy in _NEEDED.items():
+        if not getattr(config, key):
+            raise UserError(f"{key}: {remedy}")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     precompute(config, load_encoders(config))

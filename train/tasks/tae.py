@@ -22,7 +22,8 @@ from kinoflow.tae.training.discriminator import PatchDiscriminator
 from kinoflow.tae.training.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
 from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.task import Parts
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.run.task import Loss
 from kinoflow.train.tasks.clips import ClipSource
 
 PREVIEW_CLIPS = 6
@@ -59,11 +60,6 @@ class TAETask:
             for part in (model.encoder, model.to_latent):
                 if part is not None:
                     part.requires_grad_(False)
-        if config.parallel.compile:
-            for part in (model.encoder, model.decoder):
-                # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
-                # gradients of its two biases into one C++ kernel that declares a name twice.
-                part.compile(dynamic=False)
         self.model: TAE = model
         self.discriminator: nn.Module | None = None
         if config.loss.adversarial > 0:
@@ -73,19 +69,27 @@ class TAETask:
         self.perceptual = None
         if config.loss.perceptual > 0:
             self.perceptual = PerceptualDistance.from_file(config.loss.perceptual_weights)
-        self._reconstruction: Tensor | None = None
 
-    def batch(self, step: int, rank: int, world_size: int) -> TAEBatch:
-        video = self.clips.batch(step, rank, world_size)
+    def prepare(self, spread: Spread) -> None:
+        """Compile encoder and decoder, where the run wants it; the model has its values already."""
+        if self.perceptual is not None:
+            self.perceptual.to(spread.processes.device)
+        if self.config.parallel.compile:
+            for part in (self.model.encoder, self.model.decoder):
+                # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
+                # gradients of its two biases into one C++ kernel that declares a name twice.
+                part.compile(dynamic=False)
+
+    def batch(self, step: int, index: int, slices: int) -> TAEBatch:
+        video = self.clips.batch(step, index, slices)
         shape = self.model.config.latent_shape(*video.shape[2:])
         size = (shape.channels, shape.frames, shape.height, shape.width)
-        seeds = (
-            seeded("posterior", self.config.seed, at) for at in self.clips.positions(step, rank, world_size)
-        )
+        positions = self.clips.positions(step, index, slices)
+        seeds = (seeded("posterior", self.config.seed, position) for position in positions)
         noise = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds])
         return TAEBatch(video=video, noise=noise)
 
-    def loss(self, model: nn.Module, batch: TAEBatch, step: int) -> tuple[Tensor, Parts]:
+    def loss(self, model: nn.Module, batch: TAEBatch, step: int) -> Loss:
         weights = self.config.loss
         output = cast(Reconstruction, model(batch.video, batch.noise))
         terms = {
@@ -101,25 +105,26 @@ class TAETask:
             terms["perceptual"] = (weights.perceptual, distance)
         if self._adversarial(step) and self.discriminator is not None:
             terms["generator"] = (weights.adversarial, generator_hinge(self.discriminator(output.video)))
-        self._reconstruction = output.video.detach()
-        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return total, {name: value for name, (_, value) in terms.items()}
+        return Loss(
+            total=torch.stack([weight * value for weight, value in terms.values()]).sum(),
+            parts={name: value for name, (_, value) in terms.items()},
+            output=output.video.detach(),
+        )
 
     def discriminator_loss(
-        self, discriminator: nn.Module, batch: TAEBatch, step: int
-    ) -> tuple[Tensor, Parts] | None:
+        self, discriminator: nn.Module, batch: TAEBatch, output: Tensor | None, step: int
+    ) -> Loss | None:
         if not self._adversarial(step):
             return None
-        assert self._reconstruction is not None, "loss runs before discriminator_loss"
-        real, fake = discriminator(batch.video), discriminator(self._reconstruction)
-        return discriminator_hinge(real, fake), {"real": real.mean(), "fake": fake.mean()}
+        real, fake = discriminator(batch.video), discriminator(output)
+        return Loss(total=discriminator_hinge(real, fake), parts={"real": real.mean(), "fake": fake.mean()})
 
     def _adversarial(self, step: int) -> bool:
         return self.config.loss.adversarial > 0 and step >= self.config.loss.adversarial_start
 
     def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """A contact sheet of clips that training never draws, each above its reconstruction."""
-        clips = self.clips.heldout(PREVIEW_CLIPS)
+        """A contact sheet of clips, the same at every preview, each above its reconstruction."""
+        clips = self.clips.shown(PREVIEW_CLIPS).to(next(model.parameters()).device)
         with torch.no_grad():
             output = cast(Reconstruction, model(clips)).video.clamp(-1, 1)
         rows: list[np.ndarray] = []
@@ -130,9 +135,17 @@ class TAETask:
             captions += ["clip", f"step {step}: {float(quality):.2f} dB"]
         contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
 
+    def samples(self, batch: TAEBatch) -> int:
+        """Clips of the batch."""
+        return len(batch.video)
+
     def tokens(self, batch: TAEBatch) -> int:
         """Latent positions of the batch."""
         return batch.noise[:, 0].numel()
+
+    def flops(self, batch: TAEBatch) -> float:  # noqa: ARG002
+        """Not counted: discriminator and perceptual network would have to be."""
+        return 0.0
 
     def export(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write `folder`/tae in fp16 with per-channel latent statistics, which a frozen encoder keeps.

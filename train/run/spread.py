@@ -1,0 +1,75 @@
+"""What a run offers a task that gets its model ready: the neighbours of a process, and values in pieces."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How a run is spread over its processes, before DeepSpeed wraps the model."""
+
+    config: RunConfig
+    processes: Processes
+
+    @cached_property
+    def group(self) -> dist.ProcessGroup | None:
+        """This process and its neighbours that share its clips, None where there are none; all must ask."""
+        size, sequence = self.processes.size, self.processes.sequence
+        starts = range(0, size, sequence) if sequence > 1 else ()
+        groups = [dist.new_group(list(range(start, start + sequence))) for start in starts]
+        own = groups[self.processes.replica] if groups else None
+        assert not isinstance(own, int), "this process is in its own group"
+        return own
+
+    def materialize(
+        self, model: nn.Module, units: Iterable[nn.Module], init: Callable[[str, Tensor], None]
+    ) -> None:
+        """Give what is on the meta device its values by `init`, of which ZeRO-3 keeps this process's part.
+
+        One unit of the model at a time, so that the whole is never in one place.
+        """
+        import deepspeed
+
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        dtype = torch.bfloat16 if self.config.deepspeed.precision == "bf16" else torch.float32
+        for unit in units:
+            todo = [parameter for parameter in unit.parameters() if parameter.is_meta]
+            for parameter in todo:
+                value = torch.empty(parameter.shape, device=self.processes.device)
+                init(names[parameter], value)
+                # A parameter cannot leave the meta device by assignment to its data.
+                torch.utils.swap_tensors(parameter, nn.Parameter(value.to(dtype)))
+            if todo:
+                settings = deepspeed_settings(self.config, self.processes)
+                deepspeed.zero.Init(module=unit, config_dict_or_path=settings)
+
+
+def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """The run in DeepSpeed's own words."""
+    choice = config.deepspeed
+    slices = processes.size * choice.accumulation
+    zero: dict[str, Any] = {"stage": choice.zero_stage, "overlap_comm": processes.device.type == "cuda"}
+    if choice.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if choice.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": max(config.data.batch_size // slices, 1),
+        "gradient_accumulation_steps": choice.accumulation,
+        "gradient_clipping": config.optimizer.grad_clip if choice.zero_stage > 0 else 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": choice.precision == "bf16" and choice.zero_stage > 0},
+        "checkpoint": {"tag_validation": "Ignore"},
+        "timers": {"throughput": {"enabled": False}},
+        "steps_per_print": None,
+    }
