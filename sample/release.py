@@ -147,9 +147,10 @@ class Release:
 
     def tae(self) -> TAE:
         """Read the autoencoder. Raises UserError for a damaged file."""
+        from kinoflow.tae.cpu.accelerate import accelerate
         from kinoflow.tae.model.tae import TAE
 
-        return TAE.from_pretrained(self.folder / "tae")
+        return accelerate(TAE.from_pretrained(self.folder / "tae"))
 
     def dit(self) -> VideoDiT:
         """Read the transformer. Raises UserError for a damaged file."""

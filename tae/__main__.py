@@ -17,6 +17,7 @@ from kinoflow.data.latents.shards import is_latent_folder
 from kinoflow.tae.codec import folders, jobs
 from kinoflow.tae.codec.codec import Codec
 from kinoflow.tae.codec.jobs import Comparison, Figures
+from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.inflate import inflate, save_start
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.memory import parse_bytes
@@ -172,7 +173,7 @@ def _device(text: str) -> torch.device:
 
 
 def _codec(arguments: argparse.Namespace) -> Codec:
-    tae = TAE.from_pretrained(arguments.weights).to(arguments.device)
+    tae = accelerate(TAE.from_pretrained(arguments.weights).to(arguments.device))
     name = "kinoflow mini" if Path(arguments.weights) == DEFAULT_WEIGHTS else str(arguments.weights)
     return Codec(
         tae,

@@ -6,6 +6,8 @@ import threading
 import torch
 from torch import Tensor
 
+from kinoflow.tae.model.chunks import streams
+
 # What is larger is asked for each time: it would be held for as long as the process lives.
 KEPT_BYTES = 64 << 20
 
@@ -31,3 +33,12 @@ class _Scratch(threading.local):
 
 
 take = _Scratch().take
+
+
+def concatenate(pieces: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat`; without gradients the result lies where the last one did, which is lost."""
+    if not streams():
+        return torch.cat(pieces, dim)
+    shape = list(pieces[0].shape)
+    shape[dim] = sum(piece.shape[dim] for piece in pieces)
+    return torch.cat(pieces, dim, out=take("concatenated", tuple(shape), pieces[0]))

@@ -42,6 +42,13 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    """`F.conv2d` by kernels of 3x3 with stride 1 and padding 1, as `conv3x3` where it pays."""
+    return conv3x3(x, weight, bias) if pays(x, weight) else F.conv2d(x, weight, bias, stride, padding)
+
+
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """2D convolution, stride 1, padded by one zero: "n i h w" by "o i 3 3", fp32, without gradients.
 

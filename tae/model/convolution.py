@@ -2,21 +2,27 @@
 
 Letters: b batch, c channels, t frames, h height, w width. Activations are channels-last in memory; each layer
 works on a view of them: frames as a batch of pictures, pixels as rows, time as the height of a picture.
+
+What the plain layers do by torch's `conv2d` and `cat` are attributes, where a device's own may be put.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kinoflow.tae.cpu import scratch, winograd
 from kinoflow.tae.model.chunks import neighbours, streams
 from kinoflow.tae.model.config import Stride
+
+Convolve = Callable[..., Tensor]  # of frames ("n c h w"), weight, bias, stride and padding
+Concatenate = Callable[[list[Tensor], int], Tensor]
 
 
 class SpatialConv(nn.Conv3d):
     """2D convolution of each frame, kernel 3; what it pads is up to `padding`."""
+
+    convolve: Convolve = staticmethod(F.conv2d)
 
     def __init__(
         self, channels_in: int, channels_out: int, stride: Stride = (1, 1, 1), padding: int = 1
@@ -26,10 +32,8 @@ class SpatialConv(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         frames, weight = frames_of(input), self.weight.squeeze(2)
-        stride, padding = self.stride[1:], self.padding[1:]
-        if stride == padding == (1, 1) and winograd.pays(frames, weight):
-            return clip_of(winograd.conv3x3(frames, weight, self.bias), len(input))
-        return clip_of(F.conv2d(frames, weight, self.bias, stride=stride, padding=padding), len(input))
+        y = self.convolve(frames, weight, self.bias, self.stride[1:], self.padding[1:])
+        return clip_of(y, len(input))
 
 
 class PointwiseConv(nn.Conv3d):
@@ -44,6 +48,8 @@ class PointwiseConv(nn.Conv3d):
 
 class TemporalConv(nn.Conv3d):
     """1D convolution over time, kernel 3, symmetric replicate padding: ceil(t / stride) frames come out."""
+
+    concatenate: Concatenate = staticmethod(torch.cat)
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__(channels, channels, (3, 1, 1), stride=(stride, 1, 1))
@@ -63,13 +69,18 @@ class TemporalConv(nn.Conv3d):
         if input.shape[2] == 1:  # three pictures side by side: faster than as three rows of pixels
             joined, kernel = torch.cat((first, input, last), dim=1), weight.movedim(2, 1).flatten(1, 2)
             return F.conv2d(joined.squeeze(2), kernel.unsqueeze(3), self.bias).unsqueeze(2)
-        rows = _rows(first, input, last)
+        rows = self._rows(first, input, last)
         return _clip_of_rows(F.conv2d(rows, weight, self.bias, stride=(self.stride[0], 1)), input)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Every chunk but the last has a multiple of `stride` frames."""
         for before, chunk, after in neighbours(chunks):
             yield self(chunk, before, after)
+
+    def _rows(self, *pieces: Tensor) -> Tensor:
+        """Pieces of a clip, one after the other, as "b c t (h w)", channels-last in memory."""
+        rows = [piece.movedim(1, -1).flatten(2, 3) for piece in pieces]
+        return self.concatenate(rows, 1).movedim(-1, 1)
 
 
 class Conv(nn.Module):
@@ -132,7 +143,7 @@ class NearestTemporalConv(TemporalConv):
     def _phases(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> list[Tensor]:
         """The first frame of every block of `factor`, then the second of every block, and so on."""
         first, last = _neighbours(x, before, after)
-        padded, phases = _rows(first, x, last), []
+        padded, phases = self._rows(first, x, last), []
         for start, taps in _phases(self.factor):
             kernel = _summed(self.weight, self.weight.new_tensor(taps), (len(taps), 1))
             seen = padded[:, :, start : start + x.shape[2] + len(taps) - 1]
@@ -158,15 +169,6 @@ def clip_of(frames: Tensor, batch: int) -> Tensor:
 def _neighbours(x: Tensor, before: Tensor | None, after: Tensor | None) -> tuple[Tensor, Tensor]:
     """The frames on either side of a chunk; at an end of the clip its own outermost frame."""
     return x[:, :, :1] if before is None else before, x[:, :, -1:] if after is None else after
-
-
-def _rows(*pieces: Tensor) -> Tensor:
-    """Pieces of a clip, one after the other, as "b c t (h w)", channels-last in memory."""
-    rows = [piece.movedim(1, -1).flatten(2, 3) for piece in pieces]
-    if not streams():
-        return torch.cat(rows, dim=1).movedim(-1, 1)
-    shape = (len(rows[0]), sum(row.shape[1] for row in rows), *rows[0].shape[2:])
-    return torch.cat(rows, dim=1, out=scratch.take("rows", shape, pieces[0])).movedim(-1, 1)
 
 
 def _clip_of_rows(rows: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
-from kinoflow.tae.cpu.heap import keep_pages
 from kinoflow.tae.model.chunks import gather, regroup, streams
 from kinoflow.tae.model.config import Stride, TAEConfig
 from kinoflow.tae.model.convolution import Conv, PointwiseConv
@@ -138,7 +137,6 @@ class Decoder(nn.Module):
 
 
 def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-    keep_pages()
     for layer in model.layers:
         assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
         chunks = layer.stream(chunks)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 # The process reads its own mark when the command has ended.
 CHILD = """
 import sys
-from tae.__main__ import main
+from kinoflow.tae.__main__ import main
 status = main(sys.argv[1:])
 print("status of the process:", open("/proc/self/status").read(), file=sys.stderr)
 sys.exit(status)

@@ -26,7 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from kinoflow.configs.schema import load  # noqa: E402
-from kinoflow.tae import TAE  # noqa: E402
+from kinoflow.tae import TAE, accelerate  # noqa: E402
 from kinoflow.train.run.config import RunConfig  # noqa: E402
 
 OURS = ("tae_movie_gen", "tae_fast", "tae_mini")
@@ -98,6 +98,8 @@ def measure(name: str, options: argparse.Namespace) -> Figures:
     if name == PEAK:
         return {"flops_per_second": peak(dtype, options.repeats)}
     model = build(name).to(dtype).eval()
+    if isinstance(model, TAE):
+        accelerate(model)
     generator = torch.Generator().manual_seed(0)
     size = (1, 3, options.frames, options.size, options.size)
     video = (torch.rand(size, generator=generator) * 2 - 1).to(dtype)

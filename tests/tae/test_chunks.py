@@ -17,7 +17,7 @@ from kinoflow.tae.tiles.memory import _LiveBytes
 
 FAULTS = """
 import resource, torch
-from tae.heap import keep_pages, pages_given_back
+from kinoflow.tae.cpu.heap import keep_pages, pages_given_back
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

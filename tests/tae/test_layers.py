@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from kinoflow.tae.cpu import scratch
 from kinoflow.tae.model import chunks
 from kinoflow.tae.model.chunks import regroup
 from kinoflow.tae.model.convolution import (
@@ -71,6 +72,14 @@ CASES = {
 }
 
 
+def with_kept_memory(layer: nn.Module) -> nn.Module:
+    """Rows of frames are joined where a CPU's fast path joins them."""
+    for module in layer.modules():
+        if isinstance(module, TemporalConv):
+            module.concatenate = scratch.concatenate
+    return layer
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_convolutions_equal_their_plain_twins(case: str, shape: tuple[int, ...]) -> None:
@@ -83,6 +92,7 @@ def test_convolutions_equal_their_plain_twins(case: str, shape: tuple[int, ...])
     torch.testing.assert_close(fast, slow)
     with torch.no_grad():  # which takes another way through some layers
         torch.testing.assert_close(layer(x), slow)
+        torch.testing.assert_close(with_kept_memory(layer)(x), slow)
     weight = torch.randn_like(slow)
     inputs = [x, *layer.parameters()]
     for one, other in zip(
@@ -137,7 +147,9 @@ def test_a_stream_of_chunks_equals_the_whole_clip(
     whole = layer(x)
     with torch.no_grad():
         parts = list(layer.stream(regroup([x])))
+        kept = list(with_kept_memory(layer).stream(regroup([x])))
     torch.testing.assert_close(torch.cat(parts, dim=2), whole)
+    torch.testing.assert_close(torch.cat(kept, dim=2), whole)
     if held == 1 and frames == 8 and case == "conv":
         assert len(parts) == frames
 

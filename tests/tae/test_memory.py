@@ -96,8 +96,8 @@ def test_weights_are_counted():
 MEASURE = """
 import json, re, sys, torch
 from pathlib import Path
-from tae import TAE
-from tae.memory import peak_bytes
+from kinoflow.tae import TAE, accelerate
+from kinoflow.tae.tiles.memory import peak_bytes
 
 def most():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -105,7 +105,7 @@ def most():
 folder, part = sys.argv[1:3]
 shape = tuple(map(int, sys.argv[3:6]))
 torch.set_num_threads(2)
-tae = TAE.from_pretrained(folder)
+tae = accelerate(TAE.from_pretrained(folder))
 def run(*shape):
     if part == "encode":
         return tae.encode(torch.zeros(1, 3, *shape)).mean

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from kinoflow.configs.schema import to_dict
-from kinoflow.tae import TAE, TAEConfig
+from kinoflow.tae import TAE, TAEConfig, accelerate
 from kinoflow.tae.model import chunks
 from kinoflow.tae.model.layers import (
     Attention,
@@ -177,12 +178,14 @@ def test_meta_device_build_materializes_to_the_same_starting_distribution() -> N
 
 @LAYOUTS
 @pytest.mark.parametrize("frames", [1, 9, 17])
+@pytest.mark.parametrize("put_on", [lambda tae: tae, accelerate], ids=["plain", "accelerated"])
 def test_without_gradients_chunks_give_what_the_whole_clip_gives(
-    config: TAEConfig, frames: int, monkeypatch: pytest.MonkeyPatch
+    config: TAEConfig, frames: int, put_on: Callable[[TAE], TAE], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One frame a chunk, and the frames that the decoder would discard are not computed."""
     monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
-    model, video = build(config).double(), torch.rand(2, 3, frames, 16, 24, dtype=torch.float64) * 2 - 1
+    video = torch.rand(2, 3, frames, 16, 24, dtype=torch.float64) * 2 - 1
+    model = put_on(build(config)).double()
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     whole = model.encode(video)

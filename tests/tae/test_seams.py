@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinoflow.data.world import render, sample_scene
-from kinoflow.tae import TAE
+from kinoflow.tae import TAE, accelerate
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.tiles.context import Halo
 from kinoflow.tae.tiles.halo import HaloTiling, SpatialHalo, spatial_halo_decoder
@@ -25,7 +25,7 @@ FLOORS = {"halo": 60.0, "blend": 35.0}
 
 @pytest.fixture(scope="module")
 def tae() -> TAE:
-    return TAE.from_pretrained(SHIPPED).requires_grad_(False)
+    return accelerate(TAE.from_pretrained(SHIPPED)).requires_grad_(False)
 
 
 def scene(seed: int, frames: int, side: int = 64) -> Tensor:

@@ -26,6 +26,7 @@ from kinoflow.data.world import Split, labels, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, Verdict, letter_classes
 from kinoflow.sample.evaluation.world import renders
 from kinoflow.sample.generate import decode_latent
+from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.run.config import RunConfig
@@ -66,7 +67,7 @@ def main(config: RunConfig) -> int:
         torch.set_num_threads(config.threads)
     folder, release, buckets = Path(config.run), Path(config.release), read_buckets(config.data)
     tae_folder = release / "tae"
-    tae = TAE.from_pretrained(tae_folder) if (tae_folder / "config.json").exists() else None
+    tae = accelerate(TAE.from_pretrained(tae_folder)) if (tae_folder / "config.json").exists() else None
     torch.manual_seed(config.seed)
     judge = _start(config)
     folder.mkdir(parents=True, exist_ok=True)

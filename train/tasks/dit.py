@@ -28,7 +28,7 @@ from kinoflow.dit_video.flow.matching import dropped_texts, perturb, time_quanti
 from kinoflow.dit_video.parallel import parallelize
 from kinoflow.sample.generate import generate
 from kinoflow.sample.release import text_config
-from kinoflow.tae import TAE
+from kinoflow.tae import TAE, accelerate
 from kinoflow.train.plan.flops import dit_flops, total
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.spread import Spread
@@ -209,7 +209,7 @@ class DiTTask:
     @cached_property
     def _frozen(self) -> tuple[TAE, PromptEncoder]:
         device, release = next(self.model.parameters()).device, self.release
-        tae = TAE.from_pretrained(release / "tae").to(device)
+        tae = accelerate(TAE.from_pretrained(release / "tae").to(device))
         return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
     def samples(self, batch: DiTBatch) -> int:

@@ -29,6 +29,7 @@ from kinoflow.data.clips.fit import Clips
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
 from kinoflow.sample.release import text_config
+from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.tae import TAE, Posterior
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
 
@@ -131,6 +132,8 @@ def load_encoders(config: PrecomputeConfig) -> Encoders:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     release = Path(config.release)
     tae = TAE.from_pretrained(release / "tae").to(device).eval()
+    if not config.compile:
+        accelerate(tae)
     text = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
     return Encoders(
         tae=tae,
