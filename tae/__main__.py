@@ -188,24 +188,24 @@ def _encode(arguments: argparse.Namespace) -> Figures:
     codec = _codec(arguments)
     how = {"fps": arguments.fps, "audio": arguments.audio}
 
-    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
-        return jobs.encode(codec, job.source, job.output, progress=progress, **how)
+    def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
+        return jobs.encode(codec, item.source, item.output, progress=progress, **how)
 
     if not _many(arguments, {".kino", ".zarr"}):
         return _single(arguments, one)
     plan = folders.plan(arguments.input, arguments.output, latents=False, suffix=".kino")
-    return _all(arguments, plan, one, lambda job: jobs.up_to_date(codec, job.source, job.output, **how))
+    return _all(arguments, plan, one, lambda item: jobs.up_to_date(codec, item.source, item.output, **how))
 
 
 def _decode(arguments: argparse.Namespace) -> Figures:
     codec = _codec(arguments)
 
-    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
+    def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
         part = {"start": arguments.start, "end": arguments.end, "crf": arguments.crf}
         if arguments.clip is not None:
             chosen = {"clip": arguments.clip, "bucket": arguments.bucket}
-            return jobs.decode_clip(codec, job.source, job.output, **chosen, **part, progress=progress)
-        return jobs.decode(codec, job.source, job.output, progress=progress, **part)
+            return jobs.decode_clip(codec, item.source, item.output, **chosen, **part, progress=progress)
+        return jobs.decode(codec, item.source, item.output, progress=progress, **part)
 
     if is_latent_folder(arguments.input):
         if arguments.clip is None:
@@ -233,9 +233,9 @@ def _reconstruct(arguments: argparse.Namespace) -> Figures:
         side_by_side=arguments.side_by_side,
     )
 
-    def one(job: folders.Job, progress: jobs.Progress) -> Figures:
+    def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
         how = {"fps": arguments.fps, "audio": arguments.audio, "crf": arguments.crf}
-        return jobs.reconstruct(codec, job.source, job.output, comparison, progress=progress, **how)
+        return jobs.reconstruct(codec, item.source, item.output, comparison, progress=progress, **how)
 
     if not many:
         return _single(arguments, one)
@@ -271,33 +271,33 @@ def _many(arguments: argparse.Namespace, files: set[str]) -> bool:
     return source.is_dir() and source.suffix != ".zarr" and arguments.output.suffix.lower() not in files
 
 
-One = Callable[[folders.Job, jobs.Progress], Figures]
+One = Callable[[folders.FolderItem, jobs.Progress], Figures]
 
 
 def _single(arguments: argparse.Namespace, one: One) -> Figures:
-    job = folders.Job(source=arguments.input, output=arguments.output)
+    item = folders.FolderItem(source=arguments.input, output=arguments.output)
     with progress_bar(quiet=arguments.json) as bar:
         task = bar.add_task(escape(arguments.input.name), total=None)
-        return one(job, lambda done, total: bar.update(task, completed=done, total=total))
+        return one(item, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _all(
     arguments: argparse.Namespace,
-    plan: folders.Plan,
+    plan: folders.FolderPlan,
     one: One,
-    done: Callable[[folders.Job], bool] = lambda _: False,
+    done: Callable[[folders.FolderItem], bool] = lambda _: False,
 ) -> Figures:
     with progress_bar(quiet=arguments.json) as bar:
-        clips = bar.add_task("clips", total=len(plan.jobs))
+        clips = bar.add_task("clips", total=len(plan.items))
         frames = bar.add_task("", total=None)
 
-        def begin(number: int, job: folders.Job) -> None:
+        def begin(number: int, item: folders.FolderItem) -> None:
             bar.update(clips, completed=number)
-            bar.reset(frames, description=escape(job.source.name), total=None)
+            bar.reset(frames, description=escape(item.source.name), total=None)
 
         return folders.run(
             plan,
-            lambda job: one(job, lambda at, total: bar.update(frames, completed=at, total=total)),
+            lambda item: one(item, lambda at, total: bar.update(frames, completed=at, total=total)),
             done=done,
             progress=begin,
         )

@@ -18,7 +18,7 @@ LATENTS = frozenset({".kino", ".zarr"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class FolderItem:
     """One file, or folder of pictures, and what is made of it."""
 
     source: Path
@@ -26,16 +26,16 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FolderPlan:
     """What a folder asks for; `ignored` counts files that are neither clips nor frames of one."""
 
     folder: Path
     out: Path
-    jobs: tuple[Job, ...]
+    items: tuple[FolderItem, ...]
     ignored: int
 
 
-def plan(folder: Path, out: Path, *, latents: bool, suffix: str) -> Plan:
+def plan(folder: Path, out: Path, *, latents: bool, suffix: str) -> FolderPlan:
     """Clips below `folder` (or latent files), each with an output of the same name and place below `out`.
 
     A folder that holds pictures and no clip is itself one clip. Outputs add `suffix` to the clip's whole
@@ -49,42 +49,44 @@ def plan(folder: Path, out: Path, *, latents: bool, suffix: str) -> Plan:
     if not sources:
         kind = "latent files (.kino, .zarr)" if latents else "clips or pictures"
         raise UserError(f"{folder}: holds no {kind}; name a folder that does")
-    jobs = [Job(source=source, output=_output(source, folder, out, suffix)) for source in sources]
+    items = [FolderItem(source=source, output=_output(source, folder, out, suffix)) for source in sources]
     taken: dict[Path, Path] = {}
-    for job in jobs:
-        if job.output.resolve() == job.source.resolve():
-            raise UserError(f"{job.source}: would be written over itself; name another folder for the output")
-        other = taken.setdefault(job.output, job.source)
-        if other != job.source:
-            raise UserError(f"{job.source}: would be written over {other.name}'s; rename one of them")
-    return Plan(folder=folder, out=out, jobs=tuple(jobs), ignored=ignored)
+    for item in items:
+        if item.output.resolve() == item.source.resolve():
+            raise UserError(
+                f"{item.source}: would be written over itself; name another folder for the output"
+            )
+        other = taken.setdefault(item.output, item.source)
+        if other != item.source:
+            raise UserError(f"{item.source}: would be written over {other.name}'s; rename one of them")
+    return FolderPlan(folder=folder, out=out, items=tuple(items), ignored=ignored)
 
 
 def run(
-    todo: Plan,
-    one: Callable[[Job], dict[str, Any]],
+    todo: FolderPlan,
+    one: Callable[[FolderItem], dict[str, Any]],
     *,
-    done: Callable[[Job], bool] = lambda _: False,
-    progress: Callable[[int, Job], None],
+    done: Callable[[FolderItem], bool] = lambda _: False,
+    progress: Callable[[int, FolderItem], None],
 ) -> dict[str, Any]:
-    """Do every job; what fails is listed under "failed", and the others go on."""
+    """Do every item; what fails is listed under "failed", and the others go on."""
     began = time.perf_counter()
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     skipped: list[str] = []
-    for number, job in enumerate(todo.jobs):
-        progress(number, job)
+    for number, item in enumerate(todo.items):
+        progress(number, item)
         try:
-            if done(job):
-                skipped.append(str(job.source))
+            if done(item):
+                skipped.append(str(item.source))
             else:
-                results.append(one(job))
+                results.append(one(item))
         except UserError as error:
-            failed.append({"input": str(job.source), "error": str(error)})
+            failed.append({"input": str(item.source), "error": str(error)})
     return {
         "input": str(todo.folder),
         "output": str(todo.out),
-        "clips": len(todo.jobs),
+        "clips": len(todo.items),
         "written": len(results),
         "skipped": len(skipped),
         "failed": failed,

@@ -31,7 +31,7 @@ _SMALLER = 0.9  # the size of the next plan's tiles over that of one that failed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TilingRequest:
     """What is to be tiled: `part` of the model on pictures of `cells` (rows, columns) latent cells.
 
     `frame_bytes` is the size of one channel of one pixel in the frames that the encoder is fed.
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TilePlan:
     """`tile` latent frames kept at a time, cut by `space`; `cost` is work over that of the untiled whole.
 
     `positions` are the latent positions of the largest tile with its halo, `bytes` what it is counted to take
@@ -73,17 +73,19 @@ class Plan:
     bytes: int
 
 
-def choose(job: Job, budget: int) -> Plan:
+def choose(request: TilingRequest, budget: int) -> TilePlan:
     """The cheapest plan that fits into `budget` bytes, the model's weights and all activations together.
 
     Raises:
         UserError: not even the smallest tiles fit.
     """
-    for plan in _plans(job, budget):
+    for plan in _plans(request, budget):
         if plan.bytes <= _share(budget, plan.tile):
             return plan
-    least = min(plan.bytes for plan in _plans(job))
-    height, width = (side * factor for side, factor in zip(job.cells, job.config.factors[1:], strict=True))
+    least = min(plan.bytes for plan in _plans(request))
+    height, width = (
+        side * factor for side, factor in zip(request.cells, request.config.factors[1:], strict=True)
+    )
     raise UserError(
         f"memory: {format_bytes(budget)} is too little for frames of {width}x{height}; "
         f"give {format_bytes(least)} or more"
@@ -94,39 +96,39 @@ def _share(budget: int, tile: int) -> float:
     return budget * (_SHARE_OF_LONG if tile > _LONG else 1.0)
 
 
-def next_smaller(job: Job, failed: Plan) -> Plan | None:
+def next_smaller(request: TilingRequest, failed: TilePlan) -> TilePlan | None:
     """The cheapest plan with clearly smaller tiles than one that failed."""
-    return next((plan for plan in _plans(job) if plan.positions <= _SMALLER * failed.positions), None)
+    return next((plan for plan in _plans(request) if plan.positions <= _SMALLER * failed.positions), None)
 
 
-def _plans(job: Job, budget: int | None = None) -> Iterator[Plan]:
+def _plans(request: TilingRequest, budget: int | None = None) -> Iterator[TilePlan]:
     """Plans from the cheapest on, without those whose frames alone exceed `budget`.
 
     What they take is counted only when they are asked for: it takes a second for large frames.
     """
     candidates = [
-        (_time_cost(job, tile) * _space_cost(job, space), tile, space)
-        for tile in ((TemporalTiling(factor=1).tile,) if job.mode == "blend" else _TILES)
-        for space in _spaces(job)
+        (_time_cost(request, tile) * _space_cost(request, space), tile, space)
+        for tile in ((TemporalTiling(factor=1).tile,) if request.mode == "blend" else _TILES)
+        for space in _spaces(request)
         if tile <= _LONG or space is None
     ]
     candidates.sort(key=lambda candidate: candidate[0])
     for cost, tile, space in candidates:
-        shape = _computed(job, tile, space)
-        if budget is not None and _least(job, tile, space, shape) > _share(budget, tile):
+        shape = _computed(request, tile, space)
+        if budget is not None and _least(request, tile, space, shape) > _share(budget, tile):
             continue
-        size = _bytes(job, tile, space, shape)
-        yield Plan(tile=tile, space=space, cost=cost, positions=math.prod(shape), bytes=size)
+        size = _bytes(request, tile, space, shape)
+        yield TilePlan(tile=tile, space=space, cost=cost, positions=math.prod(shape), bytes=size)
 
 
-def _spaces(job: Job) -> Iterator[Space | None]:
+def _spaces(request: TilingRequest) -> Iterator[Space | None]:
     """Ways to cut a picture, the whole first. Tiles that cannot agree are blended in both modes.
 
     Attention and group normalization see the whole picture; where their tiles meet without a blend, a step
     in colour can show.
     """
-    longest, rows_columns = max(job.cells), job.config.factors[1:]
-    most = min(job.most_cells or longest, longest)
+    longest, rows_columns = max(request.cells), request.config.factors[1:]
+    most = min(request.most_cells or longest, longest)
     sizes = {most} | {-(-longest // parts) for parts in _PARTS}
     for size in sorted(sizes, reverse=True):
         if size > most:
@@ -134,34 +136,34 @@ def _spaces(job: Job) -> Iterator[Space | None]:
         if size == longest:
             yield None
         elif size >= LEAST_CELLS:
-            if job.mode == "halo" and context(job.config).exact_space:
-                _, rows, columns = job.halos
+            if request.mode == "halo" and context(request.config).exact_space:
+                _, rows, columns = request.halos
                 yield SpatialHalo(factors=rows_columns, rows=rows, columns=columns, tile=size)
             else:
                 yield SpatialTiling(factors=rows_columns, tile=size, overlap=min(_FADE, size // 2))
 
 
-def _time_cost(job: Job, tile: int) -> float:
-    if job.mode == "halo":
-        return (tile + job.halos[0].before + job.halos[0].after) / tile
+def _time_cost(request: TilingRequest, tile: int) -> float:
+    if request.mode == "halo":
+        return (tile + request.halos[0].before + request.halos[0].after) / tile
     tiling = TemporalTiling(factor=1)
-    return 1.0 if job.part == "encode" else tiling.tile / (tiling.tile - tiling.overlap)
+    return 1.0 if request.part == "encode" else tiling.tile / (tiling.tile - tiling.overlap)
 
 
-def _space_cost(job: Job, space: Space | None) -> float:
-    rows, columns = _sides(job, space)
-    return math.prod(sum(sides) / cells for sides, cells in zip((rows, columns), job.cells, strict=True))
+def _space_cost(request: TilingRequest, space: Space | None) -> float:
+    rows, columns = _sides(request, space)
+    return math.prod(sum(sides) / cells for sides, cells in zip((rows, columns), request.cells, strict=True))
 
 
-def _sides(job: Job, space: Space | None) -> tuple[list[int], list[int]]:
+def _sides(request: TilingRequest, space: Space | None) -> tuple[list[int], list[int]]:
     """Lengths, in cells, of what is computed along rows and along columns."""
     if isinstance(space, SpatialHalo):
-        rows, columns = space.tiles(*job.cells)
+        rows, columns = space.tiles(*request.cells)
         return _lengths(rows), _lengths(columns)
     if space is None:
-        return [job.cells[0]], [job.cells[1]]
+        return [request.cells[0]], [request.cells[1]]
     rows, columns = (
-        [tile.stop - tile.start for tile in split(side, space.tile, space.overlap)] for side in job.cells
+        [tile.stop - tile.start for tile in split(side, space.tile, space.overlap)] for side in request.cells
     )
     return rows, columns
 
@@ -170,42 +172,44 @@ def _lengths(tiles: Sequence[HaloTile]) -> list[int]:
     return [tile.outer.stop - tile.outer.start for tile in tiles]
 
 
-def _computed(job: Job, tile: int, space: Space | None) -> tuple[int, int, int]:
+def _computed(request: TilingRequest, tile: int, space: Space | None) -> tuple[int, int, int]:
     """Latent positions (t, h, w) of the largest tile with its halo."""
-    around = job.halos[0].before + job.halos[0].after if job.mode == "halo" else 0
-    rows, columns = (max(sides) for sides in _sides(job, space))
+    around = request.halos[0].before + request.halos[0].after if request.mode == "halo" else 0
+    rows, columns = (max(sides) for sides in _sides(request, space))
     return tile + around, rows, columns
 
 
-def _held(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
+def _held(request: TilingRequest, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
     """Bytes of frames beside the model: those that wait to be encoded, or those decoded before."""
-    frame = 3 * math.prod(job.config.factors) * math.prod(job.cells)
-    if job.part == "encode":
-        return frame * computed[0] * job.frame_bytes
+    frame = 3 * math.prod(request.config.factors) * math.prod(request.cells)
+    if request.part == "encode":
+        return frame * computed[0] * request.frame_bytes
     # Halo tiles are put into one picture; blended ones are joined to rows, and rows to pictures.
     joined = 0 if space is None else 1 if isinstance(space, SpatialHalo) else 2
-    faded = 1 if job.mode == "blend" else 0
-    return frame * tile * job.dtype.itemsize * (joined + faded)
+    faded = 1 if request.mode == "blend" else 0
+    return frame * tile * request.dtype.itemsize * (joined + faded)
 
 
-def _least(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
+def _least(request: TilingRequest, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
     """What a plan takes without any activation, so that most of those too large need not be counted."""
-    held = _held(job, tile, space, computed)
-    if job.part == "encode":
+    held = _held(request, tile, space, computed)
+    if request.part == "encode":
         return int(2 * held / FILL)
-    made = 3 * math.prod(job.config.factors) * math.prod(computed) * job.dtype.itemsize
+    made = 3 * math.prod(request.config.factors) * math.prod(computed) * request.dtype.itemsize
     return int((held + made) / FILL)
 
 
-def _bytes(job: Job, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
+def _bytes(request: TilingRequest, tile: int, space: Space | None, computed: tuple[int, int, int]) -> int:
     """Weights, the frames of a tile, and the model's activations, with room for what is not counted."""
-    held, (time, height, width) = _held(job, tile, space, computed), job.config.factors
-    if job.part == "encode":
+    held, (time, height, width) = _held(request, tile, space, computed), request.config.factors
+    if request.part == "encode":
         shape = (time * computed[0], height * computed[1], width * computed[2])
-        frames = torch.uint8 if job.frame_bytes == 1 else job.dtype
+        frames = torch.uint8 if request.frame_bytes == 1 else request.dtype
     else:
-        shape, frames = computed, job.dtype
-    peak = held + peak_bytes(job.config, job.part, shape, job.dtype, on=job.device_type, frames=frames)
-    if job.part == "encode":  # frames that come in are joined to those held, which takes twice their size
+        shape, frames = computed, request.dtype
+    peak = held + peak_bytes(
+        request.config, request.part, shape, request.dtype, on=request.device_type, frames=frames
+    )
+    if request.part == "encode":  # frames that come in are joined to those held, which takes twice their size
         peak = max(2 * held, peak)
-    return weight_bytes(job.config, job.dtype) + int(peak / FILL)
+    return weight_bytes(request.config, request.dtype) + int(peak / FILL)

@@ -21,7 +21,7 @@ from kinoflow.tae.tiles import blend as tiling
 from kinoflow.tae.tiles import halo
 from kinoflow.tae.tiles.blend import TemporalTiling, Tile
 from kinoflow.tae.tiles.memory import Part, format_bytes, ran_out
-from kinoflow.tae.tiles.plan import LEAST_CELLS, Job, Mode, Plan, choose, next_smaller
+from kinoflow.tae.tiles.plan import LEAST_CELLS, Mode, TilePlan, TilingRequest, choose, next_smaller
 
 DEFAULT_MEMORY = 4 * 2**30  # bytes
 
@@ -48,11 +48,11 @@ class TiledTAE:
         self._dtype, self._device_type = weight.dtype, weight.device.type
         side = max(tae.config.factors[1:])
         self._most_cells = None if spatial_tile is None else max(LEAST_CELLS, spatial_tile // side)
-        self._plans: dict[Job, Plan] = {}
+        self._plans: dict[TilingRequest, TilePlan] = {}
 
     def tile_frames(self, cells: tuple[int, int]) -> int:
         """Frames in one decoder tile of pictures of `cells` (rows, columns) latent cells."""
-        return self._plan(self._job("decode", cells)).tile * self._config.factors[0]
+        return self._plan(self._request("decode", cells)).tile * self._config.factors[0]
 
     def latents_for(self, frames: int, start: int, end: int, *, cells: tuple[int, int]) -> Tile:
         """The latent frames that decoding frames start..end-1 of a clip of `frames` frames reads.
@@ -61,7 +61,7 @@ class TiledTAE:
             ValueError: a range outside the clip.
             UserError: frames too large for the budget.
         """
-        return self._tiling(self._job("decode", cells)).latents_for(frames, start, end)
+        return self._tiling(self._request("decode", cells)).latents_for(frames, start, end)
 
     def encode_stream(
         self, videos: Iterable[Shaped[Tensor, "b 3 _ height width"]]
@@ -77,18 +77,20 @@ class TiledTAE:
         if first is None:
             return
         shape = self._config.latent_shape(*first.shape[2:])
-        job = self._job("encode", (shape.height, shape.width), first.element_size())
+        request = self._request("encode", (shape.height, shape.width), first.element_size())
         videos = chain([first], source)
         del first
-        tiles = self._tiling(job)
+        tiles = self._tiling(request)
         if isinstance(tiles, TemporalTiling):
 
             def encode(clip: Tensor) -> Tensor:
-                return self._patiently(job, lambda space: halo.encoder_in_space(self._encode, space)(clip))
+                return self._patiently(
+                    request, lambda space: halo.encoder_in_space(self._encode, space)(clip)
+                )
 
             yield from tiling.encode_stream(videos, encode, tiles)
         else:
-            yield from halo.encode_stream(videos, self._encode, tiles, self._smaller(job))
+            yield from halo.encode_stream(videos, self._encode, tiles, self._smaller(request))
 
     def decode_stream(
         self,
@@ -111,18 +113,18 @@ class TiledTAE:
         first = next(source, None)
         if first is None:
             raise ValueError("latents: there are none; give at least one frame of them")
-        job = self._job("decode", (first.shape[3], first.shape[4]))
-        tiles, latents = self._tiling(job), chain([first], source)
+        request = self._request("decode", (first.shape[3], first.shape[4]))
+        tiles, latents = self._tiling(request), chain([first], source)
         if isinstance(tiles, TemporalTiling):
 
             def decode(latent: Tensor, length: int) -> Tensor:
                 return self._patiently(
-                    job, lambda space: halo.decoder_in_space(self._decode, space)(latent, length)
+                    request, lambda space: halo.decoder_in_space(self._decode, space)(latent, length)
                 )
 
             yield from tiling.decode_stream(latents, decode, tiles, frames=frames, start=start, end=end)
         else:
-            smaller = self._smaller(job)
+            smaller = self._smaller(request)
             yield from halo.decode_stream(
                 latents, self._decode, tiles, smaller, frames=frames, start=start, end=end
             )
@@ -147,8 +149,8 @@ class TiledTAE:
         with pages_given_back():
             return self._tae.decode(part.to(self._dtype), frames)
 
-    def _job(self, part: Part, cells: tuple[int, int], frame_bytes: int = 4) -> Job:
-        return Job(
+    def _request(self, part: Part, cells: tuple[int, int], frame_bytes: int = 4) -> TilingRequest:
+        return TilingRequest(
             config=self._config,
             part=part,
             mode=self._mode,
@@ -159,48 +161,48 @@ class TiledTAE:
             most_cells=self._most_cells,
         )
 
-    def _plan(self, job: Job) -> Plan:
+    def _plan(self, request: TilingRequest) -> TilePlan:
         """The plan in use: what the budget allows, or what was left after memory ran out."""
-        if job not in self._plans:
-            self._plans[job] = choose(job, self._memory)
-        return self._plans[job]
+        if request not in self._plans:
+            self._plans[request] = choose(request, self._memory)
+        return self._plans[request]
 
-    def _tiling(self, job: Job) -> halo.HaloTiling | TemporalTiling:
-        plan, factor = self._plan(job), self._config.factors[0]
+    def _tiling(self, request: TilingRequest) -> halo.HaloTiling | TemporalTiling:
+        plan, factor = self._plan(request), self._config.factors[0]
         if self._mode == "blend":
             return TemporalTiling(factor=factor)
-        return halo.HaloTiling(factor=factor, halo=job.halos[0], tile=plan.tile, space=plan.space)
+        return halo.HaloTiling(factor=factor, halo=request.halos[0], tile=plan.tile, space=plan.space)
 
-    def _smaller(self, job: Job) -> halo.Smaller:
+    def _smaller(self, request: TilingRequest) -> halo.Smaller:
         def smaller(_tiles: halo.HaloTiling, failure: Exception) -> halo.HaloTiling:
-            self._shrink(job, failure)
-            tiles = self._tiling(job)
+            self._shrink(request, failure)
+            tiles = self._tiling(request)
             assert isinstance(tiles, halo.HaloTiling)
             return tiles
 
         return smaller
 
-    def _shrink(self, job: Job, failure: Exception) -> None:
+    def _shrink(self, request: TilingRequest, failure: Exception) -> None:
         if not ran_out(failure):
             raise failure
-        failed = self._plan(job)
-        plan = next_smaller(job, failed)
+        failed = self._plan(request)
+        plan = next_smaller(request, failed)
         if plan is None:
             raise UserError(
                 f"memory: ran out with the smallest tiles, which take about {format_bytes(failed.bytes)}; "
                 "free some, or make the frames smaller"
             ) from failure
-        self._plans[job] = plan
+        self._plans[request] = plan
         _log.warning(
             "memory ran out with tiles of about %s; going on with %s",
             format_bytes(failed.bytes),
             format_bytes(plan.bytes),
         )
 
-    def _patiently(self, job: Job, run: Callable[[halo.Space | None], Tensor]) -> Tensor:
+    def _patiently(self, request: TilingRequest, run: Callable[[halo.Space | None], Tensor]) -> Tensor:
         """One tile in time, which stays as the paper has it, cut smaller in space until it fits."""
         while True:
             try:
-                return run(self._plan(job).space)
+                return run(self._plan(request).space)
             except (MemoryError, RuntimeError) as failure:
-                self._shrink(job, failure)
+                self._shrink(request, failure)

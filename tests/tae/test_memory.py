@@ -14,7 +14,7 @@ from kinoflow.tae import TAE, TAEConfig
 from kinoflow.tae.tiles.blend import SpatialTiling
 from kinoflow.tae.tiles.halo import SpatialHalo
 from kinoflow.tae.tiles.memory import parse_bytes, peak_bytes, ran_out, weight_bytes
-from kinoflow.tae.tiles.plan import Job, choose, next_smaller
+from kinoflow.tae.tiles.plan import TilingRequest, choose, next_smaller
 from tests.tae.toys import MINI
 
 GIB, MIB = 2**30, 2**20
@@ -140,48 +140,48 @@ def test_count_against_what_the_process_takes(part, shape):
     assert 1 / 1.25 < figures["measured"] / figures["counted"] < 1.5
 
 
-def job(**changes) -> Job:
-    base = Job(config=MINI, part="decode", mode="halo", cells=(90, 160))
+def request(**changes) -> TilingRequest:
+    base = TilingRequest(config=MINI, part="decode", mode="halo", cells=(90, 160))
     return dataclasses.replace(base, **changes)
 
 
 @pytest.mark.parametrize("mode", ["halo", "blend"])
 @pytest.mark.parametrize("part", ["encode", "decode"])
 def test_plans_fit_and_a_larger_budget_never_costs_more(mode, part):
-    task = job(mode=mode, part=part, frame_bytes=1)
-    least = next_in_budget(task)
+    wanted = request(mode=mode, part=part, frame_bytes=1)
+    least = next_in_budget(wanted)
     costs = []
     for budget in (least, 2 * least, 4 * least, 16 * least, 1000 * least):
-        plan = choose(task, budget)
+        plan = choose(wanted, budget)
         assert plan.bytes <= budget
         costs.append(plan.cost)
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
-    assert choose(task, 1000 * least).space is None
+    assert choose(wanted, 1000 * least).space is None
 
 
-def next_in_budget(task: Job) -> int:
+def next_in_budget(wanted: TilingRequest) -> int:
     """The smallest budget that works, from the message that says so."""
     with pytest.raises(UserError, match=r"memory: 1MiB is too little for frames of 1280x720; give") as told:
-        choose(task, MIB)
+        choose(wanted, MIB)
     return int(str(told.value).split()[-3].removesuffix("MiB")) * MIB
 
 
 def test_the_message_names_a_budget_that_works():
-    task = job()
-    least = next_in_budget(task)
-    assert choose(task, least).bytes <= least
+    wanted = request()
+    least = next_in_budget(wanted)
+    assert choose(wanted, least).bytes <= least
     with pytest.raises(UserError):
-        choose(task, least - MIB)
+        choose(wanted, least - MIB)
 
 
 @pytest.mark.parametrize("part", ["encode", "decode"])
 @pytest.mark.parametrize("mode", ["halo", "blend"])
 def test_each_plan_after_a_failure_has_smaller_tiles(part, mode):
-    task = job(part=part, mode=mode)
-    plan = choose(task, 1000 * GIB)
+    wanted = request(part=part, mode=mode)
+    plan = choose(wanted, 1000 * GIB)
     seen = [plan]
-    while (smaller := next_smaller(task, seen[-1])) is not None:
+    while (smaller := next_smaller(wanted, seen[-1])) is not None:
         assert smaller.positions < seen[-1].positions
         seen.append(smaller)
     assert len(seen) > 5
@@ -199,11 +199,11 @@ def test_each_plan_after_a_failure_has_smaller_tiles(part, mode):
     ],
 )
 def test_tiles_that_cannot_agree_in_space_are_blended(changes, kind):
-    assert isinstance(choose(job(most_cells=30, **changes), 1000 * GIB).space, kind)
+    assert isinstance(choose(request(most_cells=30, **changes), 1000 * GIB).space, kind)
 
 
 def test_a_limit_in_pixels_holds_whatever_the_budget():
-    space = choose(job(most_cells=17), 1000 * GIB).space
+    space = choose(request(most_cells=17), 1000 * GIB).space
     assert isinstance(space, SpatialHalo)
     assert space.tile == 17
-    assert choose(job(cells=(9, 16), most_cells=17), 1000 * GIB).space is None
+    assert choose(request(cells=(9, 16), most_cells=17), 1000 * GIB).space is None
