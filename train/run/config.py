@@ -38,7 +38,7 @@ class DataConfig:
     latents: str | None = None
     """Folder of `kinoflow train precompute`, for the transformer."""
     buckets: tuple[str, ...] | None = None
-    """Frames x height x width @ fps, one a batch; ' weight=2' takes it more often; null: the latents' own."""
+    """Frames x height x width @ fps, ' weight=2'; null: the latents'."""
     batch_size: int = 8
     """Clips of one optimizer step, over all ranks and micro-batches."""
     workers: int = 1
@@ -167,7 +167,7 @@ class RunConfig:
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
     preview_prompts: str | None = None
-    """File with a prompt a line, or `world`; null: the first captions of the latents."""
+    """File, a prompt a line, or `world`; null: captions of the latents."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,

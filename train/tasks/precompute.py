@@ -60,7 +60,7 @@ class PrecomputeConfig:
     text_cache: str | None = None
     """Folder that keeps text states for the next time; may be deleted."""
     buckets: tuple[str, ...] = ()
-    """Frames x height x width @ fps; ' weight=2', ' batch=8' (its batch_size) behind it."""
+    """Frames x height x width @ fps; ' weight=2' and ' batch=8' behind it."""
     clips: int | None = None
     """Over all buckets, by weight; null: all of a list that fill one."""
     captions_per_clip: int = 1
