@@ -97,12 +97,12 @@ def test_worst_frames_are_the_worst_of_their_spans():
     random = np.random.default_rng(0)
     psnr = random.permutation(40).astype(float).tolist()
     frames = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    worst = WorstFrames(8, keep=3)
+    worst = WorstFrames(8)
     for start in range(0, 40, 7):  # chunks and tiles need not agree
         part = slice(start, start + 7)
         worst.update(frames[part], 255 - frames[part], psnr[part])
     best = [min(range(tile, tile + 8), key=lambda index: psnr[index]) for tile in range(0, 40, 8)]
-    expected = sorted(best, key=lambda index: psnr[index])[:3]
+    expected = sorted(best, key=lambda index: psnr[index])[:4]
     found = worst.frames()
     assert [frame.index for frame in found] == expected
     assert all(frame.source[0, 0, 0] == frame.index for frame in found)
