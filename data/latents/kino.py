@@ -135,18 +135,18 @@ def read_presentation(path: Path) -> Presentation | None:
         return Presentation(ticks=np.asarray(ticks[:]), time_base=info.time_base)
 
 
-def write_sound(path: Path, target: Path) -> None:
-    """Copy the sound of a latent file into a file of its own (NUT), in bounded memory.
+def read_sound(path: Path) -> Iterator[bytes]:
+    """The sound of a latent file, which is a NUT file, piece by piece.
 
     Raises:
-        UserError: missing, damaged, or without sound.
+        UserError: missing, damaged, or without sound, when the iterator reaches the fault.
     """
-    with _opened(path) as (info, group), target.open("wb") as file:
+    with _opened(path) as (info, group):
         if info.sound is None:
             raise UserError(f"{path}: holds no sound; encode it again with --audio")
         sound = _array(group, _SOUND, np.dtype(np.uint8), None)
         for start in range(0, sound.shape[0], _SOUND_CHUNK):
-            file.write(np.asarray(sound[start : start + _SOUND_CHUNK]).tobytes())
+            yield np.asarray(sound[start : start + _SOUND_CHUNK]).tobytes()
 
 
 def read_latents(

@@ -6,7 +6,6 @@ The exact times of a variable frame rate and, on request, the sound go into the 
 """
 
 import math
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from kinoflow.data.latents import stored
 from kinoflow.data.latents.kino import CHUNK, LatentInfo, create, read_info, read_latents
 from kinoflow.data.video.audio import SoundInfo, extract
 from kinoflow.data.video.footage import Footage, footage, stamp
+from kinoflow.tae.codec.temporary import blamed_on_temporary_folder, sound_file
 from kinoflow.tae.model.pixels import to_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.blend import regrouped
@@ -49,7 +49,7 @@ class Codec:
     Args:
         tae: model in evaluation mode, on the device to work on.
         name: where its weights came from, for people.
-        tiling: how tiles meet, see tae.tiled.
+        tiling: how tiles meet, see tae.tiles.tiled.
         memory: bytes for weights and tiles; the interpreter and FFmpeg take some more.
         spatial_tile: at most so many pixels a side for tiles in space; None leaves it to `memory`.
     """
@@ -100,9 +100,11 @@ class Codec:
         clip, path = source if isinstance(source, Footage) else footage(source), Path(path)
         latents = self._latents(clip.stream(self._factors[0]))
         with ExitStack() as stack:
-            nut = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "sound.nut"
-            heard = clip.info.path if audio and clip.info.audio else None
-            sound = None if heard is None else extract(heard, nut, video.origin(heard))
+            nut, sound = None, None
+            if audio and clip.info.audio:
+                nut, origin = stack.enter_context(sound_file()), video.origin(clip.info.path)
+                with blamed_on_temporary_folder():
+                    sound = extract(clip.info.path, nut, origin)
             info = self._describe(clip, sound)
             array = stack.enter_context(
                 create(

@@ -14,7 +14,7 @@ import numpy as np
 from kinoflow.configs.errors import UserError
 from kinoflow.data import video
 from kinoflow.data.latents import shards
-from kinoflow.data.latents.kino import LatentInfo, read_info, read_presentation, write_sound
+from kinoflow.data.latents.kino import LatentInfo, read_info, read_presentation, read_sound
 from kinoflow.data.video.audio import Sound, sound
 from kinoflow.data.video.footage import PICTURE_RATE, Footage, footage, stamp
 from kinoflow.data.video.info import VideoInfo
@@ -22,6 +22,7 @@ from kinoflow.data.video.timeline import Presentation
 from kinoflow.tae.codec.codec import Codec
 from kinoflow.tae.codec.metrics import Distance, QualityMeter
 from kinoflow.tae.codec.report import WorstFrames, write_report
+from kinoflow.tae.codec.temporary import blamed_on_temporary_folder, sound_file
 from kinoflow.tae.training.perceptual import MIN_SIDE
 
 Figures = dict[str, Any]
@@ -198,9 +199,10 @@ def _stored_sound(path: Path, info: LatentInfo, start: Fraction, end: Fraction) 
     if info.sound is None:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
-        nut = Path(folder) / "sound.nut"
-        write_sound(path, nut)
+    with sound_file() as nut:
+        with blamed_on_temporary_folder(), nut.open("wb") as file:
+            for piece in read_sound(path):
+                file.write(piece)
         with sound(nut, origin=info.sound_origin, start=start, end=end, named=path) as heard:
             yield heard
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import shutil
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -95,6 +98,49 @@ def test_sound_travels_through_the_latent_file(tmp_path, run, codec):
     assert run("encode", source, tmp_path / "b.kino")["sound"] is None
     run("decode", tmp_path / "b.kino", tmp_path / "silent.mp4")
     assert not video.probe(tmp_path / "silent.mp4").audio
+
+
+def full(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The system's temporary folder takes no file larger than 1 KiB; nothing else is written in this test."""
+    folder.mkdir()
+    patch.setattr(tempfile, "tempdir", str(folder))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+
+
+def gone(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setattr(tempfile, "tempdir", str(folder))
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [(full, "File too large"), (gone, "No such file or directory")])
+def test_a_temporary_folder_that_takes_no_sound_is_blamed_itself(tmp_path, capsys, weights, spoil, reason):
+    source, file, folder = tmp_path / "a.mkv", tmp_path / "a.kino", tmp_path / "system"
+    with_sound(source, rgb_frames(gradient(50)), "aac", beeps=[0.3, 1.0, 1.5])
+    model = ["--weights", str(weights)]
+    assert main(["encode", str(source), str(file), "--audio", *model]) == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for words in (
+        ["encode", str(source), str(tmp_path / "b.kino"), "--audio"],
+        ["decode", str(file), str(tmp_path / "b.mp4")],
+    ):
+        capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            try:
+                spoil(patch, folder)
+                status = main([*words, *model])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        remedy = "sound passes through this folder, free some space in it or set TMPDIR to another one"
+        line = f"kinoflow tae: {folder}: {reason}; {remedy}"
+        assert (status, capsys.readouterr().err.splitlines()) == (2, [line])
+        shutil.rmtree(folder, ignore_errors=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mkv", "a.kino"}
+
+
+def test_a_silent_clip_needs_no_temporary_folder(tmp_path, run, variable, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    run("encode", variable, tmp_path / "a.kino", "--audio")
+    run("decode", tmp_path / "a.kino", tmp_path / "a.mp4")
 
 
 def test_rotated_grey_and_deep_clips_come_back_as_shown(tmp_path, run):
