@@ -66,10 +66,10 @@ def run(
     todo: FolderPlan,
     one: Callable[[FolderItem], dict[str, Any]],
     *,
-    done: Callable[[FolderItem], bool] = lambda _: False,
+    done: Callable[[FolderItem], bool],
     progress: Callable[[int, FolderItem], None],
 ) -> dict[str, Any]:
-    """Do every item; what fails is listed under "failed", and the others go on."""
+    """Do every item that is not `done`; what fails is listed under "failed", and the others go on."""
     began = time.perf_counter()
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -127,10 +127,6 @@ def _sources(
             if not name.startswith(".") and name not in stores and (here / name).resolve() != out.resolve()
         )
     return sorted(found), ignored
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file()
 
 
 def _output(source: Path, folder: Path, out: Path, suffix: str) -> Path:

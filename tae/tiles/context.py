@@ -39,34 +39,19 @@ Halos = tuple[Halo, Halo, Halo]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Halos (time, rows, columns) of encoder and decoder that cover all convolutions.
-
-    `exact_time` and `exact_space` say whether they cover everything: whether tiles with these halos give
-    what the whole gives, but for rounding.
-    """
+    """Halos (time, rows, columns) of encoder and decoder that cover all convolutions."""
 
     encoder: Halos
     decoder: Halos
-    exact_time: bool
-    exact_space: bool
 
     def limited(self, time: int, space: int) -> "Context":
-        """Halos of at most `time` latent frames and `space` cells on each side; exact only where uncut."""
+        """Halos of at most `time` latent frames and `space` cells on each side."""
         most = (time, space, space)
         encoder, decoder = (
             _three(tuple(halo.limited(limit) for halo, limit in zip(halos, most, strict=True)))
             for halos in (self.encoder, self.decoder)
         )
-        uncut = [
-            (a, b) == (self.encoder[axis], self.decoder[axis])
-            for axis, (a, b) in enumerate(zip(encoder, decoder, strict=True))
-        ]
-        return Context(
-            encoder=encoder,
-            decoder=decoder,
-            exact_time=self.exact_time and uncut[_TIME],
-            exact_space=self.exact_space and all(uncut[1:]),
-        )
+        return Context(encoder=encoder, decoder=decoder)
 
 
 def context(config: TAEConfig) -> Context:
@@ -74,9 +59,12 @@ def context(config: TAEConfig) -> Context:
     return Context(
         encoder=_three(tuple(_encoder_halo(config, axis) for axis in range(3))),
         decoder=_three(tuple(_decoder_halo(config, axis) for axis in range(3))),
-        exact_time=not config.attention,
-        exact_space=not config.attention and config.norm == "rms",
     )
+
+
+def exact_in_space(config: TAEConfig) -> bool:
+    """Whether nothing in an autoencoder sees more of a picture than its convolutions do."""
+    return not config.attention and config.norm == "rms"
 
 
 def _encoder_halo(config: TAEConfig, axis: int) -> Halo:

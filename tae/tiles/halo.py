@@ -1,7 +1,7 @@
 """Tiles that overlap by the context they need, the overlap thrown away: ours, beside the paper's blend.
 
 A tile is computed with a halo around it and only its inside is kept, so every frame is made once and no two
-versions of it are mixed. With the halo of `tae.context.context` tiles equal the whole but for rounding; a
+versions of it are mixed. With the halo of `context.context` tiles equal the whole but for rounding; a
 shorter one leaves a difference that falls by some 20 dB with each latent frame. At the true borders of a clip
 a tile ends where the clip ends, so padding happens where it would without tiles; inside, tiles begin at whole
 latent frames, so strides fall on the same frames.
@@ -118,16 +118,11 @@ class HaloTiling:
 Smaller = Callable[[HaloTiling, Exception], HaloTiling]
 
 
-def give_up(_tiling: HaloTiling, failure: Exception) -> HaloTiling:
-    """There is no smaller tiling."""
-    raise failure
-
-
 def encode_stream(
     videos: Iterable[Shaped[Tensor, "b 3 _ height width"]],
     encode: Encode,
     tiling: HaloTiling,
-    smaller: Smaller = give_up,
+    smaller: Smaller,
 ) -> Iterator[Float[Tensor, "b c _ h w"]]:
     """Latents of one tile after another from chunks of any number of frames, in any dtype `encode` takes.
 
@@ -156,7 +151,7 @@ def decode_stream(
     latents: Iterable[Float[Tensor, "b c _ h w"]],
     decode: Decode,
     tiling: HaloTiling,
-    smaller: Smaller = give_up,
+    smaller: Smaller,
     *,
     frames: int,
     start: int = 0,

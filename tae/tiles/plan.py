@@ -10,7 +10,7 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.tiles.blend import SpatialTiling, TemporalTiling, split
-from kinoflow.tae.tiles.context import Context, Halo, context
+from kinoflow.tae.tiles.context import Context, Halo, context, exact_in_space
 from kinoflow.tae.tiles.halo import HaloTile, Space, SpatialHalo
 from kinoflow.tae.tiles.memory import FILL, Part, format_bytes, peak_bytes, weight_bytes
 
@@ -136,7 +136,7 @@ def _spaces(request: TilingRequest) -> Iterator[Space | None]:
         if size == longest:
             yield None
         elif size >= LEAST_CELLS:
-            if request.mode == "halo" and context(request.config).exact_space:
+            if request.mode == "halo" and exact_in_space(request.config):
                 _, rows, columns = request.halos
                 yield SpatialHalo(factors=rows_columns, rows=rows, columns=columns, tile=size)
             else:

@@ -129,16 +129,6 @@ class TiledTAE:
                 latents, self._decode, tiles, smaller, frames=frames, start=start, end=end
             )
 
-    def encode(self, video: Shaped[Tensor, "b 3 frames height width"]) -> Float[Tensor, "b c t h w"]:
-        """Latent (the posterior's mean) of a whole clip."""
-        return torch.cat(list(self.encode_stream([video])), dim=2)
-
-    def decode(
-        self, latent: Float[Tensor, "b c t h w"], frames: int
-    ) -> Float[Tensor, "b 3 frames height width"]:
-        """A whole clip from its latent."""
-        return torch.cat(list(self.decode_stream([latent], frames=frames)), dim=2)
-
     @torch.inference_mode()
     def _encode(self, clip: Tensor) -> Tensor:
         with pages_given_back():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kinoflow.tae import TAEConfig
-from kinoflow.tae.tiles.context import Context, Halo, context
+from kinoflow.tae.tiles.context import Halo, context, exact_in_space
 from tests.tae.toys import CONFIGS, MINI, random_tae
 
 
@@ -59,26 +59,22 @@ def test_the_movie_gen_layout_sees_far():
     assert reach.decoder[0] == Halo(before=18, after=18)
     # Encoder, in frames: 1 + 4 + 1, (4 + 1) * 2, (4 + 1) * 4, (4 + 4 + 1) * 8 = 108; a latent has 8 of them.
     assert reach.encoder[0] == Halo(before=14, after=13)
-    assert not reach.exact_time
-    assert not reach.exact_space
 
 
 @pytest.mark.parametrize(
-    ("norm", "attention", "time", "space"),
-    [("rms", False, True, True), ("group", False, True, False), ("rms", True, False, False)],
+    ("norm", "attention", "exact"),
+    [("rms", False, True), ("group", False, False), ("rms", True, False), ("group", True, False)],
 )
-def test_what_can_be_exact(norm, attention, time, space):
-    reach = context(TAEConfig(norm=norm, attention=attention))
-    assert (reach.exact_time, reach.exact_space) == (time, space)
+def test_what_can_be_exact_in_space(norm, attention, exact):
+    assert exact_in_space(TAEConfig(norm=norm, attention=attention)) == exact
 
 
-def test_a_limit_takes_exactness_only_where_it_cuts():
+def test_a_limit_cuts_only_what_is_longer():
     reach = context(MINI)
     assert reach.limited(99, 99) == reach
     assert reach.limited(1, 99).encoder[0] == Halo(before=1, after=1)
-    assert (reach.limited(1, 99).exact_time, reach.limited(1, 99).exact_space) == (False, True)
-    assert (reach.limited(99, 1).exact_time, reach.limited(99, 1).exact_space) == (True, False)
-    assert isinstance(reach, Context)
+    assert reach.limited(1, 99).encoder[1:] == reach.encoder[1:]
+    assert reach.limited(99, 1).decoder == (reach.decoder[0], *[Halo(before=1, after=1)] * 2)
 
 
 def test_a_negative_halo_is_refused():

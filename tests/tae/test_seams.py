@@ -14,7 +14,7 @@ from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.tiles.context import Halo
 from kinoflow.tae.tiles.halo import HaloTiling, SpatialHalo, spatial_halo_decoder
 from kinoflow.tae.tiles.tiled import TiledTAE
-from tests.tae.toys import decode_tiled
+from tests.tae.toys import decode_tiled, decode_whole, encode_whole
 
 SHIPPED = Path(__file__).parents[2] / "sample" / "mini" / "tae"
 MODES = ["halo", "blend"]
@@ -38,7 +38,7 @@ def untiled(tae: TAE, video: Tensor) -> Tensor:
 
 
 def through(tiled: TiledTAE, video: Tensor) -> Tensor:
-    return tiled.decode(tiled.encode(video), video.shape[2])
+    return decode_whole(tiled, encode_whole(tiled, video), video.shape[2])
 
 
 def decibels(a: Tensor, b: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kinoflow.configs.errors import UserError
 from kinoflow.tae import TAE
 from kinoflow.tae.tiles.tiled import TiledTAE
-from tests.tae.toys import MINI, random_tae
+from tests.tae.toys import MINI, decode_whole, encode_whole, random_tae
 
 MIB = 2**20
 
@@ -31,17 +31,17 @@ def clip(frames: int, height: int = 16, width: int = 24) -> Tensor:
 def test_every_length_comes_back(mini, mode, frames):
     tiled = TiledTAE(mini, mode=mode)
     video = clip(frames)
-    latent = tiled.encode(video)
+    latent = encode_whole(tiled, video)
     assert latent.shape == (1, 4, -(-frames // 8), 2, 3)
-    assert tiled.decode(latent, frames).shape == video.shape
+    assert decode_whole(tiled, latent, frames).shape == video.shape
 
 
 def test_bytes_and_values_encode_the_same(mini):
     """Bytes become values tile by tile, in float32, and then take the model's type."""
     video, tiled = clip(30), TiledTAE(mini)
-    latent = tiled.encode(video)
+    latent = encode_whole(tiled, video)
     assert latent.dtype == torch.float64
-    assert torch.equal(latent, tiled.encode(video.float() / 127.5 - 1))
+    assert torch.equal(latent, encode_whole(tiled, video.float() / 127.5 - 1))
     assert torch.allclose(latent, mini.encode(video.double() / 127.5 - 1).mean, rtol=1e-4, atol=1e-4)
 
 
@@ -54,11 +54,11 @@ def test_ranges_and_chunks_change_nothing(mini, mode, data, frames):
     end = data.draw(st.integers(start + 1, frames))
     size = data.draw(st.integers(1, 40))
     video = clip(frames, 8, 8).double() / 127.5 - 1
-    latent = tiled.encode(video)
+    latent = encode_whole(tiled, video)
     assert torch.equal(torch.cat(list(tiled.encode_stream(video.split(size, dim=2))), dim=2), latent)
     part = latent[:, :, tiled.latents_for(frames, start, end, cells=(1, 1)).slice]
     pieces = tiled.decode_stream(part.split(size, dim=2), frames=frames, start=start, end=end)
-    whole = tiled.decode(latent, frames)
+    whole = decode_whole(tiled, latent, frames)
     assert torch.equal(torch.cat(list(pieces), dim=2), whole[:, :, start:end])
 
 
@@ -91,20 +91,20 @@ def test_smaller_tiles_when_memory_runs_out(mini, mode, frames_fit, latents_fit,
     """Less than the count promises: fewer at a time, the same clip, and remembered for the next one."""
     video = clip(75, 64, 96).double() / 127.5 - 1
     reference = TiledTAE(mini, mode=mode)
-    latent = reference.encode(video)
-    decoded = reference.decode(latent, 75)
+    latent = encode_whole(reference, video)
+    decoded = decode_whole(reference, latent, 75)
     scarce = Scarce(most=3 * frames_fit).double()
     scarce.load_state_dict(mini.state_dict())
     tiled = TiledTAE(scarce, mode=mode)
     with caplog.at_level(logging.WARNING, logger="kinoflow.tae.tiles.tiled"):
-        encoded = tiled.encode(video)
+        encoded = encode_whole(tiled, video)
         assert scarce.failures > 0
         assert "memory ran out" in caplog.text
         failures = scarce.failures
-        tiled.encode(video)
+        encode_whole(tiled, video)
         assert scarce.failures == failures
         scarce.most = 4 * latents_fit
-        again = tiled.decode(latent, 75)
+        again = decode_whole(tiled, latent, 75)
     assert scarce.failures > failures
     assert encoded.shape == latent.shape
     assert again.shape == decoded.shape
@@ -117,7 +117,7 @@ def test_no_tile_is_small_enough(mini):
     scarce = Scarce(most=10).double()
     scarce.load_state_dict(mini.state_dict())
     with pytest.raises(UserError, match="memory: ran out with the smallest tiles"):
-        TiledTAE(scarce).encode(clip(9).double())
+        encode_whole(TiledTAE(scarce), clip(9).double())
 
 
 def test_other_failures_are_not_retried(mini, monkeypatch):
@@ -130,7 +130,7 @@ def test_other_failures_are_not_retried(mini, monkeypatch):
     monkeypatch.setattr(mini, "decode", broken)
     for mode in ("halo", "blend"):
         with pytest.raises(RuntimeError, match="shapes do not match"):
-            TiledTAE(mini, mode=mode).decode(torch.zeros(1, 4, 1, 1, 1, dtype=torch.float64), 8)
+            decode_whole(TiledTAE(mini, mode=mode), torch.zeros(1, 4, 1, 1, 1, dtype=torch.float64), 8)
     assert next(calls) == 2
 
 
@@ -149,4 +149,4 @@ def test_nothing_in(mini):
 
 def test_sides_that_do_not_divide(mini):
     with pytest.raises(ValueError, match="height: 12 is not a positive multiple of 8"):
-        TiledTAE(mini).encode(clip(8, 12, 16))
+        encode_whole(TiledTAE(mini), clip(8, 12, 16))

@@ -10,6 +10,7 @@ from kinoflow.tae.tiles import blend as tiling
 from kinoflow.tae.tiles import halo
 from kinoflow.tae.tiles.blend import Decode, Encode, TemporalTiling
 from kinoflow.tae.tiles.halo import HaloTiling
+from kinoflow.tae.tiles.tiled import TiledTAE
 
 MINI = TAEConfig(
     patch_size=(2, 4, 4),
@@ -57,10 +58,25 @@ def random_tae(config: TAEConfig) -> TAE:
     return model.requires_grad_(False)
 
 
+def give_up(_tiling: HaloTiling, failure: Exception) -> HaloTiling:
+    """There is no smaller tiling."""
+    raise failure
+
+
+def encode_whole(tiled: TiledTAE, video: Tensor) -> Tensor:
+    """Latent of a whole clip."""
+    return torch.cat(list(tiled.encode_stream([video])), dim=2)
+
+
+def decode_whole(tiled: TiledTAE, latent: Tensor, frames: int) -> Tensor:
+    """A whole clip from its latent."""
+    return torch.cat(list(tiled.decode_stream([latent], frames=frames)), dim=2)
+
+
 def encode_tiled(video: Tensor, encode: Encode, tiles: HaloTiling | TemporalTiling) -> Tensor:
     """Latent of a whole clip, tile by tile."""
     if isinstance(tiles, HaloTiling):
-        return torch.cat(list(halo.encode_stream([video], encode, tiles)), dim=2)
+        return torch.cat(list(halo.encode_stream([video], encode, tiles, give_up)), dim=2)
     return torch.cat(list(tiling.encode_stream([video], encode, tiles)), dim=2)
 
 
@@ -69,5 +85,5 @@ def decode_tiled(
 ) -> Tensor:
     """A whole clip from its latent, tile by tile."""
     if isinstance(tiles, HaloTiling):
-        return torch.cat(list(halo.decode_stream([latent], decode, tiles, frames=frames)), dim=2)
+        return torch.cat(list(halo.decode_stream([latent], decode, tiles, give_up, frames=frames)), dim=2)
     return torch.cat(list(tiling.decode_stream([latent], decode, tiles, frames=frames)), dim=2)
