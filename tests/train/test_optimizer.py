@@ -32,9 +32,11 @@ def test_only_matrices_decay_and_frozen_parameters_stay_out():
     assert len(plain["params"]) == 3 and plain["weight_decay"] == 0.0
 
 
-def test_average_of_a_constant_and_of_a_step():
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_average_of_a_constant_and_of_a_step(offloaded):
     master = torch.zeros(3)
-    ema = EMA([Fragment(name="w", shape=(3,), start=0, read=lambda: master)], 0.5)
+    read = master.clone if offloaded else lambda: master  # offloaded masters come as copies
+    ema = EMA([Fragment(name="w", shape=(3,), start=0, read=read)], 0.5)
     master.fill_(1.0)
     want = 0.0
     for step in range(20):

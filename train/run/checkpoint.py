@@ -174,10 +174,9 @@ def export(run: Path, release: Path, task: Task, parts_from: Path | None) -> Pat
         if release.is_dir():
             shutil.copytree(release, aside, dirs_exist_ok=True)
         task.export(state, aside)
-        for name in _PARTS if parts_from is not None else ():
-            source = parts_from / name
-            if source.exists() and not (aside / name).exists():
-                (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / name)
+        for source in [] if parts_from is None else [parts_from / name for name in _PARTS]:
+            if source.exists() and not (aside / source.name).exists():
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / source.name)
     return found
 
 

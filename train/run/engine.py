@@ -27,7 +27,7 @@ from kinoflow.train.run.ema import EMA, Fragment
 from kinoflow.train.run.optimizer import adamw, whole_shape
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import deepspeed_settings
-from kinoflow.train.run.task import Loss
+from kinoflow.train.run.task import Loss, Parts
 
 # Of the module and what `Engine.backward` was given; None where the loss rests.
 LossFunction = Callable[..., Loss | None]
@@ -91,7 +91,9 @@ class _Loss(nn.Module):
             result = self._loss(self.model, *inputs)
         if result is None:
             return None
-        parts = {key: v.detach() if isinstance(v, Tensor) else v for key, v in result.parts.items()}
+        parts: Parts = {}
+        for key, value in result.parts.items():
+            parts[key] = value.detach() if isinstance(value, Tensor) else value
         self.found = Loss(total=result.total.detach(), parts=parts, output=result.output)
         return result.total
 
@@ -196,7 +198,7 @@ class Engine:
             with torch.no_grad(), self._mixed, torch.compiler.set_stance("force_eager"):
                 yield self.model
         finally:
-            self._write(lambda name, p: kept[name] if self.stage == 0 else safe_get_full_fp32_param(p))
+            self._write(lambda name, p: kept[name] if self.stage == 0 else _whole_master(p))
             self.model.train(training)
 
     @torch.no_grad()
@@ -217,6 +219,13 @@ class Engine:
         if self.stage > 0 and self.processes.size > 1:
             dist.all_reduce(whole)
         return whole.view(shape)
+
+
+def _whole_master(parameter: nn.Parameter) -> Tensor:
+    """The fp32 master of a parameter under ZeRO, from all ranks."""
+    master = safe_get_full_fp32_param(parameter)
+    assert master is not None, "ZeRO keeps a master of whatever is trained"
+    return master
 
 
 def _flat_fragment(name: str, parameter: Any) -> Fragment | None:
