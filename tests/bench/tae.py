@@ -55,7 +55,7 @@ def build(name: str) -> nn.Module:
         import diffusers
 
         return getattr(diffusers, PEERS[name])()
-    model = TAE(load(RunConfig, [str(ROOT / "configs" / f"{name}.yaml")]).tae)
+    model = TAE(load(RunConfig, [str(ROOT / "configs" / "models" / f"{name}.yaml")]).tae)
     model.init_weights()
     return model.to(memory_format=torch.channels_last_3d)
 

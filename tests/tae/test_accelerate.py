@@ -4,8 +4,10 @@ import copy
 import ctypes
 import io
 import os
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from kinoflow.tae import TAE, TAEConfig, accelerate
 from kinoflow.tae.cpu import heap, scratch, winograd
 from kinoflow.tae.model.convolution import SpatialConv, TemporalConv
 
+ROOT = Path(__file__).parents[2]
 # Wide and large enough for the convolution with half of the products; every kind of layer.
 WIDE = TAEConfig(
     channels=96,
@@ -25,6 +28,21 @@ WIDE = TAEConfig(
     latent_channels=4,
 )
 FRAMES, SIDE = 5, 32
+# In a process of its own: the suite's type checks wrap every function, and Dynamo does not look through them.
+COMPILED = """
+import sys, torch
+from kinoflow.tae import TAE, TAEConfig, accelerate
+config = TAEConfig(channels=96, multipliers=(1,), strides=(), encoder_blocks=(1,), decoder_blocks=(1,),
+                   latent_channels=4, norm="rms", attention=False)
+tae = TAE(config)
+tae.init_weights()
+accelerate(tae.eval())
+encode = torch.compile(lambda clip: tae.encode(clip).mean, fullgraph=True, backend="aot_eager")
+clip = torch.rand(1, 3, 3, 16, 16) * 2 - 1
+with torch.no_grad():
+    torch.testing.assert_close(encode(clip), tae.encode(clip).mean, rtol=0, atol=2e-5)
+print("equal")
+"""
 
 
 def build() -> TAE:
@@ -153,6 +171,12 @@ def test_copies_and_states(video, calls):
         assert fast.state_dict().keys() == plain.state_dict().keys()
         for one, other in zip(outputs(fast, video), outputs(plain, video), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+
+
+def test_compiled_it_is_one_graph_with_the_same_numbers():
+    words = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr[-3000:]
 
 
 class _Watched(dict[str, str]):
