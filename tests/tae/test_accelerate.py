@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kinoflow.sample.release import Release
 from kinoflow.tae import TAE, TAEConfig, accelerate
+from kinoflow.tae import __main__ as command
 from kinoflow.tae.cpu import heap, scratch, winograd
 from kinoflow.tae.model.convolution import SpatialConv, TemporalConv
+from kinoflow.train.tasks import precompute
 
 ROOT = Path(__file__).parents[2]
 # Wide and large enough for the convolution with half of the products; every kind of layer.
@@ -115,6 +118,20 @@ def test_only_layers_that_the_fast_paths_compute_have_them():
     ]
     assert put_on(model) == wanted
     assert "encoder.layers.1.temporal" in wanted and "encoder.layers.1.spatial" not in wanted
+
+
+def test_commands_and_sampling_put_them_on():
+    arguments = command._parser().parse_args(["decode", "a.kino", "a.mp4"])
+    assert put_on(command._codec(arguments)._tiled._tae)
+    assert put_on(Release.load(ROOT / "sample" / "mini").tae())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_precomputation_puts_them_on_unless_it_compiles(compiled, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precompute.PromptEncoder, "of_release", lambda *_, **__: torch.nn.Identity())
+    config = precompute.PrecomputeConfig(release=str(ROOT / "sample" / "mini"), compile=compiled)
+    assert bool(put_on(precompute.load_encoders(config).tae)) != compiled
 
 
 def test_gradients_are_the_plain_ones(video, calls):
