@@ -20,7 +20,14 @@ from tests.data.making import gradient
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 Command = Callable[[Path], list[str]]
-TINY_LATENTS = ("buckets=[1x32x32@16]", "clips=2", "shard_size=1", "batch_size=1", "release=sample/mini")
+TINY_LATENTS = (
+    "source=world",
+    "buckets=[1x32x32@16]",
+    "clips=2",
+    "shard_size=1",
+    "batch_size=1",
+    "release=sample/mini",
+)
 
 
 def status(command: Callable[[], int]) -> int:
