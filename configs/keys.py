@@ -74,7 +74,7 @@ def _lines(schema: type) -> dict[str, str]:
     """The string below each field, in the class and in those that it extends."""
     found = {}
     for owner in filter(is_dataclass, reversed(schema.__mro__)):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(typing.cast(type, owner)))).body
         for pair in pairwise(typing.cast(ast.ClassDef, definition).body):
             match pair:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
