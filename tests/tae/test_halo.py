@@ -173,13 +173,13 @@ def test_any_chunks_give_the_same(frames, cuts, tile, before, after):
     borders = sorted({0, frames, *(cut for cut in cuts if cut < frames)})
     chunks = [video[:, :, a:b] for a, b in itertools.pairwise(borders)]
     latent = encode_tiled(video, pool_time, tiling)
-    assert torch.equal(torch.cat(list(encode_stream(chunks, pool_time, tiling)), dim=2), latent)
+    assert torch.equal(torch.cat(list(encode_stream(chunks, pool_time, tiling, halved)), dim=2), latent)
     whole = decode_tiled(latent, repeat_time, tiling, frames=frames)
     assert whole.shape == video.shape
     length = latent.shape[2]
     borders = sorted({0, length, *(cut for cut in cuts if cut < length)})
     chunks = [latent[:, :, a:b] for a, b in itertools.pairwise(borders)]
-    pieces = list(decode_stream(chunks, repeat_time, tiling, frames=frames))
+    pieces = list(decode_stream(chunks, repeat_time, tiling, halved, frames=frames))
     assert torch.equal(torch.cat(pieces, dim=2), whole)
 
 
@@ -190,12 +190,12 @@ def test_range_equals_slice_of_whole(frames, data):
     latent = clip(SOME.latent_frames(frames), 1, 1)
     whole = decode_tiled(latent, repeat_time, SOME, frames=frames)
     part = latent[:, :, SOME.latents_for(frames, start, end).slice]
-    pieces = list(decode_stream([part], repeat_time, SOME, frames=frames, start=start, end=end))
+    pieces = list(decode_stream([part], repeat_time, SOME, halved, frames=frames, start=start, end=end))
     assert torch.equal(torch.cat(pieces, dim=2), whole[:, :, start:end])
 
 
 def test_an_empty_stream_gives_nothing():
-    assert list(encode_stream([], pool_time, SOME)) == []
+    assert list(encode_stream([], pool_time, SOME, halved)) == []
 
 
 def test_streams_hold_a_bounded_number_of_frames():
@@ -207,17 +207,17 @@ def test_streams_hold_a_bounded_number_of_frames():
             asked.append(index)
             yield chunk
 
-    first = next(iter(encode_stream(counted(clip(400, 1, 1).split(8, dim=2)), pool_time, SOME)))
+    first = next(iter(encode_stream(counted(clip(400, 1, 1).split(8, dim=2)), pool_time, SOME, halved)))
     assert (first.shape[2], len(asked)) == (3, 4)
     asked.clear()
     latents = counted(clip(50, 1, 1).split(1, dim=2))
-    first = next(iter(decode_stream(latents, repeat_time, SOME, frames=400)))
+    first = next(iter(decode_stream(latents, repeat_time, SOME, halved, frames=400)))
     assert (first.shape[2], len(asked)) == (24, 4)
 
 
 def test_missing_latents_are_named():
     with pytest.raises(ValueError, match="end at latent frame 3"):
-        list(decode_stream([clip(3, 1, 1)], repeat_time, SOME, frames=40))
+        list(decode_stream([clip(3, 1, 1)], repeat_time, SOME, halved, frames=40))
 
 
 def test_range_outside_the_clip():
