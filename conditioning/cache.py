@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kinoflow.conditioning.checkpoints import LIMITS
 from kinoflow.conditioning.embedding import Encoded, TextEmbedding, warn_of_cuts
-from kinoflow.configs.errors import UserError, first_line
+from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import replacing
 
 # Counts changes of this file's format and of what becomes of a text before and after the weights.
@@ -147,6 +147,6 @@ def _write(path: Path, text: str, entry: _Entry) -> None:
             save_file({"hidden": entry.hidden}, aside, metadata=about)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path.parents[2]}: text states can't be kept there ({first_line(error)}); free space, check "
+            f"{path.parents[2]}: text states can't be kept there ({one_line(error)}); free space, check "
             "its rights, or name another cache folder"
         ) from error

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, one_line
 
 # In the order in which the states are handed on. Limits in tokens, end token included (Movie Gen leaves the
 # first and the last open; others use these).
@@ -102,10 +102,9 @@ class Source:
         try:
             return Path(snapshot_download(self.location, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{self}: the {self.name} encoder is neither a folder here nor readable from the hub; check "
-                f"the id and the network, or download it elsewhere and give its folder ({reason})"
+                f"the id and the network, or download it elsewhere and give its folder ({one_line(error)})"
             ) from None
 
 

@@ -24,7 +24,7 @@ from kinoflow.conditioning.embedding import (
     warn_of_cuts,
 )
 from kinoflow.conditioning.offload import stream
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, one_line
 
 _MODEL_TYPES = {"ul2": ("t5",), "byt5": ("t5",), "metaclip": ("clip", "clip_text_model")}
 _CLIP_POSITIONS = 77
@@ -133,8 +133,8 @@ def load_encoder(
         raise
     # What a damaged file raises depends on where the damage is: JSON, safetensors, sizes, tokenizer.
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        message = f"{source}: the {source.name} encoder can't be loaded; {_remedy(source, folder)} ({reason})"
+        remedy = _remedy(source, folder)
+        message = f"{source}: the {source.name} encoder can't be loaded; {remedy} ({one_line(error)})"
         raise UserError(message) from error
 
 

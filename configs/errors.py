@@ -102,6 +102,6 @@ def _installable(module: str) -> str:
     return module
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
+def one_line(error: BaseException, most: int = 200) -> str:
     """What an error of a library says, in one line."""
     return " ".join(str(error).split())[:most] or type(error).__name__

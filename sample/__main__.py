@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinoflow.configs.errors import UserError, first_line, run
+from kinoflow.configs.errors import UserError, one_line, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Sampler:
                 yield piece[0].numpy()
         except (RuntimeError, MemoryError, UserError) as error:
             again = f"its latent is kept, run: {shlex.join(self._kept(latent, output))}"
-            raise UserError(f"{output.path}: decoding failed ({first_line(error)}); {again}") from error
+            raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
 
     def _kept(self, latent: Tensor, output: Output) -> list[str]:
         """Write the latent to a file; the command that decodes it."""

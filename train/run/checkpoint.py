@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.files import replacing_folder, write_text
+from kinoflow.configs.files import write_text
 from kinoflow.configs.schema import to_dict
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
@@ -170,13 +171,21 @@ def export(run: Path, release: Path, task: Task, parts_from: Path | None) -> Pat
     if found is None:
         raise UserError(f"{run}: no checkpoint to export, train it first")
     state = averaged_state(found)
-    with replacing_folder(release) as aside:
-        if release.is_dir():
-            shutil.copytree(release, aside, dirs_exist_ok=True)
+    release.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{release.name}.", dir=release.parent) as place:
+        aside = Path(place)
         task.export(state, aside)
         for source in [] if parts_from is None else [parts_from / name for name in _PARTS]:
-            if source.exists() and not (aside / source.name).exists():
+            if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / source.name)
+        release.mkdir(exist_ok=True)
+        for entry in sorted(
+            aside.iterdir()
+        ):  # parts that stay are not copied: of a large release they are many GiB
+            target = release / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
-from kinoflow.configs.errors import UserError, first_line
+from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import seeded
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
@@ -238,7 +238,7 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"preview_prompts: {path} cannot be read ({first_line(error)}); name a text file "
+        raise UserError(f"preview_prompts: {path} cannot be read ({one_line(error)}); name a text file "
                         "with a prompt on each line, or world") from None  # fmt: skip
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
