@@ -70,12 +70,12 @@ def parse_rate(text: str) -> Fraction:
     """Frames a second, such as "16" or "24000/1001".
 
     Raises:
-        UserError: no number above 0 and up to 1000.
+        UserError: no number above 0.
     """
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"{text!r} is not a frame rate; write 16 or 24000/1001") from None
-    if not 0 < rate <= 1000:
-        raise UserError(f"{text!r}: use a rate above 0 and up to 1000")
+    if rate <= 0:
+        raise UserError(f"{text!r}: use a rate above 0")
     return rate

@@ -136,6 +136,11 @@ def _source_options() -> argparse.ArgumentParser:
         "the rate of a folder of pictures (default: the clip's own times; 24 for pictures)",
     )
     source.add_argument("--audio", action="store_true", help="keep the sound (its first track)")
+    source.add_argument(
+        "--partial",
+        action="store_true",
+        help="of a truncated or damaged clip, the frames before the damage",
+    )
     return source
 
 
@@ -189,7 +194,8 @@ def _encode(arguments: argparse.Namespace) -> Figures:
     how = {"fps": arguments.fps, "audio": arguments.audio}
 
     def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
-        return jobs.encode(codec, item.source, item.output, progress=progress, **how)
+        part = arguments.partial
+        return jobs.encode(codec, item.source, item.output, progress=progress, partial=part, **how)
 
     if not _many(arguments, {".kino", ".zarr"}):
         return _single(arguments, one)
@@ -235,6 +241,7 @@ def _reconstruct(arguments: argparse.Namespace) -> Figures:
 
     def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
         how = {"fps": arguments.fps, "audio": arguments.audio, "crf": arguments.crf}
+        how["partial"] = arguments.partial
         return jobs.reconstruct(codec, item.source, item.output, comparison, progress=progress, **how)
 
     if not many:

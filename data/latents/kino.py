@@ -20,6 +20,7 @@ from zarr.storage import LocalStore, ZipStore
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing, replacing_folder
+from kinoflow.data.video.info import MAX_RATE
 from kinoflow.data.video.timeline import Presentation
 
 CHUNK = 4  # latent frames in a chunk
@@ -44,6 +45,7 @@ class LatentInfo:
     seconds; `resampled` says that frames of the source were repeated or dropped to reach a constant `fps`.
     `sound` is the codec of the sound kept, None without; `sound_origin` is the time stamp in it of the first
     frame. `source_bytes` and `source_modified_ns` tell whether the source is still the same.
+    `sample_aspect_ratio` is the width over the height of a pixel as players show it.
 
     Raises:
         ValueError: values that no clip has.
@@ -66,6 +68,7 @@ class LatentInfo:
     sound_origin: Fraction = Fraction(0)
     source_bytes: int = 0
     source_modified_ns: int = 0
+    sample_aspect_ratio: Fraction = Fraction(1)
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,8 +76,10 @@ class LatentInfo:
             value = getattr(self, key)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{key}: {value!r} is not a number from 1 to {most}")
-        if not 0 < self.fps <= 1_000_000 or (self.variable_frame_rate and not self.time_base):
+        if not 0 < self.fps <= MAX_RATE or (self.variable_frame_rate and not self.time_base):
             raise ValueError(f"fps: {self.fps} with time base {self.time_base} is no frame rate")
+        if self.sample_aspect_ratio <= 0:
+            raise ValueError(f"sample_aspect_ratio: {self.sample_aspect_ratio} is not above 0")
         if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
             raise ValueError("metadata: maps text to text")
 
@@ -106,7 +111,7 @@ class LatentInfo:
             required = each.default is MISSING and each.default_factory is MISSING
             if each.name in attributes or required:  # files of before lack some
                 values[each.name] = attributes[each.name]
-        for key in ("fps", "time_base", "sound_origin"):
+        for key in ("fps", "time_base", "sound_origin", "sample_aspect_ratio"):
             if values.get(key) is not None:
                 values[key] = Fraction(values[key])
         return cls(**values)

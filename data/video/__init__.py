@@ -1,11 +1,11 @@
 """Clips in and out, through FFmpeg: `probe`, `read` and `stream`, `write` and `VideoWriter`."""
 
 from kinoflow.data.video.info import VideoInfo
-from kinoflow.data.video.reader import origin, presentation, probe, read, stream
+from kinoflow.data.video.reader import origin, presentation, probe, read, readable, stream
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.video.writer import VideoWriter, write
 
 __all__ = [
-    "VideoInfo", "VideoWriter", "contact_sheet", "origin", "presentation", "probe", "read", "stream",
-    "write",
+    "VideoInfo", "VideoWriter", "contact_sheet", "origin", "presentation", "probe", "read", "readable",
+    "stream", "write",
 ]  # fmt: skip

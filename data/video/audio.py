@@ -4,10 +4,9 @@ Only the first sound track counts. Times are seconds from the first frame shown;
 stamp, so that what the sound leads or lags stays as it was.
 """
 
-import errno
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,46 +19,14 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
-from kinoflow.configs.errors import UserError, os_error_line
+from kinoflow.data.video.soundtrack import codec_of, frames, move, opened, packets, telling
 
 _IN_MP4 = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players take in an mp4
+_TRIED = 48  # packets, to see whether an mp4 gives them back
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 _AAC_RATE = 48000
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _JITTER = Fraction(1, 50)  # seconds; stamps are rounded to the container's ticks, only a jump moves samples
-_DAMAGED = "its sound is damaged or of an unknown kind; leave --audio out"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoundInfo:
-    """A sound track: its codec, and the time stamp in its own file that stands for the first frame."""
-
-    codec: str
-    origin: Fraction
-
-
-def extract(source: Path, target: Path, origin: Fraction) -> SoundInfo | None:
-    """Copy the first sound track of a clip, packet for packet, into a NUT file, which holds any codec.
-
-    Returns None where the clip has no sound.
-
-    Raises:
-        UserError: the clip, or its sound, cannot be read.
-    """
-    with _opened(source) as (container, track):
-        if track is None:
-            return None
-        shift = None
-        with _telling(source), av.open(f"file:{target}", "w", format="nut") as nut:
-            copy = nut.add_stream_from_template(track)
-            for packet in _packets(container, track):
-                if shift is None:  # NUT wants times from 0 up; sound may begin before the picture
-                    shift = -min(packet.dts, packet.pts) * Fraction(packet.time_base)
-                _move(packet, shift)
-                packet.stream = copy
-                nut.mux(packet)
-        return None if shift is None else SoundInfo(codec=_codec(track), origin=origin + shift)
 
 
 class Sound:
@@ -70,18 +37,24 @@ class Sound:
     """
 
     def __init__(
-        self, path: Path, container: InputContainer, track: AudioStream, zero: Fraction, length: Fraction
+        self,
+        path: Path,
+        container: InputContainer,
+        track: AudioStream,
+        *,
+        zero: Fraction,
+        length: Fraction,
+        copies: bool,
     ) -> None:
         self._path, self._container, self._track = path, container, track
-        self._zero, self._length = zero, length
+        self._zero, self._length, self._copies = zero, length, copies
         self._output: Any = None
         self._packets: Iterator[Packet] = iter(())
         self._held: Packet | None = None
 
     def __str__(self) -> str:
         """What becomes of it, for people."""
-        codec = _codec(self._track)
-        return f"{codec}, copied" if codec in _IN_MP4 else f"{codec}, encoded again as aac"
+        return f"{codec_of(self._track)}, {'copied' if self._copies else 'encoded again as aac'}"
 
     def begin(self, output: OutputContainer) -> None:
         """Add a stream to an mp4 that has its picture stream, and write the mp4's header.
@@ -90,8 +63,8 @@ class Sound:
             UserError: the sound has a form that an mp4 cannot hold.
         """
         self._output = output
-        with _telling(self._path):
-            if _codec(self._track) in _IN_MP4:
+        with telling(self._path):
+            if self._copies:
                 self._packets = self._copied(output.add_stream_from_template(self._track))
             else:
                 self._packets = self._encoded(output)
@@ -103,7 +76,7 @@ class Sound:
         Raises:
             UserError: the sound does not decode.
         """
-        with _telling(self._path):
+        with telling(self._path):
             while (packet := self._held or next(self._packets, None)) is not None:
                 self._held = packet
                 if until is not None and packet.pts is not None and packet.pts * packet.time_base >= until:
@@ -117,14 +90,14 @@ class Sound:
         Raises:
             UserError: the sound has a form that an mp4 cannot hold.
         """
-        with _telling(self._path):
+        with telling(self._path):
             self._output.close()
 
     def _copied(self, stream: Any) -> Iterator[Packet]:
         """Packets that sound in the range, after the one before, from which codecs with overlap start up."""
         before: Packet | None = None
-        for packet in _packets(self._container, self._track):
-            _move(packet, -self._zero)
+        for packet in packets(self._container, self._track):
+            move(packet, -self._zero)
             packet.stream = stream
             if packet.pts * packet.time_base >= self._length:
                 return
@@ -170,7 +143,7 @@ class Sound:
     def _samples(self, rate: int, layout: str) -> Iterator[tuple[np.ndarray, int]]:
         """Planar samples at the rate of the output, and the number of the first, counted from the start."""
         resampler, following = AudioResampler(format="fltp", layout=layout, rate=rate), None
-        for frame in self._container.decode(self._track):
+        for frame in frames(self._container, self._track):
             place = following or 0
             if frame.pts is not None and frame.time_base is not None:
                 place = round((frame.pts * frame.time_base - self._zero) * rate)
@@ -195,33 +168,12 @@ def sound(
     Raises:
         UserError: the file cannot be read.
     """
-    with _opened(path, named) as (container, track):
-        yield None if track is None else Sound(named or path, container, track, origin + start, end - start)
-
-
-@contextmanager
-def _opened(path: Path, named: Path | None = None) -> Iterator[tuple[InputContainer, AudioStream | None]]:
-    try:
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except OSError as error:
-        raise UserError(os_error_line(named or path, error)) from error
-    except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"{named or path}: {_DAMAGED}") from error
-    with container:
-        track = next(iter(container.streams.audio), None)
-        if track is not None and track.codec_context is None:
-            raise UserError(f"{named or path}: {_DAMAGED}")
-        yield container, track
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, ValueError, ArithmeticError) as error:
-        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _DISK):
-            raise
-        raise UserError(f"{path}: {_DAMAGED}") from error
+    with opened(path, named) as (container, track):
+        if track is None:
+            yield None
+            return
+        copies = _fits_mp4(path)
+        yield Sound(named or path, container, track, zero=origin + start, length=end - start, copies=copies)
 
 
 def _placed(frame: av.AudioFrame) -> av.AudioFrame:
@@ -234,19 +186,20 @@ def _placed(frame: av.AudioFrame) -> av.AudioFrame:
     return frame
 
 
-def _codec(track: AudioStream) -> str:
-    return track.codec_context.codec.canonical_name
-
-
-def _packets(container: InputContainer, track: AudioStream) -> Iterator[Any]:
-    """Packets with content and both time stamps."""
-    for packet in container.demux(track):
-        packet.dts = packet.pts if packet.dts is None else packet.dts
-        packet.pts = packet.dts if packet.pts is None else packet.pts
-        if packet.size and packet.pts is not None:
-            yield packet
-
-
-def _move(packet: Any, seconds: Fraction) -> None:
-    shift = round(seconds / packet.time_base)
-    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+def _fits_mp4(path: Path) -> bool:
+    """Whether an mp4 takes the packets of a file and gives sound back: some forms of good codecs it can't."""
+    with opened(path) as (container, track), suppress(av.error.FFmpegError, ValueError, ArithmeticError):
+        if track is None or codec_of(track) not in _IN_MP4:
+            return False
+        memory, shift = io.BytesIO(), None
+        with av.open(memory, "w", format="mp4") as mp4:
+            copy = mp4.add_stream_from_template(track)
+            for _, packet in zip(range(_TRIED), packets(container, track), strict=False):
+                shift = -packet.dts * Fraction(packet.time_base) if shift is None else shift
+                move(packet, shift)
+                packet.stream = copy
+                mp4.mux(packet)
+        memory.seek(0)
+        with av.open(memory) as again:
+            return any(frame.samples for frame in again.decode(audio=0))
+    return False

@@ -14,7 +14,8 @@ from kinoflow.data.video import reader
 from kinoflow.data.video.info import VideoInfo
 
 PICTURES = frozenset({
-    ".bmp", ".exr", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".exr", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff",
+    ".webp",
 })  # fmt: skip
 
 
@@ -69,4 +70,4 @@ def stream(folder: Path, chunk: int) -> Iterator[UInt8[np.ndarray, "frames heigh
 
 def _natural(file: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", file.name)
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]

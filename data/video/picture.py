@@ -1,33 +1,22 @@
-"""How a stored picture becomes the displayed one: orientation, colour matrix and range, alpha."""
+"""How a stored picture becomes the displayed one: colours, crop, orientation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Shaped, UInt8
+from PIL import Image
 
+from kinoflow.data.video.color import Conversion
 from kinoflow.data.video.info import DecodedFrame
 
-BT709, BT601, BT2020 = 1, 5, 9
-LIMITED, FULL = 1, 2
-# H.273 matrices that swscale has coefficients for.
-_CONVERTIBLE = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, 9: BT2020, 10: BT2020}
-
-
-def matrix_of(tag: int, *, height: int, width: int) -> int:
-    """The YCbCr matrix to undo: the tagged one, else what players assume (BT.709 for HD, BT.601 below)."""
-    return _CONVERTIBLE.get(tag, BT709 if width >= 1280 or height > 576 else BT601)
-
-
-def expand_levels(picture: UInt8[np.ndarray, "*any"]) -> UInt8[np.ndarray, "*any"]:
-    """Limited levels 16..235 to 0..255."""
-    levels = (np.arange(256) - 16.0) * 255 / 219
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[picture]
-
-
-def over_black(picture: UInt8[np.ndarray, "height width 4"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Composite straight alpha over black."""
-    color, alpha = picture[..., :3].astype(np.uint16), picture[..., 3:].astype(np.uint16)
-    return ((color * alpha + 127) // 255).astype(np.uint8)
+_EXIF_ORIENTATION = 0x0112
+_EXIF = {  # (transpose, flip rows, flip columns) of TIFF 6.0, Orientation
+    1: (False, False, False), 2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True), 8: (True, True, False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +33,34 @@ class Orientation:
         turn = round(degrees / 90) % 4
         return cls(transpose=turn % 2 == 1, flip_rows=turn in (1, 2), flip_columns=turn in (2, 3))
 
+    @classmethod
+    def from_matrix(cls, matrix: Sequence[int]) -> "Orientation":
+        """The right-angle turn or mirroring nearest to a display matrix (ISO 14496-12, tkhd; nine numbers).
+
+        A stored point (x, y) is shown at (a x + c y, b x + d y), with a, b, c, d = matrix[0, 1, 3, 4].
+        """
+        a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
+        transpose = abs(b) + abs(c) > abs(a) + abs(d)
+        across, down = (c, b) if transpose else (a, d)
+        return cls(transpose=transpose, flip_rows=down < 0, flip_columns=across < 0)
+
+    @classmethod
+    def from_exif(cls, value: int) -> "Orientation":
+        """What EXIF's orientation 1..8 asks for; other values ask for nothing."""
+        transpose, rows, columns = _EXIF.get(value, _EXIF[1])
+        return cls(transpose=transpose, flip_rows=rows, flip_columns=columns)
+
     @property
     def rotation(self) -> int:
-        """Clockwise turn in degrees (a mirrored picture counts as the turn that is left)."""
+        """Clockwise turn in degrees, after mirroring where the picture is mirrored."""
         if self.transpose:
             return 90 if self.flip_columns else 270
         return 180 if self.flip_rows else 0
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right are exchanged before the turn."""
+        return (self.transpose + self.flip_rows + self.flip_columns) % 2 == 1
 
     def apply(self, picture: Shaped[np.ndarray, "height width c"]) -> Shaped[np.ndarray, "height2 width2 c"]:
         """Turn one picture; a view."""
@@ -64,17 +75,14 @@ class Display:
     stored: tuple[int, int]
     crop: tuple[int, int]
     orientation: Orientation
-    matrix: int
-    range: int
-    expand_gray: bool
-    alpha: bool
+    conversion: Conversion
 
     def cropped(self, size: str | None) -> "Display":
         """Cut to "WxH" if that is what evening out would have made of it."""
         if size is None:
             return self
         width, _, height = size.partition("x")
-        if not (width.isdigit() and height.isdigit()):
+        if not (width.isdecimal() and height.isdecimal()):
             return self
         true = (int(height), int(width))
         padded = tuple(side + side % 2 for side in true)
@@ -85,26 +93,45 @@ class Display:
         """Displayed height, width."""
         return (self.crop[1], self.crop[0]) if self.orientation.transpose else self.crop
 
-    def finish(self, picture: UInt8[np.ndarray, "height width c"]) -> UInt8[np.ndarray, "height2 width2 3"]:
-        """From converted pixels (RGB, or RGBA with alpha) to the displayed picture."""
-        picture = over_black(picture) if self.alpha else picture
-        picture = expand_levels(picture) if self.expand_gray else picture
-        return self.orientation.apply(picture[: self.crop[0], : self.crop[1]])
+    def takes(self, frame: DecodedFrame) -> bool:
+        """Whether a frame of its size fills the picture: of the same shape but for rounding to whole pixels.
+
+        A conference recorded at a changing resolution does; a window that was resized does not.
+        """
+        height, width = self.stored
+        return abs(frame.width * height - frame.height * width) <= max(height, width)
+
+    def finish(
+        self, frame: DecodedFrame, reformatter: VideoReformatter
+    ) -> UInt8[np.ndarray, "height2 width2 3"]:
+        """From a decoded frame to the displayed picture."""
+        rgb = self.conversion.rgb(frame, reformatter, self.stored)
+        return self.orientation.apply(rgb[: self.crop[0], : self.crop[1]])
 
 
-def display_of(first: DecodedFrame, codec: str) -> Display:
+def display_of(first: DecodedFrame, codec: str, orientation: Orientation) -> Display:
     """What the first decoded frame asks for."""
-    # FFmpeg takes untagged grey for full range; H.264 and H.265 define it as limited.
-    untagged_limited = codec in {"h264", "hevc"} and first.color_range != FULL
-    limited = first.color_range == LIMITED or untagged_limited
     size = (first.height, first.width)
-    return Display(
-        stored=size,
-        crop=size,
-        # Not from the frame's side_data: PyAV has no name for a photograph's EXIF there, and may crash later.
-        orientation=Orientation.from_rotation(first.rotation),
-        matrix=matrix_of(first.colorspace, height=first.height, width=first.width),
-        range=first.color_range,
-        expand_gray=first.format.name.startswith("gray") and limited,
-        alpha=first.format.name == "pal8" or any(component.is_alpha for component in first.format.components),
-    )
+    conversion = Conversion.of(first, codec)
+    return Display(stored=size, crop=size, orientation=orientation, conversion=conversion)
+
+
+def orientation_of(path: Path, demuxer: str, frame: DecodedFrame) -> Orientation:
+    """What a file says: EXIF in a photograph, a display matrix in a clip."""
+    if demuxer.endswith("_pipe") or demuxer == "image2":
+        return Orientation.from_exif(_exif(path))
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # side data that PyAV has no name for; what is left is the turn
+        return Orientation.from_rotation(frame.rotation)
+    if matrix is None:
+        return Orientation()
+    return Orientation.from_matrix(np.frombuffer(matrix, np.int32).tolist())
+
+
+def _exif(path: Path) -> int:
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return 1  # a kind that Pillow does not know, or EXIF that makes no sense: shown as stored

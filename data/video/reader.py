@@ -1,16 +1,24 @@
-"""Read clips, whole, in ranges or as a stream, through FFmpeg (PyAV); `data.video_writer` writes them.
+"""Read clips, whole, in ranges or as a stream, through FFmpeg (PyAV); `data.video.writer` writes them.
 
-Arrays are RGB uint8, (frames, height, width, 3), 0..255, as a player shows them: the stream's matrix and
-range are undone, rotation is applied, alpha is composited over black. Pixels are not rescaled for a
-non-square sample aspect ratio, interlaced pictures stay woven, and PQ or HLG is not tone-mapped.
+Arrays are RGB uint8, (frames, height, width, 3), 0..255, as a player shows them.
 
-Sizes that the writer had to make even are cropped back, as it notes in the container's metadata.
+Followed: the stream's matrix and range, linear light (data.video.color); display matrices and EXIF
+orientation, mirrored ones too; alpha, also beside the main picture (VP8, VP9, AVIF), over black; edit lists;
+variable rates and how long the last frame is shown; time stamps that are those of decoding, equal or missing
+(frames are then counted from the first one on); recordings joined or damaged in a broadcast; sizes that the
+writer had to make even, as it notes in the container's metadata; a size that changes in mid-stream and keeps
+its shape. AVIF and animated WebP are read through Pillow.
+
+Left alone: pixels are not rescaled for a non-square sample aspect ratio, interlaced pictures stay woven, PQ
+and HLG are not tone-mapped, of several video streams the first counts.
+
+Refused, in one line: pictures of several pages or (HEIC) tiles, a size that changes its shape, colours that
+would come out wrong, what is truncated or damaged unless `partial` is asked for.
 """
 
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,33 +27,37 @@ import av
 import av.error
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.data.video import picture
+from kinoflow.data.video import decoding, still
+from kinoflow.data.video.color import refusal
+from kinoflow.data.video.decoding import DAMAGED, DamageError, opened
 from kinoflow.data.video.info import ColorTags, VideoInfo
-from kinoflow.data.video.timeline import Presentation, Timeline, timeline_of
-from kinoflow.data.video.writer import EXACT, SIZE_KEY
+from kinoflow.data.video.picture import Display, display_of, orientation_of
+from kinoflow.data.video.stamps import counted, timeline_of
+from kinoflow.data.video.timeline import Presentation, Timeline
+from kinoflow.data.video.writer import SIZE_KEY
 
 PathLike = str | os.PathLike[str]
-
-_TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that would "play" a text file
-_DAMAGED = "truncated or damaged; copy or export it again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Examined:
+    """`display` is None for what Pillow reads."""
+
     info: VideoInfo
     timeline: Timeline
-    display: picture.Display
+    display: Display | None
     time_base: Fraction
 
 
 def probe(path: PathLike) -> VideoInfo:
     """Say what a clip is; decodes one frame, and reads all packets only where there is no full index.
+
+    Where time stamps are doubtful, all frames are decoded once, to count them.
 
     Raises:
         UserError: missing, empty, unreadable or damaged file, or one without a video stream.
@@ -71,8 +83,8 @@ def origin(path: PathLike) -> Fraction:
         UserError: as `probe`.
     """
     examined = _examine(Path(path))
-    pts = examined.timeline.pts
-    return Fraction(0) if pts is None else int(pts[0]) * examined.time_base
+    times = examined.timeline.times
+    return Fraction(0) if times is None else int(times[0]) * examined.time_base
 
 
 def read(
@@ -88,8 +100,23 @@ def read(
     stop = _examine(Path(path)).timeline.frames if end is None else end
     chunks = list(stream(path, start, end, chunk=max(1, stop - start), partial=partial))
     if not chunks:
-        raise UserError(f"{path}: no frame decodes; the file is {_DAMAGED}")
+        raise UserError(f"{path}: no frame decodes; the file is {DAMAGED}")
     return chunks[0]
+
+
+def readable(path: PathLike) -> int:
+    """How many frames of a clip, from the first one on, decode; all of a whole clip.
+
+    Raises:
+        UserError: as `probe`; no frame decodes.
+    """
+    examined = _examine(Path(path))
+    if examined.display is None or not examined.timeline.truncated:
+        return examined.timeline.frames
+    number, _, _ = decoding.count(Path(path))
+    if number == 0:
+        raise UserError(f"{path}: no frame decodes; the file is {DAMAGED}")
+    return min(number, examined.timeline.frames)
 
 
 def stream(
@@ -109,11 +136,12 @@ def stream(
     if not 0 <= start < stop <= frames:
         raise UserError(f"{path}: has frames 0:{frames}, not {start}:{stop}; choose a range inside")
     if examined.timeline.truncated and end is None and not partial:
-        raise UserError(f"{path}: {_DAMAGED}")
-    array, filled, left = np.empty((0, *examined.display.size, 3), np.uint8), 0, stop - start
-    for shown in _pictures(path, examined, start, stop, partial):
+        raise UserError(f"{path}: {DAMAGED}")
+    size = (examined.info.height, examined.info.width)
+    array, filled, left = np.empty((0, *size, 3), np.uint8), 0, stop - start
+    for shown in _pictures(path, examined, range(start, stop), partial):
         if filled == 0:
-            array = np.empty((min(chunk, left), *examined.display.size, 3), np.uint8)
+            array = np.empty((min(chunk, left), *size, 3), np.uint8)
         array[filled] = shown
         filled, left = filled + 1, left - 1
         if filled == len(array):
@@ -123,36 +151,15 @@ def stream(
         yield array[:filled]
 
 
-class _DamageError(Exception):
-    """The stream stops making sense here."""
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its main video stream, with FFmpeg's faults told in one line."""
-    try:
-        # "file:" keeps odd names from being read as protocols; the whitelist keeps playlists off the network.
-        local = {"protocol_whitelist": "file"}
-        with av.open(f"file:{path}", options=local, metadata_errors="replace") as container:
-            videos = [v for v in container.streams.video if not v.disposition & Disposition.attached_pic]
-            if not videos or container.format.name in _TEXT_ART:
-                raise UserError(f"{path}: has no video; give a clip or a picture")
-            yield container, videos[0]
-    except OSError as error:
-        raise UserError(os_error_line(path, error)) from error
-    except (av.error.FFmpegError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a video that FFmpeg can read, or {_DAMAGED}") from error
-
-
 def _examine(path: Path) -> _Examined:
     try:
         stat = path.stat()
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a video file")
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
+    except ValueError as error:  # a zero byte
+        raise UserError(f"{str(path)!r}: no file can have this name; correct it") from error
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a video file")
     if not path.is_file():
         raise UserError(f"{path}: is a pipe or a device; save the clip to a file first")
     if stat.st_size == 0:
@@ -162,73 +169,103 @@ def _examine(path: Path) -> _Examined:
 
 @functools.lru_cache(maxsize=32)
 def _examine_version(path: Path, _modified: int, size: int) -> _Examined:
-    with _opened(path) as (container, video):
-        first = next(_frames(container, video), None)
+    try:
+        by_pillow = still.is_ours(path)
+    except OSError as error:
+        raise UserError(os_error_line(path, error)) from error
+    if by_pillow:
+        found = still.examine(path)
+        return _Examined(info=found.info, timeline=found.timeline, display=None, time_base=still.TICK)
+    with opened(path) as (container, video):
+        first = next(decoding.frames(container, video), None)
         if first is None:
-            raise UserError(f"{path}: no frame decodes; the file is {_DAMAGED}")
-        display = picture.display_of(first, video.codec_context.name)
+            raise UserError(f"{path}: no frame decodes; the file is {DAMAGED}")
+        if (reason := refusal(first)) is not None:
+            raise UserError(f"{path}: {reason}")
+        demuxer = container.format.name
+        if demuxer == "tiff_pipe" and (pages := still.pages(path)) > 1:
+            raise UserError(f"{path}: has {pages} pages; save each as a picture in a folder, which is a clip")
+        display = display_of(first, video.codec_context.name, orientation_of(path, demuxer, first))
         display = display.cropped(container.metadata.get(SIZE_KEY))
-        with _opened(path) as (unread, packets):
-            timeline = timeline_of(unread, packets, size, first.pts)
-        height, width = display.size
+        timeline = _timeline(path, size, first.pts)
         time_base = video.time_base or 1 / timeline.fps
-        aspect = video.sample_aspect_ratio or Fraction(1)
-        info = VideoInfo(
-            path=path,
-            codec=video.codec_context.name,
-            width=width,
-            height=height,
-            frames=timeline.frames,
-            fps=timeline.fps,
-            duration=timeline.frames / timeline.fps,
-            pixel_format=first.format.name,
-            bit_depth=max(component.bits for component in first.format.components),
-            rotation=display.orientation.rotation,
-            variable_frame_rate=timeline.variable,
-            sample_aspect_ratio=1 / aspect if display.orientation.transpose else aspect,
-            color=ColorTags.of(first),
-            audio=bool(container.streams.audio),
-            metadata=dict(container.metadata),
-        )
+        info = _info(path, container, first, display, timeline)
     return _Examined(info=info, timeline=timeline, display=display, time_base=time_base)
 
 
+def _timeline(path: Path, size: int, first: int | None) -> Timeline:
+    with opened(path) as (container, video):
+        timeline, doubtful = timeline_of(container, video, size, first)
+    if not doubtful:
+        return timeline
+    number, rising, damaged = decoding.count(path)
+    if rising or (damaged and number == 0):
+        return timeline
+    return counted(timeline, number if not damaged else max(number, timeline.frames))
+
+
+def _info(
+    path: Path, container: InputContainer, first: av.VideoFrame, display: Display, timeline: Timeline
+) -> VideoInfo:
+    video = decoding.main_stream(path, container)
+    (height, width), aspect = display.size, video.sample_aspect_ratio or Fraction(1)
+    times = timeline.presentation(video.time_base or 1 / timeline.fps)
+    return VideoInfo(
+        path=path,
+        codec=video.codec_context.name,
+        width=width,
+        height=height,
+        frames=timeline.frames,
+        fps=timeline.fps,
+        duration=timeline.frames / timeline.fps if times is None else times.time_of(timeline.frames),
+        pixel_format=first.format.name,
+        bit_depth=max(component.bits for component in first.format.components),
+        rotation=display.orientation.rotation,
+        mirrored=display.orientation.mirrored,
+        variable_frame_rate=timeline.variable,
+        sample_aspect_ratio=1 / aspect if display.orientation.transpose else aspect,
+        color=ColorTags.of(first),
+        audio=bool(container.streams.audio),
+        lost_packets=timeline.lost,
+        metadata=dict(container.metadata),
+    )
+
+
 def _pictures(
-    path: Path, examined: _Examined, start: int, stop: int, partial: bool
+    path: Path, examined: _Examined, span: range, partial: bool
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    display, reformatter, done = examined.display, VideoReformatter(), start
-    with _opened(path) as (container, video):
-        video.thread_type = "AUTO"
+    display, reformatter, done = examined.display, VideoReformatter(), span.start
+    if display is None:
+        yield from still.pictures(path, span.start, span.stop)
+        return
+    with opened(path) as (container, video):
+        # What threads conceal of a lost packet depends on their timing.
+        video.thread_type = "NONE" if examined.timeline.lost else "AUTO"
         try:
-            for frame in _sequence(path, container, video, examined.timeline, range(start, stop)):
-                converted = reformatter.reformat(
-                    frame,
-                    height=display.stored[0],
-                    width=display.stored[1],
-                    format="rgba" if display.alpha else "rgb24",
-                    src_colorspace=display.matrix,
-                    src_color_range=display.range,
-                    dst_color_range=picture.FULL,
-                    interpolation=EXACT,
-                    threads=1,
-                )
-                yield display.finish(converted.to_ndarray())
+            for frame in _sequence(path, container, video, examined.timeline, span):
+                if not display.takes(frame):
+                    height, width = display.stored
+                    raise UserError(
+                        f"{path}: frame {done} has {frame.width}x{frame.height} pixels, the first one has "
+                        f"{width}x{height}; a clip keeps its shape, cut it there"
+                    )
+                yield display.finish(frame, reformatter)
                 done += 1
-        except (_DamageError, av.error.FFmpegError):
+        except (DamageError, av.error.FFmpegError):
             if not partial:
-                raise UserError(f"{path}: frame {done} does not decode; the file is {_DAMAGED}") from None
+                raise UserError(f"{path}: frame {done} does not decode; the file is {DAMAGED}") from None
 
 
 def _sequence(
     path: Path, container: InputContainer, video: VideoStream, timeline: Timeline, span: range
 ) -> Iterator[av.VideoFrame]:
     """Exactly the frames of `span`; a packet that decodes to nothing shows the frame before it again."""
-    held, following = None, span.start
-    for position, frame in enumerate(_from_keyframe(path, container, video, timeline, span.start)):
-        index = timeline.index_of(frame.pts, position)
+    held, following, index = None, span.start, -1
+    for frame in _from_keyframe(path, container, video, timeline, span.start):
+        index = timeline.index_of(frame.pts, index + 1)
         while following < min(index, span.stop):
             if held is None:
-                raise _DamageError
+                raise DamageError
             yield held
             following += 1
         if index == following < span.stop:
@@ -237,41 +274,28 @@ def _sequence(
         if following == span.stop:
             return
         held = frame
-    raise _DamageError
+    if held is None or not timeline.lost:
+        raise DamageError
+    for _ in range(following, span.stop):  # the packets that a broadcast lost were its last
+        yield held
 
 
 def _from_keyframe(
     path: Path, container: InputContainer, video: VideoStream, timeline: Timeline, start: int
 ) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe at or before `start`, or from the first one."""
-    if timeline.pts is None or start == 0:
-        yield from _frames(container, video)
+    if timeline.stamps is None or timeline.sequential or start == 0:
+        yield from decoding.frames(container, video)
         return
     # With open groups of pictures a seek can land on a keyframe that is shown after the frame wanted.
     for back in (0, 16, 64, 256, 1024):
-        container.seek(int(timeline.pts[max(0, start - back)]), stream=video)
-        frames = _frames(container, video)
+        container.seek(int(timeline.stamps[max(0, start - back)]), stream=video)
+        frames = decoding.frames(container, video)
         first = next(frames, None)
-        if first is not None and timeline.index_of(first.pts, start) <= start:
+        if first is not None and timeline.index_of(first.pts, 0) <= start:
             yield first
             yield from frames
             return
     # Transport streams have no index, and a seek cannot reach the very first keyframe.
-    with _opened(path) as (unread, again):
-        yield from _frames(unread, again)
-
-
-def _frames(container: InputContainer, video: VideoStream) -> Iterator[av.VideoFrame]:
-    """Decode up to the first damage; packets before a first decodable one (a cut broadcast) do not count."""
-    begun = False
-    for packet in container.demux(video):
-        try:
-            frames = [] if packet.is_corrupt and begun else packet.decode()
-            damaged = packet.is_corrupt
-        except av.error.InvalidDataError:
-            frames, damaged = [], True
-        begun = begun or bool(frames)
-        yield from frames
-        if damaged and begun:
-            yield from video.decode(None)
-            raise _DamageError
+    with opened(path) as (unread, again):
+        yield from decoding.frames(unread, again)

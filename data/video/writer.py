@@ -11,26 +11,26 @@ from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import av.error
 import numpy as np
 from av.container import OutputContainer
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
-from kinoflow.data.video import picture
 from kinoflow.data.video.audio import Sound
+from kinoflow.data.video.color import BT709, EXACT, FULL, LIMITED
+from kinoflow.data.video.info import checked_rate
 from kinoflow.data.video.timeline import Presentation
 
 PathLike = str | os.PathLike[str]
 
-# Without these flags swscale takes shortcuts that are up to 3 levels off and differ between processors.
-_FLAGS = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-EXACT = Interpolation.BILINEAR | _FLAGS
 SIZE_KEY = "kinoflow_size"
 # For the same bytes every time: a fixed number of threads, and no macroblock tree, whose vector code differs.
 _X264_THREADS, _X264_OPTIONS = 4, {"mbtree": "0"}
@@ -66,6 +66,7 @@ class VideoWriter:
         crf: 0 (lossless but for the conversion to yuv420p) .. 51 (worst).
         metadata: any keys; `title` and `comment` are the ones that players show.
         presentation: exact times of all the frames to come, for a variable rate; `fps` is then the average.
+        sample_aspect_ratio: width over height of a pixel as players show it.
         sound: goes into the file beside the picture.
 
     Raises:
@@ -82,16 +83,20 @@ class VideoWriter:
         crf: int | float = 18,
         metadata: Mapping[str, str] | None = None,
         presentation: Presentation | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
         sound: Sound | None = None,
     ) -> None:
-        self._presentation, self._sound = presentation, sound
-        self._path, self._fps, self._size, self._crf = Path(path), Fraction(fps), (height, width), crf
-        self._metadata = dict(metadata or {})
+        self._presentation, self._sound, self._aspect = presentation, sound, sample_aspect_ratio
+        self._path, self._fps, self._size, self._crf = Path(path), checked_rate(fps), (height, width), crf
+        # Names of files that are not UTF-8 come with surrogates, which no container takes.
+        texts = (metadata or {}).items()
+        self._metadata = {key: value.encode(errors="replace").decode() for key, value in texts}
         self._reformatter, self._frames = VideoReformatter(), 0
+        self._durations: dict[int | None, int] = {}
+        self._last: Any = None  # packet of a clip with times, the last one so far
+        self._begun = 0
         if self._path.suffix.lower() not in {".mp4", ".m4v", ".mov"}:
             raise UserError(f"{path}: clips are written as mp4; end the name in .mp4")
-        if not 0 < self._fps <= 1000:
-            raise UserError(f"fps: {fps}; use a rate above 0 and up to 1000")
         if not 0 <= crf <= 51:
             raise UserError(f"crf: {crf}; use 0 (best) to 51 (worst)")
         if not (1 <= height <= 16384 and 1 <= width <= 16384):
@@ -119,7 +124,7 @@ class VideoWriter:
                 encodable = self._encodable(shown)
                 if self._sound is not None:
                     self._sound.write((encodable.pts or 0) * self._time_base)
-                self._container.mux(self._stream.encode(encodable))
+                self._mux(self._stream.encode(encodable))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,7 +139,8 @@ class VideoWriter:
                     raise UserError(f"{self._path}: no frames to write; give at least one")
                 if self._sound is not None:
                     self._sound.write(None)
-                self._container.mux(self._stream.encode(None))
+                self._mux(self._stream.encode(None))
+                self._close_track()
                 (self._sound or self._container).close()
         finally:
             with suppress(Exception):
@@ -153,11 +159,33 @@ class VideoWriter:
         encoder.width, encoder.height, encoder.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = encoder.codec_context
         context.time_base, context.thread_count = self._time_base, _X264_THREADS
-        context.colorspace = context.color_primaries = context.color_trc = picture.BT709
-        context.color_range = picture.LIMITED
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        if self._aspect != 1:
+            context.sample_aspect_ratio = self._aspect
         if self._sound is not None:
             self._sound.begin(container)
         return container, encoder
+
+    def _mux(self, packets: list[Packet]) -> None:
+        """Packets say how long their own frame is shown; the encoder gives them all one length."""
+        if self._presentation is None:
+            self._container.mux(packets)
+            return
+        for packet in packets:
+            packet.duration = self._durations.pop(packet.pts)
+            self._begun = packet.dts if self._last is None else self._begun
+            if self._last is not None:
+                self._container.mux(self._last)
+            self._last = packet
+
+    def _close_track(self) -> None:
+        """An mp4 is as long as the steps between decoding times add up to, and the last one in the file."""
+        if self._presentation is None or self._last is None:
+            return
+        end = int(self._presentation.ticks[self._frames])
+        self._last.duration = max(1, end - (self._last.dts - self._begun))
+        self._container.mux(self._last)
 
     @property
     def _time_base(self) -> Fraction:
@@ -167,19 +195,20 @@ class VideoWriter:
         frame = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format="rgb24"),
             format="yuv420p",
-            src_color_range=picture.FULL,
-            dst_colorspace=picture.BT709,
-            dst_color_range=picture.LIMITED,
+            src_color_range=FULL,
+            dst_colorspace=BT709,
+            dst_color_range=LIMITED,
             interpolation=EXACT,
             threads=1,
         )
-        frame.color_primaries = frame.color_trc = picture.BT709
+        frame.color_primaries = frame.color_trc = BT709
         frame.pts, frame.time_base, frame.duration = self._frames, self._time_base, 1
         if self._presentation is not None:
             if self._frames + 1 == len(self._presentation.ticks):
                 raise UserError(f"{self._path}: more frames than its presentation has times for")
             begin, end = self._presentation.ticks[self._frames : self._frames + 2].tolist()
             frame.pts, frame.duration = begin, end - begin
+            self._durations[begin] = end - begin
         self._frames += 1
         return frame
 

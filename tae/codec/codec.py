@@ -23,8 +23,8 @@ from kinoflow.configs.pretrained import fingerprint
 from kinoflow.data import video
 from kinoflow.data.latents import stored
 from kinoflow.data.latents.kino import CHUNK, LatentInfo, create, read_info, read_latents
-from kinoflow.data.video.audio import SoundInfo, extract
 from kinoflow.data.video.footage import Footage, footage, stamp
+from kinoflow.data.video.soundtrack import SoundInfo, extract
 from kinoflow.tae.codec.temporary import blamed_on_temporary_folder, sound_file
 from kinoflow.tae.model.pixels import to_bytes
 from kinoflow.tae.model.tae import TAE
@@ -169,6 +169,7 @@ class Codec:
             height=clip.info.height,
             width=clip.info.width,
             fps=clip.info.fps,
+            sample_aspect_ratio=clip.info.sample_aspect_ratio,
             color=asdict(clip.info.color),
             source=clip.info.path.name,
             tae=self.name,

@@ -47,10 +47,17 @@ class Comparison:
 
 
 def encode(
-    codec: Codec, source: Path, output: Path, *, fps: Fraction | None, audio: bool, progress: Progress
+    codec: Codec,
+    source: Path,
+    output: Path,
+    *,
+    fps: Fraction | None,
+    audio: bool,
+    partial: bool,
+    progress: Progress,
 ) -> Figures:
-    """A clip to a latent file."""
-    clip, began = footage(source, fps), time.perf_counter()
+    """A clip to a latent file; with `partial`, of a damaged one the frames before the damage."""
+    clip, began = footage(source, fps, partial=partial), time.perf_counter()
     info = codec.encode(clip, output, lambda done: progress(done, clip.info.frames), audio=audio)
     figures = _figures(codec, source, output, clip.info, frames=clip.info.frames, began=began)
     return figures | _timing(clip) | {"sound": info.sound}
@@ -95,7 +102,8 @@ def decode(
         spoken = None if heard is None else str(heard)
     timing = {"variable_frame_rate": times is not None, "frame_times": _KEPT if times else _CONSTANT}
     figures = _figures(codec, source, output, info, frames=done, began=began)
-    return figures | timing | {"sound": spoken, "start": start}
+    stored = _stored_size(info.width, info.height)
+    return figures | timing | {"sound": spoken, "start": start, "stored_size": stored}
 
 
 def decode_clip(
@@ -116,11 +124,12 @@ def reconstruct(
     *,
     fps: Fraction | None,
     audio: bool,
+    partial: bool,
     crf: int | float,
     progress: Progress,
 ) -> Figures:
     """There and back, with figures of what was lost and, on request, a page that shows it."""
-    clip, began, done = footage(source, fps), time.perf_counter(), 0
+    clip, began, done = footage(source, fps, partial=partial), time.perf_counter(), 0
     distance, why = _distance(comparison, clip.info)
     every = comparison.every or max(1, round(clip.info.frames / PERCEPTUAL_FRAMES))
     tile_frames = codec.tile_frames(clip.info.height, clip.info.width)
@@ -139,6 +148,8 @@ def reconstruct(
         spoken = None if heard is None else str(heard)
     quality = meter.result()
     figures = _figures(codec, source, output, clip.info, frames=done, began=began)
+    stored = _stored_size(clip.info.width * panels, clip.info.height)
+    figures |= {"stored_size": stored}
     figures |= _timing(clip) | {"sound": spoken, **asdict(quality), "perceptual_note": why}
     if comparison.report is not None:
         times = clip.presentation or Presentation.constant(done, clip.info.fps)
@@ -240,6 +251,7 @@ def _writer(
         crf=crf,
         metadata=said | through,
         presentation=presentation,
+        sample_aspect_ratio=clip.sample_aspect_ratio,
         sound=sound,
     )
 
@@ -265,6 +277,14 @@ def _figures(
         "tae": codec.name,
         "tae_sha256": codec.sha256,
     }
+
+
+def _stored_size(width: int, height: int) -> str | None:
+    """What an mp4 makes of an odd size; None where it keeps it."""
+    even = (width + width % 2, height + height % 2)
+    if even == (width, height):
+        return None
+    return f"{even[0]}x{even[1]}: H.264 takes even sides; kinoflow reads {width}x{height} again"
 
 
 def _raw_bytes(clip: VideoInfo | LatentInfo, frames: int) -> int:

@@ -9,7 +9,8 @@ import pytest
 from kinoflow.configs.errors import UserError
 from kinoflow.data import video
 from kinoflow.data.video import VideoWriter
-from kinoflow.data.video.audio import extract, sound
+from kinoflow.data.video.audio import sound
+from kinoflow.data.video.soundtrack import extract
 from tests.data.making import encode, gradient, onsets, rgb_frames, with_sound
 
 BEEPS = [0.2, 0.7, 1.2, 1.7]

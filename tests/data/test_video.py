@@ -117,7 +117,11 @@ def test_variable_rate_is_reported_and_addressed_by_frame(tmp_path, name):
     info, whole = video.probe(path), video.read(path)
     assert info.variable_frame_rate
     assert info.frames == len(whole) == len(stamps)
-    assert float(info.fps) == pytest.approx((len(stamps) - 1) * 1000 / stamps[-1], rel=1e-3)
+    times = video.presentation(path)
+    assert times is not None
+    assert [1000 * times.time_of(index) for index in range(len(stamps))] == stamps
+    assert info.duration == times.time_of(len(stamps))
+    assert float(info.fps) == pytest.approx(float(len(stamps) / info.duration), rel=1e-3)
     assert np.array_equal(video.read(path, 17, 22), whole[17:22])
 
 
