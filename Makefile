@@ -15,7 +15,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup test check format bench bench-tae bench-dit clean
+.PHONY: help sample setup sweeps test check format bench bench-tae bench-dit clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -49,6 +49,10 @@ setup: .venv/.dev
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
+
+# Every sound codec, pixel format and colour tag of the installed FFmpeg.
+sweeps: .venv/.dev
+	@$(BIN)/python -m pytest -m slow tests/data/test_sweeps.py $(ARGS)
 
 check: .venv/.dev
 	@$(BIN)/ruff check .

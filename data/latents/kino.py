@@ -3,7 +3,7 @@
 A latent file is a Zarr 3 group, one zip file (`clip.kino`) or a folder (`clip.zarr`): the array `latent`,
 float16, (t, c, h, w), `tile` latent frames to a chunk, and attributes that say all that decoding needs. A
 clip with a variable frame rate adds `ticks`, int64, the exact times of its frames; kept sound adds `sound`,
-the bytes of a NUT file.
+the bytes of a file that FFmpeg reads (data.video.soundtrack).
 """
 
 from collections.abc import Iterator
@@ -141,7 +141,7 @@ def read_presentation(path: Path) -> Presentation | None:
 
 
 def read_sound(path: Path) -> Iterator[bytes]:
-    """The sound of a latent file, which is a NUT file, piece by piece.
+    """The sound of a latent file, the bytes of a file of its own, piece by piece.
 
     Raises:
         UserError: missing, damaged, or without sound, when the iterator reaches the fault.
@@ -187,7 +187,7 @@ def create(
 ) -> Iterator[zarr.Array]:
     """An empty array to fill; the file takes its name when the block ends without an exception.
 
-    `presentation` goes with a variable frame rate, `sound` (a NUT file) with kept sound.
+    `presentation` goes with a variable frame rate, `sound` (what data.video.soundtrack extracted) with kept sound.
     """
     folder = path.suffix == _FOLDER_SUFFIX
     if not folder and path.suffix != ".kino":

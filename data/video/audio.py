@@ -19,14 +19,13 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
-from kinoflow.data.video.soundtrack import codec_of, frames, move, opened, packets, telling
+from kinoflow.data.video.soundtrack import JITTER, codec_of, frames, move, opened, packets, telling
 
 _IN_MP4 = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players take in an mp4
 _TRIED = 48  # packets, to see whether an mp4 gives them back
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000}
 _AAC_RATE = 48000
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
-_JITTER = Fraction(1, 50)  # seconds; stamps are rounded to the container's ticks, only a jump moves samples
 
 
 class Sound:
@@ -147,7 +146,7 @@ class Sound:
             place = following or 0
             if frame.pts is not None and frame.time_base is not None:
                 place = round((frame.pts * frame.time_base - self._zero) * rate)
-            if following is None or abs(place - following) > _JITTER * rate:
+            if following is None or abs(place - following) > JITTER * rate:
                 following = place
             for converted in resampler.resample(_placed(frame)):
                 samples = converted.to_ndarray()
@@ -179,6 +178,8 @@ def sound(
 def _placed(frame: av.AudioFrame) -> av.AudioFrame:
     """The frame with usual speakers where the file names none."""
     if frame.layout.name.endswith("channels") and frame.layout.nb_channels in _LAYOUTS:
+        if frame.format.name.startswith("s64"):  # which NumPy does not get
+            (frame,) = AudioResampler(format="dblp", layout=frame.layout, rate=frame.sample_rate).resample(frame)
         layout = _LAYOUTS[frame.layout.nb_channels]
         placed = av.AudioFrame.from_ndarray(frame.to_ndarray(), format=frame.format.name, layout=layout)
         placed.sample_rate = frame.sample_rate
@@ -200,6 +201,6 @@ def _fits_mp4(path: Path) -> bool:
                 packet.stream = copy
                 mp4.mux(packet)
         memory.seek(0)
-        with av.open(memory) as again:
+        with av.open(memory, "r") as again:
             return any(frame.samples for frame in again.decode(audio=0))
     return False

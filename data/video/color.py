@@ -116,7 +116,8 @@ class Conversion:
         """One frame, brought to `size` (height, width)."""
         if self.matrix == YCGCO:
             codes = self._reformatted(frame, reformatter, size, "yuv444p16le").to_ndarray()
-            return from_ycgco(codes, full=self.range == FULL)
+            shown = from_ycgco(codes, full=self.range == FULL)
+            return to_srgb(shown.astype(np.uint16) * 257) if self.linear else shown
         if self.linear:
             deep = self._reformatted(frame, reformatter, size, "rgba64le" if self.alpha else "rgb48le")
             light = deep.to_ndarray()

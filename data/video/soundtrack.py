@@ -19,11 +19,12 @@ from kinoflow.data.video.stamps import Clock, is_broadcast
 
 DAMAGED = "its sound is damaged or of an unknown kind; leave --audio out"
 
-_HOLDERS = (
-    "nut",
-    "matroska",
-)  # NUT keeps exact times and almost any codec; Matroska holds some that it can't
-_RAW = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "flt": "pcm_f32le", "dbl": "pcm_f64le"}
+_HOLDERS = ("nut", "matroska")  # NUT keeps exact times; Matroska holds some codecs that it can't
+_RAW = {
+    "u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "s64": "pcm_s64le", "flt": "pcm_f32le",
+    "dbl": "pcm_f64le",
+}  # fmt: skip
+JITTER = Fraction(1, 50)  # seconds; stamps are rounded to the container's ticks, only a jump moves samples
 _ENDS = 3  # frames at either end that containers may trim to the sample
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
@@ -45,18 +46,19 @@ def extract(source: Path, target: Path, origin: Fraction) -> SoundInfo | None:
     Raises:
         UserError: the clip, or its sound, cannot be read.
     """
-    with opened(source) as (_, track):
+    with opened(source) as (container, track):
         if track is None:
             return None
         codec = codec_of(track)
+        counted = container.format.name == "avi"
     heard = _fingerprints(source)
     if not heard:
         raise UserError(f"{source}: {DAMAGED}")
-    for holder in _HOLDERS:
+    for holder in () if counted and _drifts(source) else _HOLDERS:
         shift = _copied(source, target, holder)
         if shift is not None and _holds(target, codec, heard):
             return SoundInfo(codec=codec, origin=origin + shift)
-    codec, shift = _decoded(source, target)
+    codec, shift = _sampled(source, target)
     return SoundInfo(codec=codec, origin=origin + shift)
 
 
@@ -110,9 +112,21 @@ def packets(container: InputContainer, track: AudioStream) -> Iterator[Any]:
 def frames(container: InputContainer, track: AudioStream) -> Iterator[av.AudioFrame]:
     """Decoded sound; in a broadcast, packets that don't decode are left out.
 
+    AVI has no time stamps, and those that FFmpeg makes up are wrong for some codecs: after the first frame
+    there are none, sound goes on where it was.
+
     Raises:
         av.error.FFmpegError: sound of another file that does not decode.
     """
+    begun, counted = False, container.format.name == "avi"
+    for frame in _decoded(container, track):
+        if counted and begun:
+            frame.pts = None
+        begun = True
+        yield frame
+
+
+def _decoded(container: InputContainer, track: AudioStream) -> Iterator[av.AudioFrame]:
     for packet in packets(container, track):
         try:
             yield from packet.decode()
@@ -135,7 +149,23 @@ def _fingerprints(path: Path) -> list[bytes]:
 
 
 def _fingerprint(frame: av.AudioFrame) -> bytes:
-    return hashlib.blake2b(frame.to_ndarray().tobytes(), digest_size=8).digest()
+    size = frame.samples * frame.format.bytes * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    digest = hashlib.blake2b(digest_size=8)
+    for plane in frame.planes:
+        digest.update(memoryview(plane)[:size])  # without its padding
+    return digest.digest()
+
+
+def _drifts(path: Path) -> bool:
+    """Whether stamps and samples tell lengths of their own: packets that were moved would keep that."""
+    with opened(path) as (container, track), telling(path):
+        first, last, seconds = None, 0.0, 0.0
+        for frame in () if track is None else _decoded(container, track):
+            if frame.time is not None:
+                first, last = frame.time if first is None else first, frame.time
+            length = frame.samples / frame.sample_rate
+            seconds += length
+        return first is not None and abs(last - first + length - seconds) > 0.05 * seconds + float(JITTER)
 
 
 def _holds(copy: Path, codec: str, heard: list[bytes]) -> bool:
@@ -173,7 +203,7 @@ def _copied(source: Path, target: Path, holder: str) -> Fraction | None:
     return shift
 
 
-def _decoded(source: Path, target: Path) -> tuple[str, Fraction]:
+def _sampled(source: Path, target: Path) -> tuple[str, Fraction]:
     """Keep the samples: the codec that holds them, and how far they were moved to begin at 0."""
     shift, due = None, 0
     with opened(source) as (container, track), telling(source):
@@ -186,8 +216,11 @@ def _decoded(source: Path, target: Path) -> tuple[str, Fraction]:
             raw: Any = file.add_stream(_RAW[packed], rate=rate, layout=layout)
             resampler = av.AudioResampler(format=packed, layout=layout, rate=rate)
             for frame in frames(container, track):
+                stamp = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
                 if shift is None:
-                    shift = -Fraction(0 if frame.time is None else frame.pts * frame.time_base)
+                    shift = -(stamp or Fraction(0))
+                place = due if stamp is None else round((stamp + shift) * rate)
+                due = place if place - due > JITTER * rate else due
                 for samples in resampler.resample(frame):
                     samples.pts, samples.time_base = due, Fraction(1, rate)
                     due += samples.samples

@@ -10,7 +10,7 @@ from kinoflow.configs.errors import UserError
 
 @contextmanager
 def sound_file() -> Iterator[Path]:
-    """The path of a NUT file to be written, in a folder of its own that goes with the block.
+    """The path of a file for sound, in a folder of its own that goes with the block.
 
     Raises:
         UserError: no folder can be made.
@@ -18,7 +18,7 @@ def sound_file() -> Iterator[Path]:
     with blamed_on_temporary_folder():
         folder = tempfile.TemporaryDirectory()
     with folder:
-        yield Path(folder.name) / "sound.nut"
+        yield Path(folder.name) / "sound"
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def test_two_processes_fill_one_cache(tmp_path):
     for each in both:
         each.stdin.write("go\n")
         each.stdin.flush()
-    counts = [int(each.communicate(timeout=120)[0]) for each in both]
+    counts = [int(each.communicate(timeout=900)[0]) for each in both]
     assert [each.returncode for each in both] == [0, 0]
     assert sum(counts) >= len(TEXTS)
     assert len(entries(tmp_path)) == len(TEXTS)  # nothing half written is left

@@ -52,7 +52,7 @@ def encode(
             frame.pts, frame.time_base = index, Fraction(1, 25)
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
-            for key in settings.keys() & {"colorspace", "color_range"}:
+            for key in settings.keys() & {"colorspace", "color_range", "color_trc"}:
                 setattr(frame, key, settings[key])
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -64,8 +64,11 @@ def rgb_frames(clip: np.ndarray, pixel_format: str = "yuv420p") -> list[av.Video
 
 
 def to_rgb(values: tuple[int, ...], matrix: str, full: bool, depth: int) -> np.ndarray:
-    """ITU-R BT.601, BT.709 and BT.2020: Y'CbCr code values to R'G'B' in 0..255."""
-    red, blue = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}[matrix]
+    """The matrices of ITU-T H.273: Y'CbCr code values to R'G'B' in 0..255."""
+    red, blue = {
+        "bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593), "fcc": (0.30, 0.11),
+        "smpte240m": (0.212, 0.087),
+    }[matrix]  # fmt: skip
     scale = 2 ** (depth - 8)
     y, cb, cr = values
     if full:

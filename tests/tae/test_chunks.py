@@ -45,7 +45,7 @@ def pages(between: str = "", **variables: str) -> int:
         env={name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=900,
         check=True,
     )
     return int(done.stdout)

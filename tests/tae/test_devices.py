@@ -32,7 +32,7 @@ print("equal")
 
 def compiled(backend: str, device: str) -> str:
     words = [sys.executable, "-c", COMPILED, backend, device]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 

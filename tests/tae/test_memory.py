@@ -132,7 +132,7 @@ def test_count_against_what_the_process_takes(part, shape):
         env=settings,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

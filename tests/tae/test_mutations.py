@@ -25,7 +25,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_spoiled_files(sources: Path, first: int) -> None:
     """In a process of their own, so that a crash or a hang in FFmpeg is seen and the file is named."""
     words = [sys.executable, "-m", "tests.tae.mutating", str(sources), str(first), str(first + BATCH)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = json.loads(done.stdout)
     assert [outcome["index"] for outcome in outcomes] == list(range(first, first + BATCH))

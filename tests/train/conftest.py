@@ -38,7 +38,7 @@ class Job:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds=100):
+    def wait(self, seconds=900):
         """The exit codes, in rank order."""
         for process in self.processes:
             process.join(seconds)

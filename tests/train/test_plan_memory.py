@@ -43,7 +43,7 @@ def held(start_job, tmp_path_factory):
     """The figures of each case, a list over ranks."""
     folder = tmp_path_factory.mktemp("held")
     job = start_job("held", CASES, str(folder), size=2)
-    assert job.wait(250) == [0, 0], job.text()
+    assert job.wait() == [0, 0], job.text()
     return {
         case: [json.loads((folder / f"{case}.{rank}.json").read_text()) for rank in range(2)]
         for case in CASES

@@ -33,7 +33,7 @@ def figures(folder):
 
 
 def wait_for(path, job):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 900
     while not path.exists():
         assert time.monotonic() < deadline and job.processes[0].is_alive(), job.text()
         time.sleep(0.02)
