@@ -187,7 +187,7 @@ def create(
 ) -> Iterator[zarr.Array]:
     """An empty array to fill; the file takes its name when the block ends without an exception.
 
-    `presentation` goes with a variable frame rate, `sound` (what data.video.soundtrack extracted) with kept sound.
+    `presentation` goes with a variable frame rate, `sound` (a file of its own) with kept sound.
     """
     folder = path.suffix == _FOLDER_SUFFIX
     if not folder and path.suffix != ".kino":

@@ -179,7 +179,9 @@ def _placed(frame: av.AudioFrame) -> av.AudioFrame:
     """The frame with usual speakers where the file names none."""
     if frame.layout.name.endswith("channels") and frame.layout.nb_channels in _LAYOUTS:
         if frame.format.name.startswith("s64"):  # which NumPy does not get
-            (frame,) = AudioResampler(format="dblp", layout=frame.layout, rate=frame.sample_rate).resample(frame)
+            (frame,) = AudioResampler(format="dblp", layout=frame.layout, rate=frame.sample_rate).resample(
+                frame
+            )
         layout = _LAYOUTS[frame.layout.nb_channels]
         placed = av.AudioFrame.from_ndarray(frame.to_ndarray(), format=frame.format.name, layout=layout)
         placed.sample_rate = frame.sample_rate

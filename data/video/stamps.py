@@ -54,6 +54,7 @@ class _Packets:
 
     stamps: list[int | None] = field(default_factory=list)
     durations: dict[int | None, int] = field(default_factory=dict)
+    decoding: list[int] = field(default_factory=list)
     hidden: int = 0
     lost: int = 0
     reordered: bool = False
@@ -151,6 +152,7 @@ def _read(container: Container, video: Stream, first: int | None) -> _Packets:
             read.reordered |= before is not None and packet.pts < before
             before = packet.pts
         read.stamps.append(packet.pts)
+        read.decoding += [] if packet.dts is None else [packet.dts]
         read.durations[packet.pts] = packet.duration or 0
     read.joined = clock.joined
     return read
@@ -178,7 +180,8 @@ def _from_packets(container: Container, video: Stream, packets: _Packets, file_s
     missing = _declared_end(container, video) - (int(times[-1]) + last) * video.time_base
     longest = max(int(np.diff(times).max(initial=0)) * video.time_base, 1 / fps)
     # AVI counts the places of dropped frames too.
-    places = round(int(times[-1] - times[0]) * video.time_base * nominal) + 1
+    span = max(int(times[-1] - times[0]), max(packets.decoding, default=0) - min(packets.decoding, default=0))
+    places = round(span * video.time_base * nominal) + 1
     truncated = promised > max(count, places) or missing > 2 * longest or beyond
     timeline = Timeline(
         frames=count, stamps=stamps, times=times, fps=fps, variable=variable, truncated=truncated, last=last,

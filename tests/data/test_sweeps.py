@@ -42,7 +42,7 @@ def still_frames() -> list[av.VideoFrame]:
 
 
 def recorded(path: Path, codec: str) -> Path | None:
-    """Two seconds with beeps in a codec, at the first rate and layout that it takes; None where none works."""
+    """Two seconds with beeps in a codec, at the first rate and layout that it takes; None without one."""
     picture = {"webm": "libvpx", "flv": "flv", "wmv": "wmv2", "ogv": "libvpx", "3gp": "h263"}
     for rate in RATES:
         for layout in ("mono", "stereo"):
@@ -73,7 +73,10 @@ def _record(path: Path, codec: str, picture: str, rate: int, layout: str) -> Non
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         resampler = av.AudioResampler(
-            format=track.format.name, layout=layout, rate=rate, frame_size=track.codec_context.frame_size or 1024
+            format=track.format.name,
+            layout=layout,
+            rate=rate,
+            frame_size=track.codec_context.frame_size or 1024,
         )
         for part in [*resampler.resample(heard), *resampler.resample(None)]:
             container.mux(track.encode(part))
@@ -143,7 +146,7 @@ def test_every_pixel_format(tmp_path, codec, name):
     try:
         shown = video.read(path)
     except UserError as error:
-        assert "not undone here" in str(error)  # noqa: PT017
+        assert "not undone here" in str(error)
         return
     depth = min(component.bits for component in frame.format.components)
     expected = 150.0
