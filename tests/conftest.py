@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 # Before torch, transformers and deepspeed are imported, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +20,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+# A run in the background inherits an ignored SIGINT; what tests send is to arrive.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine makes single examples slow; the suite's timeout bounds them instead.
 settings.register_profile("suite", deadline=None, print_blob=True)

@@ -1,4 +1,8 @@
-"""Clips in and out, through FFmpeg: `probe`, `read` and `stream`, `write` and `VideoWriter`."""
+"""Clips in and out, through FFmpeg: `probe`, `read` and `stream`, `write` and `VideoWriter`.
+
+Which of FFmpeg's features reading follows, leaves alone or refuses: `data.video.reader`; of colours,
+`data.video.color`; of sound, `data.video.soundtrack` (every codec that FFmpeg decodes).
+"""
 
 from kinoflow.data.video.info import VideoInfo
 from kinoflow.data.video.reader import origin, presentation, probe, read, readable, stream

@@ -78,10 +78,11 @@ class Timeline:
         """Frame whose stamp is nearest to `stamp`; `following` where it may be that one, or none is known."""
         if self.stamps is None or stamp is None:
             return following
-        left, right = (int(np.searchsorted(self.stamps, stamp, side)) for side in ("left", "right"))
-        if left < right:  # equal stamps are taken one after the other
-            return min(max(following, left), right - 1)
-        if left == 0:
-            return 0
-        after_is_nearer = left < self.frames and self.stamps[left] - stamp <= stamp - self.stamps[left - 1]
-        return left if after_is_nearer else left - 1
+        left = int(np.searchsorted(self.stamps, stamp))
+        if left == self.frames:
+            return left - 1
+        if self.stamps[left] == stamp:  # equal stamps are taken one after the other
+            return following if left < following < self.frames and self.stamps[following] == stamp else left
+        if left > 0 and self.stamps[left] - stamp > stamp - self.stamps[left - 1]:
+            return left - 1
+        return left
