@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.data import video
+from kinoflow.data.clips import pace
 from kinoflow.data.clips.fit import fit
 from kinoflow.data.clips.manifest import ClipEntry
 
@@ -35,7 +36,8 @@ class CutConfig:
     """`frames` and `side` of the clips (pixels), windows a minute of footage, and windows a picture.
 
     `fps` plays every clip at that rate, whatever its own: an autoencoder does not ask for true speed. None
-    keeps the rate of the footage.
+    keeps the rate of the footage. Footage of a variable rate is sampled at `fps`, or at its average rate, so
+    that each frame of a clip is the one shown at its time.
     """
 
     frames: int = 26
@@ -95,28 +97,43 @@ def cut(source: Path, out: Path, config: CutConfig) -> Iterator[ClipEntry]:
     """
     info = video.probe(source)
     if info.frames == 1:
-        clips, fps = _pans(source, config), _PICTURE_FPS
+        clips, fps = _pans(source, config), config.fps or _PICTURE_FPS
     else:
-        found = windows(config, frames=info.frames, height=info.height, width=info.width, fps=info.fps)
-        clips, fps = _footage(source, found, config), info.fps
+        repeats, own = _paced(source, info, config.fps)
+        count, fps = int(repeats.sum()), config.fps or own
+        found = windows(config, frames=count, height=info.height, width=info.width, fps=own)
+        clips = _footage(source, repeats, found, config)
     for number, frames in enumerate(clips):
         name = f"clips/{source.stem}-{number:05d}.mp4"
-        video.write(out / name, frames, fps=config.fps or fps, crf=_CRF, metadata={"title": source.name})
+        video.write(out / name, frames, fps=fps, crf=_CRF, metadata={"title": source.name})
         yield ClipEntry(
-            path=name, frames=len(frames), fps=config.fps or fps, width=config.side, height=config.side,
+            path=name, frames=len(frames), fps=fps, width=config.side, height=config.side,
             extra={"source": source.name},
         )  # fmt: skip
 
 
+def _paced(
+    source: Path, info: video.VideoInfo, fps: Fraction | None
+) -> tuple[Int64[np.ndarray, " frames"], Fraction]:
+    """How often each frame comes at a constant rate, and that rate: the clip's own where it is constant."""
+    if not info.variable_frame_rate:
+        return np.ones(info.frames, np.int64), info.fps
+    times, rate = pace.times_of(source), fps or info.fps
+    slots = math.ceil(times.time_of(-1) * rate - Fraction(1, 2))
+    shown = pace.steady(times, begin=Fraction(0), rate=rate, count=max(slots, 1))
+    return np.bincount(shown, minlength=info.frames), rate
+
+
 def _footage(
-    source: Path, found: Iterable[Window], config: CutConfig
+    source: Path, repeats: Int64[np.ndarray, " frames"], found: Iterable[Window], config: CutConfig
 ) -> Iterator[UInt8[np.ndarray, "frames side side 3"]]:
     """The windows of a clip, read once from its first frame to its last."""
-    waiting = list(found)
+    waiting, times = list(found), iter(repeats.tolist())
     held: list[np.ndarray] = []
     first = 0
     for chunk in video.stream(source, chunk=_CHUNK):
-        held.extend(chunk)
+        for frame in chunk:
+            held += [frame] * next(times)
         while waiting and waiting[0].start + config.frames <= first + len(held):
             window = waiting.pop(0)
             rows, columns = (slice(at, at + window.size) for at in (window.top, window.left))

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from torch.nn.functional import interpolate
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import seeded
 from kinoflow.data import video
-from kinoflow.data.clips.buckets import Bucket, admissible, frame_at
+from kinoflow.data.clips import pace
+from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
 
 _CHUNK = 16
@@ -31,9 +31,9 @@ class Sample:
 
 
 class Clips:
-    """Cuts the clips of a list to buckets: nearest frames in time, centre crop, antialiased resize.
+    """Cuts the clips of a list to buckets: frames nearest in time, centre crop, antialiased resize.
 
-    Each bucket draws on the clips that fill it (data.buckets.admissible). A clip that can't be read is
+    Each bucket draws on the clips that fill it (data.clips.buckets.admissible). A clip that can't be read is
     written to `quarantine` (JSON lines) and the next good one of the same bucket takes its place: the same
     one on every machine. Clips in the file are not tried again; delete the file after a repair.
     """
@@ -80,27 +80,32 @@ class Clips:
 
         Clips in quarantine count too: a clip that goes bad must not shift the others' indices.
         """
-        frames, fps, width, height = entry.frames, entry.fps, entry.width, entry.height
-        if frames is None or fps is None or width is None or height is None:
-            try:
-                info = video.probe(self._manifest.resolve(entry))
-            except UserError as error:
-                self._set_aside(entry, str(error))
-                return ()
-            frames, fps, width, height = info.frames, info.fps, info.width, info.height
-        return admissible(buckets, frames=frames, fps=fps, width=width, height=height)
+        if entry.frames and entry.fps and entry.width and entry.height:
+            duration = entry.frames / entry.fps
+            return admissible(
+                buckets, duration=duration, fps=entry.fps, width=entry.width, height=entry.height
+            )
+        path = self._manifest.resolve(entry)
+        try:
+            info, times = video.probe(path), pace.times_of(path)
+        except UserError as error:
+            self._set_aside(entry, str(error))
+            return ()
+        duration, rate = times.time_of(-1), pace.usual_rate(times)
+        return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
     def _cut(self, path: Path, bucket: Bucket, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Decode a window of the clip, keeping only the bucket's frames, already small."""
-        info = video.probe(path)
-        if not bucket.filled_by(frames=info.frames, fps=info.fps):
-            length = f"{info.frames} frames at {info.fps} fps"
+        times = pace.times_of(path)
+        duration, rate = times.time_of(-1), pace.usual_rate(times)
+        if not bucket.filled_by(duration=duration, fps=rate):
+            length = f"{float(duration):.2f} seconds at {float(rate):.4g} fps"
             raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
-        span = bucket.takes_from(info.fps)
-        start = seeded("start", self._seed, index) % (info.frames - span + 1)
-        wanted = _indices(bucket, info.fps)
-        pieces, done = [], 0
-        for chunk in video.stream(path, start, start + span, chunk=_CHUNK):
+        start = seeded("start", self._seed, index) % pace.starts(times, bucket.span)
+        begin = times.time_of(start)
+        wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
+        pieces, done = [], wanted[0]
+        for chunk in video.stream(path, wanted[0], wanted[-1] + 1, chunk=_CHUNK):
             inside = [i - done for i in wanted if done <= i < done + len(chunk)]
             done += len(chunk)
             if inside:
@@ -119,10 +124,6 @@ class Clips:
                 file.write(line.encode())
         except OSError as error:
             raise UserError(os_error_line(self._quarantine, error)) from error
-
-
-def _indices(bucket: Bucket, fps: Fraction) -> list[int]:
-    return [frame_at(i, fps, bucket.fps) for i in range(bucket.frames)] if bucket.frames > 1 else [0]
 
 
 def _quarantined(path: Path) -> list[str]:

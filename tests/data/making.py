@@ -8,6 +8,9 @@ from typing import Any
 import av
 import numpy as np
 
+from kinoflow.data.video import VideoWriter
+from kinoflow.data.video.timeline import Presentation
+
 NTSC = Fraction(30000, 1001)
 
 
@@ -21,6 +24,25 @@ def gradient(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     still = np.stack([x * 90 // width + 20, y * 90 // height + 40, np.full_like(x, 70)], axis=-1)
     return (still + 2 * np.arange(frames)[:, None, None, None]).astype(np.uint8)
+
+
+def variable(path: Path, begins: list[int], last: int) -> Path:
+    """A clip of 64x48 whose frame i begins at begins[i] ms, and of a colour that `numbers` reads."""
+    ticks = np.array([*begins, begins[-1] + last], np.int64)
+    times = Presentation(ticks=ticks, time_base=Fraction(1, 1000))
+    average = Fraction(1000 * len(begins), int(ticks[-1]))
+    number = np.arange(len(begins))
+    colors = np.stack([number // 12 * 20, number % 12 * 20, np.full_like(number, 120)], axis=-1)
+    clip = np.broadcast_to(colors[:, None, None].astype(np.uint8), (len(begins), 48, 64, 3))
+    with VideoWriter(path, fps=average, width=64, height=48, crf=1, presentation=times) as writer:
+        writer.write(clip)
+    return path
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Which frames of a clip of `variable` these are."""
+    high, low, _ = (frames.astype(float).mean(axis=(1, 2)) / 20).round().astype(int).T
+    return (12 * high + low).tolist()
 
 
 def planes(shape: tuple[int, int, str], values: tuple[int, ...]) -> av.VideoFrame:
