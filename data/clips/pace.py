@@ -1,4 +1,4 @@
-"""Which frames of a clip are shown at a steady pace, chosen by time: right for a variable frame rate as well."""
+"""Which frames of a clip are shown at a steady pace: chosen by time, whatever the rate does."""
 
 import math
 from fractions import Fraction

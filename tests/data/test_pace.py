@@ -1,4 +1,4 @@
-"""Clips of a variable frame rate: their frames are chosen by time, and a constant rate gives those of before."""
+"""Variable frame rates: frames are chosen by time, and a constant rate gives those of before."""
 
 import json
 import math
@@ -23,7 +23,7 @@ BEGINS = [*range(0, 500, 17), *range(510, 2000, 50), *range(3000, 5000, 40)]
 
 
 def nearest(at, step):
-    """The frame on show at a time in ms, or the one after where that is nearer and begins within half a step."""
+    """The frame on show at a time in ms, or the next where that is nearer and begins within half a step."""
     shown = max(i for i, begin in enumerate(BEGINS) if begin <= at)
     following = [i for i in (shown + 1,) if i < len(BEGINS) and BEGINS[i] - at <= step / 2]
     return min([*following, shown], key=lambda i: abs(BEGINS[i] - at))
