@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -14,7 +15,7 @@ from kinoflow.data import video, world
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
 from kinoflow.data.clips.cut import CutConfig, cut
-from kinoflow.data.clips.manifest import ClipEntry
+from kinoflow.data.clips.manifest import ClipEntry, Problem
 
 _T = TypeVar("_T")
 _CRF = 10
@@ -152,20 +153,25 @@ def _cut(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     listing = manifest.read(arguments.manifest)
-    results = _progress(manifest.check(listing, decode=arguments.decode), "checking", len(listing))
+    total = len(listing) + len(listing.bad)
+    results = _progress(manifest.check(listing, decode=arguments.decode), "checking", total)
     bad = [problem for problem in results if problem is not None]
-    rows = [{"row": p.row, "path": p.path, "reason": p.reason} for p in bad]
     if arguments.json:
-        _report({"manifest": str(listing.path), "clips": len(listing), "bad": rows}, True)
+        _report({"manifest": str(listing.path), "clips": total, "bad": [asdict(p) for p in bad]}, True)
     else:
         for problem in bad:
-            print(f"row {problem.row}  {problem.path}: {problem.reason}")
-        print(f"{len(listing) - len(bad)} of {len(listing)} clips are good")
+            print(_told(problem))
+        print(f"{total - len(bad)} of {total} clips are good")
     return 1 if bad else 0
 
 
+def _told(problem: Problem) -> str:
+    return f"row {problem.row}  {problem.path}: {problem.reason}".replace("  :", ":")
+
+
 def _info(arguments: argparse.Namespace) -> int:
-    entries = manifest.read(arguments.manifest).entries
+    listing = manifest.read(arguments.manifest)
+    entries = listing.entries
     timed = [entry for entry in entries if entry.frames is not None and entry.fps is not None]
     seconds = sum((Fraction(entry.frames or 0) / (entry.fps or 1) for entry in timed), Fraction(0))
     figures = {
@@ -176,8 +182,15 @@ def _info(arguments: argparse.Namespace) -> int:
         "hours": round(float(seconds) / 3600, 4),
         "shapes": _counts(_shape(entry) for entry in entries),
         "columns": sorted({key for entry in entries for key in entry.extra}),
+        "bad": [asdict(problem) for problem in listing.bad],
     }
-    return _report(figures, arguments.json)
+    if arguments.json:
+        return _report(figures, True)
+    del figures["bad"]
+    _report(figures, False)
+    for problem in listing.bad:
+        print(_told(problem))
+    return 0
 
 
 def _shape(entry: ClipEntry) -> str:

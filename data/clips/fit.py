@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +36,20 @@ class Clips:
 
     Each bucket draws on the clips that fill it (data.clips.buckets.admissible). A clip that can't be read is
     written to `quarantine` (JSON lines) and the next good one of the same bucket takes its place: the same
-    one on every machine. Clips in the file are not tried again; delete the file after a repair.
+    one on every machine. Clips in the file are not tried again; delete the file after a repair. Bad rows of
+    the list stand in it too, with their numbers.
     """
 
     def __init__(
         self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str]
     ) -> None:
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
-        self._bad = set(_quarantined(self._quarantine))
+        before = _quarantined(self._quarantine)
+        self._bad = {line["path"] for line in before if "row" not in line}
+        for problem in manifest.bad:
+            line = {"row": problem.row, "path": problem.path, "reason": problem.reason}
+            if line not in before:
+                self._write(line)
         self._members: dict[str, list[int]] = {str(bucket): [] for bucket in buckets}
         for position, entry in enumerate(manifest.entries):
             for bucket in self._serves(entry, tuple(buckets)):
@@ -113,30 +120,33 @@ class Clips:
         return np.concatenate(pieces)
 
     def _set_aside(self, entry: ClipEntry, reason: str) -> None:
+        if entry.path not in self._bad:
+            self._bad.add(entry.path)
+            self._write({"path": entry.path, "reason": reason})
+
+    def _write(self, line: dict[str, Any]) -> None:
         """Append one line in one write, so that the lines of several processes don't mix."""
-        if entry.path in self._bad:
-            return
-        self._bad.add(entry.path)
-        line = json.dumps({"path": entry.path, "reason": reason}, ensure_ascii=False) + "\n"
         try:
             self._quarantine.parent.mkdir(parents=True, exist_ok=True)
             with self._quarantine.open("ab", buffering=0) as file:
-                file.write(line.encode())
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="replace"))
         except OSError as error:
             raise UserError(os_error_line(self._quarantine, error)) from error
 
 
-def _quarantined(path: Path) -> list[str]:
-    """Paths set aside before; a line that a crash cut short is skipped."""
+def _quarantined(path: Path) -> list[dict[str, Any]]:
+    """Lines written before; one that a crash cut short is skipped."""
     if not path.exists():
         return []
-    paths = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            paths.append(json.loads(line)["path"])
-        except (ValueError, TypeError, KeyError):
+            line = json.loads(text)
+        except ValueError:
             continue
-    return paths
+        if isinstance(line, dict) and isinstance(line.get("path"), str):
+            lines.append(line)
+    return lines
 
 
 def fit(

@@ -5,6 +5,7 @@ Started by torchrun or srun, each process makes its own shards; a shard that is 
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -183,7 +184,10 @@ def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[st
 
 
 def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[str, int], _Get]:
-    clips = Clips(manifest.read(config.source), buckets, config.seed, Path(config.out) / "quarantine.jsonl")
+    listing = manifest.read(config.source)
+    if listing.bad and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {listing.warning}", file=sys.stderr)
+    clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl")
     counts = {str(bucket): clips.count(bucket) for bucket in buckets}
     for name, count in counts.items():
         if count == 0:
