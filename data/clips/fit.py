@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ _CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A clip cut to its bucket, RGB 0..255, with the caption and the list position it came from."""
+    """A clip cut to its bucket, RGB 0..255, with its caption, its position in the list and its `stamp`."""
 
     video: UInt8[np.ndarray, "frames height width 3"]
     caption: str
     position: int
+    stamp: str
 
 
 class Clips:
@@ -64,23 +65,43 @@ class Clips:
 
         Raises UserError when every clip of the bucket is bad, or the quarantine file can't be written.
         """
-        members = self._members[str(bucket)]
-        for step in range(len(members)):
-            position = members[(index + step) % len(members)]
-            entry = self._manifest.entries[position]
-            if entry.path in self._bad:
-                continue
-            path = self._manifest.resolve(entry)
+        for turn, position in self._candidates(index, bucket):
+            entry, stamp = self._manifest.entries[position], self._stamp(turn, position)
             try:
-                cut = self._cut(path, bucket, index + step)
+                cut = self._cut(self._manifest.resolve(entry), bucket, turn)
             except UserError as error:
                 self._set_aside(entry, str(error))
                 continue
-            return Sample(video=cut, caption=entry.caption, position=position)
+            return Sample(video=cut, caption=entry.caption, position=position, stamp=stamp)
         raise UserError(
             f"{self._manifest.path}: no good clip fills {bucket}; add longer clips, or remove the bucket "
             f"(bad clips: {self._quarantine})"
         )
+
+    def stamp(self, index: int, bucket: Bucket) -> str:
+        """What `get` would say in `Sample.stamp`, without reading the clip: another where it changed.
+
+        It stands for the clip's path, size and time of change, its caption and the window; empty where no
+        clip is left.
+        """
+        return next((self._stamp(*found) for found in self._candidates(index, bucket)), "")
+
+    def _candidates(self, index: int, bucket: Bucket) -> Iterator[tuple[int, int]]:
+        """Turns and positions in the list, from `index` on, of clips that are not known to be bad."""
+        members = self._members[str(bucket)]
+        for turn in range(index, index + len(members)):
+            position = members[turn % len(members)]
+            if self._manifest.entries[position].path not in self._bad:
+                yield turn, position
+
+    def _stamp(self, turn: int, position: int) -> str:
+        entry = self._manifest.entries[position]
+        try:
+            stat = self._manifest.resolve(entry).stat()
+            version = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            version = "gone"
+        return f"{seeded('clip', entry.path, version, entry.caption, turn):016x}"
 
     def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
         """The entry's buckets, from the list where it says enough, else from the file.
