@@ -57,12 +57,12 @@ def planes(shape: tuple[int, int, str], values: tuple[int, ...]) -> av.VideoFram
 
 
 def encode(
-    path: Path, frames: list[av.VideoFrame], codec: str, *, stamps=None, rotation: int = 0, **settings
+    path: Path, frames: list[av.VideoFrame], codec: str, *, stamps=None, rotation: int = 0, fps=25, **settings
 ) -> Path:
     """Write frames with any codec; `stamps` in 1/1000 s make the rate variable."""
     options = {key.replace("_", "-"): str(value) for key, value in settings.pop("options", {}).items()}
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream: Any = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
         for key, value in settings.items():
             setattr(stream.codec_context, key, value)
@@ -71,7 +71,7 @@ def encode(
         if rotation:
             stream.set_display_rotation(rotation)
         for index, frame in enumerate(frames):
-            frame.pts, frame.time_base = index, Fraction(1, 25)
+            frame.pts, frame.time_base = index, Fraction(1, fps)
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
             for key in settings.keys() & {"colorspace", "color_range"}:
