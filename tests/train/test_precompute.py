@@ -4,8 +4,6 @@ import copy
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import torch
 
 import kinoflow.conditioning.prompt_encoder
 from kinoflow.conditioning.encoders import quiet
-from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
@@ -21,50 +18,19 @@ from kinoflow.data import video
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.tae.model.config import TAEConfig
-from kinoflow.tae.model.tae import TAE
 from kinoflow.train.tasks import precompute as module
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
-from kinoflow.train.tasks.precompute import Encoders, PrecomputeConfig, precompute
+from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+from tests.train.tiny import tiny_encoders
 
 ROOT = Path(__file__).parents[2]
 WORLD = ["source=world", f"release={ROOT / 'sample' / 'mini'}"]
 
 
-class Text:
-    """One state per letter: its code and the rate."""
-
-    widths = (2, 3)
-
-    def __call__(self, prompts, fps):
-        return tuple(self.states(prompts, fps, width) for width in self.widths)
-
-    def null(self):
-        return tuple(self.states(["~"], Fraction(0), width) for width in self.widths)
-
-    def states(self, prompts, fps, width):
-        longest = max(len(prompt) for prompt in prompts)
-        hidden, mask = (
-            torch.zeros(len(prompts), longest, width),
-            torch.zeros(len(prompts), longest, dtype=torch.bool),
-        )
-        for i, prompt in enumerate(prompts):
-            hidden[i, : len(prompt), 0] = torch.tensor([ord(letter) for letter in prompt])
-            hidden[i, : len(prompt), 1] = float(fps)
-            mask[i, : len(prompt)] = True
-        return SimpleNamespace(hidden=hidden, mask=mask)
-
-
 @pytest.fixture(scope="module")
 def encoders():
-    torch.manual_seed(0)
-    config = TAEConfig(channels=4, multipliers=(1, 1, 1, 1), encoder_blocks=(1, 1, 1, 1),
-                       decoder_blocks=(1, 1, 1, 1), latent_channels=2, norm="rms", latent_mean=(0.1, 0.2),
-                       latent_std=(2.0, 3.0))  # fmt: skip
-    tae = TAE(config)
-    tae.init_weights()
-    return Encoders(tae=tae.eval(), text=cast(PromptEncoder, Text()), device=torch.device("cpu"))
+    return tiny_encoders()
 
 
 def config(folder, *more):
