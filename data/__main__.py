@@ -4,17 +4,18 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from kinoflow.configs.errors import UserError, run
-from kinoflow.configs.terminal import argument, parse_rate, print_json, progress_bar
+from kinoflow.configs.terminal import parse_rate, print_json, progress_bar
 from kinoflow.data import video, world
-from kinoflow.data.clips import manifest
+from kinoflow.data.clips import captions, manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
 from kinoflow.data.clips.cut import CutConfig, cut
-from kinoflow.data.clips.manifest import ClipEntry
+from kinoflow.data.clips.manifest import ClipEntry, Problem
 
 _T = TypeVar("_T")
 _CRF = 10
@@ -49,17 +50,29 @@ def _parser() -> argparse.ArgumentParser:
     pieces.add_argument("sources", type=Path, nargs="+", metavar="CLIP_OR_PICTURE")
     pieces.add_argument("out", type=Path, metavar="OUT")
     defaults = CutConfig()
-    pieces.add_argument("--frames", type=int, default=defaults.frames, help="of each clip (default: 26)")
+    pieces.add_argument(
+        "--frames",
+        type=int,
+        help="of each clip (default: two seconds of them, which fills every bucket of configs/mini up to "
+        "32 frames at 16 a second)",
+    )
     pieces.add_argument("--side", type=int, default=defaults.side, help="of each clip (default: 128 pixels)")
     pieces.add_argument("--per-minute", type=float, default=defaults.per_minute, help="clips (default: 300)")
     pieces.add_argument("--per-picture", type=int, default=defaults.per_picture, help="clips (default: 20)")
     pieces.add_argument(
         "--fps",
-        type=argument(parse_rate),
         metavar="RATE",
-        help="play the clips at this rate (default: their own)",
+        help="play the clips at this rate (default: their own); sources of a variable rate are sampled at it "
+        "(default: at their average)",
     )
     pieces.add_argument("--seed", type=int, default=defaults.seed, help="of the windows (default: 0)")
+    pieces.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines or CSV with the columns source (a file's name) and caption; a source without one "
+        "takes the text of the .txt file of its name beside it",
+    )
     pieces.set_defaults(run=_cut)
     test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
     test.add_argument("manifest", type=Path, metavar="MANIFEST")
@@ -124,21 +137,23 @@ def _draw(out: Path, seed: int, split: world.Split, bucket: Bucket) -> tuple[Cli
 
 
 def _cut(arguments: argparse.Namespace) -> int:
-    """Cut every source; one that can't be read is listed and costs nothing else."""
+    """Cut every source; one that can't be used is listed and costs nothing else."""
     config = CutConfig(
         frames=arguments.frames, side=arguments.side, per_minute=arguments.per_minute,
-        per_picture=arguments.per_picture, fps=arguments.fps, seed=arguments.seed,
+        per_picture=arguments.per_picture, fps=_rate(arguments.fps), seed=arguments.seed,
     )  # fmt: skip
-    twice = [
-        stem for stem, count in Counter(source.stem for source in arguments.sources).items() if count > 1
-    ]
+    table = captions.read_table(arguments.captions) if arguments.captions else {}
+    stems = Counter(source.stem for source in arguments.sources)
+    twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]}: two sources have this name, and clips are named after it; rename one")
+    if table and not table.keys() & {source.name for source in arguments.sources}:
+        raise UserError(f"--captions: {arguments.captions} names none of the sources; write their file names")
     entries: list[ClipEntry] = []
     bad: list[str] = []
     for source in _progress(arguments.sources, "cutting", len(arguments.sources)):
         try:
-            entries.extend(cut(source, arguments.out, config))
+            entries.extend(cut(source, arguments.out, config, captions.caption_of(source, table)))
         except UserError as error:
             bad.append(str(error))
             print(f"kinoflow data: {error}", file=sys.stderr)
@@ -146,26 +161,45 @@ def _cut(arguments: argparse.Namespace) -> int:
     if not entries:
         raise UserError(f"{listing}: no clip was cut; give longer or larger sources")
     manifest.write(listing, entries)
-    _report({"manifest": str(listing), "clips": len(entries), "bad": bad}, arguments.json)
+    without = sum(not entry.caption for entry in entries)
+    figures = {"manifest": str(listing), "clips": len(entries), "without_caption": without, "bad": bad}
+    _report(figures, arguments.json)
+    if without and not arguments.json:
+        print(
+            f"{without} of {len(entries)} clips have no caption, which text to video needs: fill in "
+            f'"caption" on their lines of {listing}, or give --captions or a .txt beside each source'
+        )
     return 1 if bad else 0
+
+
+def _rate(text: str | None) -> Fraction | None:
+    try:
+        return None if text is None else parse_rate(text)
+    except UserError as error:
+        raise UserError(f"--fps: {error}") from None
 
 
 def _check(arguments: argparse.Namespace) -> int:
     listing = manifest.read(arguments.manifest)
-    results = _progress(manifest.check(listing, decode=arguments.decode), "checking", len(listing))
+    total = len(listing) + len(listing.bad)
+    results = _progress(manifest.check(listing, decode=arguments.decode), "checking", total)
     bad = [problem for problem in results if problem is not None]
-    rows = [{"row": p.row, "path": p.path, "reason": p.reason} for p in bad]
     if arguments.json:
-        _report({"manifest": str(listing.path), "clips": len(listing), "bad": rows}, True)
+        _report({"manifest": str(listing.path), "clips": total, "bad": [asdict(p) for p in bad]}, True)
     else:
         for problem in bad:
-            print(f"row {problem.row}  {problem.path}: {problem.reason}")
-        print(f"{len(listing) - len(bad)} of {len(listing)} clips are good")
+            print(_told(problem))
+        print(f"{total - len(bad)} of {total} clips are good")
     return 1 if bad else 0
 
 
+def _told(problem: Problem) -> str:
+    return f"row {problem.row}  {problem.path}: {problem.reason}".replace("  :", ":")
+
+
 def _info(arguments: argparse.Namespace) -> int:
-    entries = manifest.read(arguments.manifest).entries
+    listing = manifest.read(arguments.manifest)
+    entries = listing.entries
     timed = [entry for entry in entries if entry.frames is not None and entry.fps is not None]
     seconds = sum((Fraction(entry.frames or 0) / (entry.fps or 1) for entry in timed), Fraction(0))
     figures = {
@@ -176,8 +210,15 @@ def _info(arguments: argparse.Namespace) -> int:
         "hours": round(float(seconds) / 3600, 4),
         "shapes": _counts(_shape(entry) for entry in entries),
         "columns": sorted({key for entry in entries for key in entry.extra}),
+        "bad": [asdict(problem) for problem in listing.bad],
     }
-    return _report(figures, arguments.json)
+    if arguments.json:
+        return _report(figures, True)
+    del figures["bad"]
+    _report(figures, False)
+    for problem in listing.bad:
+        print(_told(problem))
+    return 0
 
 
 def _shape(entry: ClipEntry) -> str:

@@ -18,7 +18,8 @@ USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            trai
        with --help each says which keys, or words, it takes"""
 _PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
 
-Clips and captions to latents and text states in out=FOLDER; shards that are there already are skipped."""
+Clips and captions to latents and text states in out=FOLDER. Shards that are there already are skipped,
+unless a clip of a list or its caption has changed since."""
 _EXPORT = """usage: kinoflow train export RUN RELEASE
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/

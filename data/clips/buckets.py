@@ -50,20 +50,19 @@ class Bucket:
             text += f" batch={self.batch_size}"
         return text
 
-    def takes_from(self, fps: Fraction) -> int:
-        """How many frames of a clip at `fps` the bucket spans, from its first to its last; 1 for an image."""
-        return frame_at(self.frames - 1, fps, self.fps) + 1
+    @property
+    def span(self) -> Fraction:
+        """Seconds from where the first frame begins to where the last one does; 0 for an image."""
+        return (self.frames - 1) / self.fps
 
-    def filled_by(self, *, frames: int, fps: Fraction) -> bool:
-        """Whether a clip lasts long enough and has enough frames per second; any clip fills an image."""
+    def filled_by(self, *, duration: Fraction, fps: Fraction) -> bool:
+        """Whether a clip lasts long enough and has enough frames per second; any clip fills an image.
+
+        `duration` is in seconds; the clip's last frame may serve up to half a frame before its end.
+        """
         if self.frames == 1:
-            return frames >= 1
-        return fps >= _FPS_TOLERANCE * self.fps and self.takes_from(fps) <= frames
-
-
-def frame_at(index: int, clip_fps: Fraction, bucket_fps: Fraction) -> int:
-    """The clip's frame nearest in time to the bucket's frame `index` (a tie goes to the later one)."""
-    return math.floor(index * Fraction(clip_fps) / Fraction(bucket_fps) + Fraction(1, 2))
+            return duration > 0
+        return fps >= _FPS_TOLERANCE * self.fps and self.span + 1 / (2 * fps) < duration
 
 
 def parse(text: str) -> Bucket:
@@ -122,13 +121,13 @@ def _aspect_distance(height: int, width: int, bucket: Bucket) -> float:
 
 
 def admissible(
-    buckets: Sequence[Bucket], *, frames: int, height: int, width: int, fps: Fraction
+    buckets: Sequence[Bucket], *, duration: Fraction, height: int, width: int, fps: Fraction
 ) -> tuple[Bucket, ...]:
     """The buckets that a clip can serve: it fills their duration, and no other aspect is nearer to its own.
 
     Empty when the clip is too short, or has too few frames per second, for every one.
     """
-    fillable = [bucket for bucket in buckets if bucket.filled_by(frames=frames, fps=fps)]
+    fillable = [bucket for bucket in buckets if bucket.filled_by(duration=duration, fps=fps)]
     if not fillable:
         return ()
     least = min(_aspect_distance(height, width, bucket) for bucket in fillable)

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch.nn.functional import interpolate
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import seeded
 from kinoflow.data import video
-from kinoflow.data.clips.buckets import Bucket, admissible, frame_at
+from kinoflow.data.clips import pace
+from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
 
 _CHUNK = 16
@@ -23,26 +24,33 @@ _CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A clip cut to its bucket, RGB 0..255, with the caption and the list position it came from."""
+    """A clip cut to its bucket, RGB 0..255, with its caption, its position in the list and its `stamp`."""
 
     video: UInt8[np.ndarray, "frames height width 3"]
     caption: str
     position: int
+    stamp: str
 
 
 class Clips:
-    """Cuts the clips of a list to buckets: nearest frames in time, centre crop, antialiased resize.
+    """Cuts the clips of a list to buckets: frames nearest in time, centre crop, antialiased resize.
 
-    Each bucket draws on the clips that fill it (data.buckets.admissible). A clip that can't be read is
+    Each bucket draws on the clips that fill it (data.clips.buckets.admissible). A clip that can't be read is
     written to `quarantine` (JSON lines) and the next good one of the same bucket takes its place: the same
-    one on every machine. Clips in the file are not tried again; delete the file after a repair.
+    one on every machine. Clips in the file are not tried again; delete the file after a repair. Bad rows of
+    the list stand in it too, with their numbers.
     """
 
     def __init__(
         self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str]
     ) -> None:
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
-        self._bad = set(_quarantined(self._quarantine))
+        before = _quarantined(self._quarantine)
+        self._bad = {line["path"] for line in before if "row" not in line}
+        for problem in manifest.bad:
+            line = {"row": problem.row, "path": problem.path, "reason": problem.reason}
+            if line not in before:
+                self._write(line)
         self._members: dict[str, list[int]] = {str(bucket): [] for bucket in buckets}
         for position, entry in enumerate(manifest.entries):
             for bucket in self._serves(entry, tuple(buckets)):
@@ -57,50 +65,75 @@ class Clips:
 
         Raises UserError when every clip of the bucket is bad, or the quarantine file can't be written.
         """
-        members = self._members[str(bucket)]
-        for step in range(len(members)):
-            position = members[(index + step) % len(members)]
-            entry = self._manifest.entries[position]
-            if entry.path in self._bad:
-                continue
-            path = self._manifest.resolve(entry)
+        for turn, position in self._candidates(index, bucket):
+            entry, stamp = self._manifest.entries[position], self._stamp(turn, position)
             try:
-                cut = self._cut(path, bucket, index + step)
+                cut = self._cut(self._manifest.resolve(entry), bucket, turn)
             except UserError as error:
                 self._set_aside(entry, str(error))
                 continue
-            return Sample(video=cut, caption=entry.caption, position=position)
+            return Sample(video=cut, caption=entry.caption, position=position, stamp=stamp)
         raise UserError(
             f"{self._manifest.path}: no good clip fills {bucket}; add longer clips, or remove the bucket "
             f"(bad clips: {self._quarantine})"
         )
+
+    def stamp(self, index: int, bucket: Bucket) -> str:
+        """What `get` would say in `Sample.stamp`, without reading the clip: another where it changed.
+
+        It stands for the clip's path, size and time of change, its caption and the window; empty where no
+        clip is left.
+        """
+        return next((self._stamp(*found) for found in self._candidates(index, bucket)), "")
+
+    def _candidates(self, index: int, bucket: Bucket) -> Iterator[tuple[int, int]]:
+        """Turns and positions in the list, from `index` on, of clips that are not known to be bad."""
+        members = self._members[str(bucket)]
+        for turn in range(index, index + len(members)):
+            position = members[turn % len(members)]
+            if self._manifest.entries[position].path not in self._bad:
+                yield turn, position
+
+    def _stamp(self, turn: int, position: int) -> str:
+        entry = self._manifest.entries[position]
+        try:
+            stat = self._manifest.resolve(entry).stat()
+            version = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            version = "gone"
+        return f"{seeded('clip', entry.path, version, entry.caption, turn):016x}"
 
     def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
         """The entry's buckets, from the list where it says enough, else from the file.
 
         Clips in quarantine count too: a clip that goes bad must not shift the others' indices.
         """
-        frames, fps, width, height = entry.frames, entry.fps, entry.width, entry.height
-        if frames is None or fps is None or width is None or height is None:
-            try:
-                info = video.probe(self._manifest.resolve(entry))
-            except UserError as error:
-                self._set_aside(entry, str(error))
-                return ()
-            frames, fps, width, height = info.frames, info.fps, info.width, info.height
-        return admissible(buckets, frames=frames, fps=fps, width=width, height=height)
+        if entry.frames and entry.fps and entry.width and entry.height:
+            duration = entry.frames / entry.fps
+            return admissible(
+                buckets, duration=duration, fps=entry.fps, width=entry.width, height=entry.height
+            )
+        path = self._manifest.resolve(entry)
+        try:
+            info, times = video.probe(path), pace.times_of(path)
+        except UserError as error:
+            self._set_aside(entry, str(error))
+            return ()
+        duration, rate = times.time_of(-1), pace.usual_rate(times)
+        return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
     def _cut(self, path: Path, bucket: Bucket, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
         """Decode a window of the clip, keeping only the bucket's frames, already small."""
-        info = video.probe(path)
-        if not bucket.filled_by(frames=info.frames, fps=info.fps):
-            length = f"{info.frames} frames at {info.fps} fps"
+        times = pace.times_of(path)
+        duration, rate = times.time_of(-1), pace.usual_rate(times)
+        if not bucket.filled_by(duration=duration, fps=rate):
+            length = f"{float(duration):.2f} seconds at {float(rate):.4g} fps"
             raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
-        span = bucket.takes_from(info.fps)
-        start = seeded("start", self._seed, index) % (info.frames - span + 1)
-        wanted = _indices(bucket, info.fps)
-        pieces, done = [], 0
-        for chunk in video.stream(path, start, start + span, chunk=_CHUNK):
+        start = seeded("start", self._seed, index) % pace.starts(times, bucket.span)
+        begin = times.time_of(start)
+        wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
+        pieces, done = [], wanted[0]
+        for chunk in video.stream(path, wanted[0], wanted[-1] + 1, chunk=_CHUNK):
             inside = [i - done for i in wanted if done <= i < done + len(chunk)]
             done += len(chunk)
             if inside:
@@ -108,34 +141,33 @@ class Clips:
         return np.concatenate(pieces)
 
     def _set_aside(self, entry: ClipEntry, reason: str) -> None:
+        if entry.path not in self._bad:
+            self._bad.add(entry.path)
+            self._write({"path": entry.path, "reason": reason})
+
+    def _write(self, line: dict[str, Any]) -> None:
         """Append one line in one write, so that the lines of several processes don't mix."""
-        if entry.path in self._bad:
-            return
-        self._bad.add(entry.path)
-        line = json.dumps({"path": entry.path, "reason": reason}, ensure_ascii=False) + "\n"
         try:
             self._quarantine.parent.mkdir(parents=True, exist_ok=True)
             with self._quarantine.open("ab", buffering=0) as file:
-                file.write(line.encode())
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode(errors="replace"))
         except OSError as error:
             raise UserError(os_error_line(self._quarantine, error)) from error
 
 
-def _indices(bucket: Bucket, fps: Fraction) -> list[int]:
-    return [frame_at(i, fps, bucket.fps) for i in range(bucket.frames)] if bucket.frames > 1 else [0]
-
-
-def _quarantined(path: Path) -> list[str]:
-    """Paths set aside before; a line that a crash cut short is skipped."""
+def _quarantined(path: Path) -> list[dict[str, Any]]:
+    """Lines written before; one that a crash cut short is skipped."""
     if not path.exists():
         return []
-    paths = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            paths.append(json.loads(line)["path"])
-        except (ValueError, TypeError, KeyError):
+            line = json.loads(text)
+        except ValueError:
             continue
-    return paths
+        if isinstance(line, dict) and isinstance(line.get("path"), str):
+            lines.append(line)
+    return lines
 
 
 def fit(

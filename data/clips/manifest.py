@@ -1,14 +1,19 @@
-"""Clip lists: one row per clip, as JSON lines or Parquet, with paths relative to the list."""
+"""Clip lists: one row per clip, as JSON lines or Parquet, with paths relative to the list.
 
+A row that cannot be used costs that row: `read` tells of it beside the good ones.
+"""
+
+import codecs
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kinoflow.configs.errors import UserError, os_error_line
+from kinoflow.configs.errors import UserError, one_line, os_error_line
 from kinoflow.configs.files import replacing
 from kinoflow.data import video
 
@@ -19,6 +24,8 @@ _COLUMNS = ("path", "caption", "frames", "fps", "width", "height")
 _COUNTS = ("frames", "width", "height")
 # Containers round rates (23.976 for 24000/1001); a declared rate this near is the same.
 _FPS_TOLERANCE = 1e-3
+_MOST = 10**9  # frames or pixels: more is a slip of the pen
+_RATES = Fraction(1, 10**6), Fraction(10**6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,11 @@ class ClipEntry:
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("path: is empty; name a clip")
+        for key in ("path", "caption"):
+            if not _is_text(getattr(self, key)):
+                raise UserError(f"{key}: {_shown(getattr(self, key))} is not valid text; write it again")
+        if "\0" in self.path:
+            raise UserError(f"path: {_shown(self.path)} has a zero byte in it; name a clip")
         for key in (*_COUNTS, "fps"):
             value = getattr(self, key)
             if value is not None and value <= 0:
@@ -50,11 +62,22 @@ class ClipEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A row that can't be used: its number (from 1; of a JSON list the line), its path, and why."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A clip list as read from `path`."""
+    """A clip list as read from `path`: its good rows, their numbers (from 1), and the bad ones."""
 
     path: Path
     entries: tuple[ClipEntry, ...]
+    rows: tuple[int, ...]
+    bad: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -63,49 +86,83 @@ class Manifest:
         """Where the clip is."""
         return self.path.parent / entry.path
 
+    @property
+    def warning(self) -> str:
+        """One line about the bad rows; empty where there are none."""
+        if not self.bad:
+            return ""
+        first = self.bad[0]
+        return (
+            f"{self.path}: {len(self.bad)} of {len(self) + len(self.bad)} rows are bad and left out; "
+            f"the first is row {first.row}: {first.reason}"
+        )
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A row that can't be used: its number (from 1), its path, and why."""
 
-    row: int
-    path: str
-    reason: str
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """A value that somebody wrote, short and in plain characters."""
+    return ascii(value) if len(ascii(value)) <= 60 else f"{ascii(value)[:57]}..."
 
 
 def _fraction(value: object) -> Fraction:
-    """Exact for integers and text; a float is read as the decimal that it prints as."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """Exact for integers, decimals and text; a float is read as the decimal that it prints as.
+
+    Raises:
+        ValueError, ArithmeticError: no number, or one that no clip has.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         raise ValueError
-    return Fraction(value) if isinstance(value, int) else Fraction(str(value).strip())
+    text = str(value).strip()
+    if "/" not in text and float(text) == 0:  # Fraction would write out an exponent of any size
+        return Fraction(0)
+    if "/" not in text and not _RATES[0] <= abs(float(text)) <= _RATES[1]:
+        raise ValueError
+    rate = Fraction(text)
+    if not _RATES[0] <= abs(rate) <= _RATES[1]:
+        raise ValueError
+    return rate
 
 
-def _entry(row: Mapping[str, Any], where: str) -> ClipEntry:
+def _count(value: object) -> int:
+    """A whole number. Raises ValueError or ArithmeticError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise ValueError
+    if abs(value) > _MOST or value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _entry(row: Mapping[str, Any]) -> ClipEntry:
     """Check and convert one row; a value of None is the same as no value."""
     row = {key: value for key, value in row.items() if value is not None}
     known: dict[str, Any] = {}
     for key in ("path", "caption"):
         value = row.get(key, "")
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key}: {value!r} is not text; write it in quotes")
+            raise UserError(f"{key}: {_shown(value)} is not text; write it in quotes")
         known[key] = value
     for key in _COUNTS:
         if key in row:
-            value = row[key]
-            if isinstance(value, bool) or not (isinstance(value, int | float) and float(value).is_integer()):
-                raise UserError(f"{where}: {key}: {value!r} is not a whole number")
-            known[key] = int(value)
+            try:
+                known[key] = _count(row[key])
+            except (ValueError, ArithmeticError):
+                message = f"{key}: {_shown(row[key])} is not a whole number that a clip can have"
+                raise UserError(message) from None
     if "fps" in row:
         try:
             known["fps"] = _fraction(row["fps"])
-        except (ValueError, ZeroDivisionError) as error:
-            message = f'{where}: fps: {row["fps"]!r} is not a rate; write 16, 23.976 or "24000/1001"'
-            raise UserError(message) from error
-    known["extra"] = {key: value for key, value in row.items() if key not in _COLUMNS}
-    try:
-        return ClipEntry(**known)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        except (ValueError, ArithmeticError):
+            message = f'fps: {_shown(row["fps"])} is not a rate; write 16, 23.976 or "24000/1001"'
+            raise UserError(message) from None
+    return ClipEntry(**known, extra={key: value for key, value in row.items() if key not in _COLUMNS})
 
 
 def _row(entry: ClipEntry) -> dict[str, Any]:
@@ -141,52 +198,92 @@ def _pyarrow(path: Path) -> "types.ModuleType":
 def read(path: str | Path) -> Manifest:
     """Read a clip list (.jsonl or .parquet); blank lines are skipped, unknown columns kept in `extra`.
 
-    Raises UserError: missing, empty or malformed file; a value of the wrong kind.
+    Raises UserError: missing or empty file, one that is no such list, or a list without a good row.
     """
     path = Path(path)
     parquet = _is_parquet(path)
+    entries, numbers, bad = [], [], []
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: is empty; list at least one clip")
-        rows = list(_parquet_rows(path) if parquet else _json_rows(path))
+        for number, row in _parquet_rows(path) if parquet else _json_rows(path):
+            try:
+                if isinstance(row, UserError):
+                    raise row
+                entries.append(_entry(row))
+                numbers.append(number)
+            except UserError as error:
+                named = row.get("path") if isinstance(row, Mapping) else None
+                shown = named if isinstance(named, str) and named.isprintable() else ""
+                bad.append(Problem(row=number, path=shown, reason=str(error)))
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
-    if not rows:
+    if not entries and not bad:
         raise UserError(f"{path}: has no rows; list at least one clip")
-    return Manifest(path=path, entries=tuple(_entry(row, where) for where, row in rows))
+    if not entries:
+        where = "row" if parquet else "line"
+        raise UserError(f"{path}: has no good row; {where} {bad[0].row}: {bad[0].reason}")
+    return Manifest(path=path, entries=tuple(entries), rows=tuple(numbers), bad=tuple(bad))
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+_Row = Mapping[str, Any] | UserError  # a row, or why it cannot be read
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, _Row]]:
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    if len(lines) > 1 and isinstance(_json_row(lines[0][1]), UserError) and _is_json(content):
+        raise UserError(f"{path}: is one JSON value; write one object per line, no commas between them")
+    for number, line in lines:
+        yield number, _json_row(line)
+
+
+def _json_row(line: bytes) -> _Row:
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path} line {number}"
-                try:
-                    row = json.loads(line, parse_constant=_no_constant)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: not JSON ({error}); write one object per line") from error
-                if not isinstance(row, dict):
-                    raise UserError(f'{where}: is not an object; write {{"path": ..., "caption": ...}}')
-                yield where, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+        row = json.loads(line.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        return UserError("is not UTF-8 text; save it as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return UserError(f"not JSON ({one_line(error)}); write one object per line")
+    return (
+        row if isinstance(row, dict) else UserError('is not an object; write {"path": ..., "caption": ...}')
+    )
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     pyarrow = _pyarrow(path)
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a Parquet file ({reason}); export it again") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path} row {number}", row
+    try:
+        yield from enumerate(table.to_pylist(), start=1)
+    except (pyarrow.ArrowException, ValueError, ArithmeticError):  # text that is none, impossible times
+        for index in range(table.num_rows):
+            yield index + 1, _parquet_row(pyarrow, table, index)
+
+
+def _parquet_row(pyarrow: "types.ModuleType", table: Any, index: int) -> _Row:
+    row = {}
+    for name in table.column_names:
+        try:
+            row[name] = table[name][index].as_py()
+        except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:
+            return UserError(f"{name}: cannot be read ({one_line(error)})")
+    return row
 
 
 def write(path: str | Path, entries: Iterable[ClipEntry]) -> None:
@@ -213,13 +310,19 @@ def write(path: str | Path, entries: Iterable[ClipEntry]) -> None:
 
 
 def check(manifest: Manifest, *, decode: bool = False) -> Iterator[Problem | None]:
-    """Probe every clip in turn: None for a good one, a Problem for a bad one.
+    """Look at every row in turn, and probe its clip: None for a good one, a Problem for a bad one.
 
     A clip is bad when it can't be read, when a declared frame count, rate or size isn't the file's, or
     when an earlier row has the same path and caption. With `decode`, every frame is decoded.
     """
     seen: dict[tuple[str, str], int] = {}
-    for row, entry in enumerate(manifest.entries, start=1):
+    bad = {problem.row: problem for problem in manifest.bad}
+    listed = dict(zip(manifest.rows, manifest.entries, strict=True))
+    for row in sorted(bad.keys() | listed.keys()):
+        if row in bad:
+            yield bad[row]
+            continue
+        entry = listed[row]
         key = (PurePosixPath(entry.path).as_posix(), entry.caption)
         first = seen.setdefault(key, row)
         reason = f"repeats row {first}" if first != row else _reason(manifest.resolve(entry), entry, decode)

@@ -6,6 +6,7 @@
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         captions.jsonl                one list of captions per clip
+        stamps.txt                    of clips of a list: which version of each clip was read, a line each
 
 Texts are ragged: the states of caption k of clip i are rows offsets[i * captions + k] up to the next offset.
 """
@@ -27,7 +28,7 @@ from kinoflow.configs.files import replacing, replacing_folder, write_json
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents import kino
 
-INDEX, NULL, FORMAT = "index.json", "null", 2
+INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,14 @@ class LatentIndex:
 class Shard:
     """The content of one shard: latents as `stored` gives them, and their captions.
 
-    texts[e][i * captions + k] are encoder e's states of caption k of clip i.
+    texts[e][i * captions + k] are encoder e's states of caption k of clip i. `stamps` say of each clip what
+    it was made of, for those who ask whether it is still so; none where that cannot change.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
     texts: Sequence[Sequence[Float[np.ndarray, "_ _"]]]
     captions: Sequence[Sequence[str]]
+    stamps: Sequence[str] = ()
 
 
 def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
@@ -104,6 +107,12 @@ def is_finished(folder: Path, bucket: str, shard: int) -> bool:
     return shard_path(folder, bucket, shard).is_dir()
 
 
+def read_stamps(folder: Path, bucket: str, shard: int) -> list[str]:
+    """The stamps of a finished shard; none where it was written without."""
+    path = shard_path(folder, bucket, shard) / STAMPS
+    return path.read_text(encoding="utf-8", errors="replace").split() if path.exists() else []
+
+
 def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
     """Write a shard aside and rename it when whole."""
     whole = shard_path(folder, bucket, shard)
@@ -115,6 +124,8 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
             np.save(aside / f"offsets_{i}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         lines = (json.dumps(list(captions), ensure_ascii=False) + "\n" for captions in content.captions)
         (aside / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+        if content.stamps:
+            (aside / STAMPS).write_text("".join(f"{stamp}\n" for stamp in content.stamps), encoding="utf-8")
 
 
 def read_index(folder: Path) -> LatentIndex:

@@ -8,6 +8,9 @@ from typing import Any
 import av
 import numpy as np
 
+from kinoflow.data.video import VideoWriter
+from kinoflow.data.video.timeline import Presentation
+
 NTSC = Fraction(30000, 1001)
 
 
@@ -23,6 +26,25 @@ def gradient(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     return (still + 2 * np.arange(frames)[:, None, None, None]).astype(np.uint8)
 
 
+def variable(path: Path, begins: list[int], last: int) -> Path:
+    """A clip of 64x48 whose frame i begins at begins[i] ms, and of a colour that `numbers` reads."""
+    ticks = np.array([*begins, begins[-1] + last], np.int64)
+    times = Presentation(ticks=ticks, time_base=Fraction(1, 1000))
+    average = Fraction(1000 * len(begins), int(ticks[-1]))
+    number = np.arange(len(begins))
+    colors = np.stack([number // 12 * 20, number % 12 * 20, np.full_like(number, 120)], axis=-1)
+    clip = np.broadcast_to(colors[:, None, None].astype(np.uint8), (len(begins), 48, 64, 3))
+    with VideoWriter(path, fps=average, width=64, height=48, crf=1, presentation=times) as writer:
+        writer.write(clip)
+    return path
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Which frames of a clip of `variable` these are."""
+    high, low, _ = (frames.astype(float).mean(axis=(1, 2)) / 20).round().astype(int).T
+    return (12 * high + low).tolist()
+
+
 def planes(shape: tuple[int, int, str], values: tuple[int, ...]) -> av.VideoFrame:
     """A frame of (height, width, pixel format) whose planes are flat."""
     height, width, pixel_format = shape
@@ -35,12 +57,12 @@ def planes(shape: tuple[int, int, str], values: tuple[int, ...]) -> av.VideoFram
 
 
 def encode(
-    path: Path, frames: list[av.VideoFrame], codec: str, *, stamps=None, rotation: int = 0, **settings
+    path: Path, frames: list[av.VideoFrame], codec: str, *, stamps=None, rotation: int = 0, fps=25, **settings
 ) -> Path:
     """Write frames with any codec; `stamps` in 1/1000 s make the rate variable."""
     options = {key.replace("_", "-"): str(value) for key, value in settings.pop("options", {}).items()}
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options)
+        stream: Any = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
         for key, value in settings.items():
             setattr(stream.codec_context, key, value)
@@ -49,7 +71,7 @@ def encode(
         if rotation:
             stream.set_display_rotation(rotation)
         for index, frame in enumerate(frames):
-            frame.pts, frame.time_base = index, Fraction(1, 25)
+            frame.pts, frame.time_base = index, Fraction(1, fps)
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
             for key in settings.keys() & {"colorspace", "color_range", "color_trc"}:

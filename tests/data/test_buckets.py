@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.buckets import Bucket, admissible, choose, frame_at, parse
+from kinoflow.data.clips.buckets import Bucket, admissible, choose, parse
 
 SHAPES = st.builds(
     Bucket,
@@ -60,16 +60,15 @@ def test_choice_follows_the_weights_and_only_seed_and_step():
         choose(0, 0, buckets[2:])
 
 
-def test_frames_are_chosen_by_time():
-    assert [frame_at(i, Fraction(48), Fraction(16)) for i in range(3)] == [0, 3, 6]
-    assert [frame_at(i, Fraction(30), Fraction(24)) for i in range(5)] == [0, 1, 3, 4, 5]
+def test_a_clip_fills_by_duration_and_rate():
     bucket = parse("5x8x8@24")
-    assert bucket.takes_from(Fraction(30)) == 6
-    assert bucket.filled_by(frames=6, fps=Fraction(30))
-    assert not bucket.filled_by(frames=5, fps=Fraction(30))
-    assert not bucket.filled_by(frames=100, fps=Fraction(16)), "would show frames twice"
-    assert bucket.filled_by(frames=100, fps=Fraction(24000, 1001)), "one in a thousand may be"
-    assert parse("1x8x8@24").filled_by(frames=1, fps=Fraction(1))
+    assert bucket.span == Fraction(4, 24)
+    assert bucket.filled_by(duration=Fraction(6, 30), fps=Fraction(30))
+    assert not bucket.filled_by(duration=Fraction(5, 30), fps=Fraction(30))
+    assert not bucket.filled_by(duration=Fraction(100, 16), fps=Fraction(16)), "would show frames twice"
+    ntsc = Fraction(24000, 1001)
+    assert bucket.filled_by(duration=100 / ntsc, fps=ntsc), "one in a thousand may be"
+    assert parse("1x8x8@24").filled_by(duration=Fraction(1), fps=Fraction(1))
 
 
 def test_the_buckets_that_a_clip_serves():
@@ -77,9 +76,10 @@ def test_the_buckets_that_a_clip_serves():
     short, image, large = parse("8x64x112@16"), parse("1x64x112@16"), parse("16x128x224@16")
     buckets = [square, wide, tall, short, image, large]
     fps = Fraction(32)
-    serves = admissible(buckets, frames=99, height=360, width=640, fps=fps)
+    serves = admissible(buckets, duration=Fraction(99, 32), height=360, width=640, fps=fps)
     assert set(serves) == {wide, short, image, large}
-    assert set(admissible(buckets, frames=20, height=360, width=640, fps=fps)) == {short, image}
-    assert admissible(buckets, frames=2, height=360, width=640, fps=fps) == (image,)
-    assert admissible(buckets, frames=99, height=640, width=360, fps=fps) == (tall,)
-    assert admissible([square], frames=3, height=64, width=64, fps=fps) == ()
+    brief = admissible(buckets, duration=Fraction(20, 32), height=360, width=640, fps=fps)
+    assert set(brief) == {short, image}
+    assert admissible(buckets, duration=Fraction(2, 32), height=360, width=640, fps=fps) == (image,)
+    assert admissible(buckets, duration=Fraction(99, 32), height=640, width=360, fps=fps) == (tall,)
+    assert admissible([square], duration=Fraction(3, 32), height=64, width=64, fps=fps) == ()

@@ -65,7 +65,8 @@ def test_fps_is_exact_and_unknown_columns_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("", "is empty"), ("\n \n", "has no rows"), ('{"path": "a"}\n{oops', "line 2: not JSON"),
+        ("", "is empty"), ("\n \n", "has no rows"), ("\n{oops\n[1]", "line 2: not JSON"),
+        ('[\n{"path": "a"},\n{"path": "b"}\n]\n', "is one JSON value"), ('{\n"path": "a"\n}', "is one JSON"),
         ("[1]", "line 1: is not an object"), ('{"caption": "b"}', "line 1: path: is empty"),
         ('{"path": 3}', "path: 3 is not text"), ('{"path": "a", "frames": 1.5}', "frames: 1.5 is not"),
         ('{"path": "a", "width": true}', "width: True"), ('{"path": "a", "fps": "fast"}', "fps: 'fast'"),

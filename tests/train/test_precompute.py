@@ -4,8 +4,6 @@ import copy
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -13,56 +11,26 @@ import torch
 
 import kinoflow.conditioning.prompt_encoder
 from kinoflow.conditioning.encoders import quiet
-from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
+from kinoflow.data import video
+from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.tae.model.config import TAEConfig
-from kinoflow.tae.model.tae import TAE
 from kinoflow.train.tasks import precompute as module
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
-from kinoflow.train.tasks.precompute import Encoders, PrecomputeConfig, precompute
+from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+from tests.train.tiny import tiny_encoders
 
 ROOT = Path(__file__).parents[2]
 WORLD = ["source=world", f"release={ROOT / 'sample' / 'mini'}"]
 
 
-class Text:
-    """One state per letter: its code and the rate."""
-
-    widths = (2, 3)
-
-    def __call__(self, prompts, fps):
-        return tuple(self.states(prompts, fps, width) for width in self.widths)
-
-    def null(self):
-        return tuple(self.states(["~"], Fraction(0), width) for width in self.widths)
-
-    def states(self, prompts, fps, width):
-        longest = max(len(prompt) for prompt in prompts)
-        hidden, mask = (
-            torch.zeros(len(prompts), longest, width),
-            torch.zeros(len(prompts), longest, dtype=torch.bool),
-        )
-        for i, prompt in enumerate(prompts):
-            hidden[i, : len(prompt), 0] = torch.tensor([ord(letter) for letter in prompt])
-            hidden[i, : len(prompt), 1] = float(fps)
-            mask[i, : len(prompt)] = True
-        return SimpleNamespace(hidden=hidden, mask=mask)
-
-
 @pytest.fixture(scope="module")
 def encoders():
-    torch.manual_seed(0)
-    config = TAEConfig(channels=4, multipliers=(1, 1, 1, 1), encoder_blocks=(1, 1, 1, 1),
-                       decoder_blocks=(1, 1, 1, 1), latent_channels=2, norm="rms", latent_mean=(0.1, 0.2),
-                       latent_std=(2.0, 3.0))  # fmt: skip
-    tae = TAE(config)
-    tae.init_weights()
-    return Encoders(tae=tae.eval(), text=cast(PromptEncoder, Text()), device=torch.device("cpu"))
+    return tiny_encoders()
 
 
 def config(folder, *more):
@@ -134,9 +102,6 @@ def test_command(encoders, tmp_path, monkeypatch):
 
 
 def test_real_clips_from_a_list(encoders, tmp_path):
-    from kinoflow.data import video
-    from kinoflow.data.clips import manifest
-
     frames = np.random.default_rng(0).integers(0, 255, (12, 32, 48, 3), np.uint8)
     video.write(tmp_path / "a.mp4", frames, fps=Fraction(16))
     entry = manifest.ClipEntry(path="a.mp4", caption="noise")
@@ -145,6 +110,84 @@ def test_real_clips_from_a_list(encoders, tmp_path):
     precompute(load(PrecomputeConfig, [*WORLD, *settings]), encoders)
     data = LatentDataset(tmp_path / "out")
     assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Five clips of noise in shards of two; what precomputing them again makes anew."""
+
+    def noise(name, seed):
+        frames = np.random.default_rng(seed).integers(0, 255, (12, 32, 48, 3), np.uint8)
+        video.write(tmp_path / f"{name}.mp4", frames, fps=Fraction(16))
+
+    def write(captions):
+        size = {"frames": 12, "fps": Fraction(16), "width": 48, "height": 32}
+        rows = [manifest.ClipEntry(path=f"{name}.mp4", caption=captions[name], **size) for name in captions]
+        manifest.write(tmp_path / "clips.jsonl", rows)
+
+    for seed, name in enumerate("abcde"):
+        noise(name, seed)
+    write(dict(zip("abcde", "vwxyz", strict=True)))
+    return noise, write
+
+
+def again(encoders, tmp_path):
+    """Numbers of the shards that are other folders than before, after precomputing once more."""
+    out = tmp_path / "out" / "8x16x16@16"
+    before = {path.name: path.stat().st_ino for path in out.glob("*")}
+    settings = [f"source={tmp_path / 'clips.jsonl'}", "buckets=[8x16x16@16]", f"out={tmp_path / 'out'}"]
+    precompute(load(PrecomputeConfig, [*WORLD, *settings, "shard_size=2"]), encoders)
+    return sorted(int(path.name) for path in out.iterdir() if path.stat().st_ino != before.get(path.name))
+
+
+def test_what_changed_in_a_list_is_made_again(encoders, listed, tmp_path, capsys):
+    noise, write = listed
+    assert again(encoders, tmp_path) == [0, 1, 2]
+    name, clip, choice = "8x16x16@16", np.array([3]), np.zeros(1, np.int64)
+    old = LatentDataset(tmp_path / "out").get(name, clip, choice)
+    assert again(encoders, tmp_path) == []
+    write({"a": "v", "b": "w", "c": "x", "d": "Q", "e": "z"})
+    assert again(encoders, tmp_path) == [1]
+    assert (
+        "1 of 3 shards to make, 1 of them again: their clips or captions are not" in capsys.readouterr().out
+    )
+    new = LatentDataset(tmp_path / "out")
+    assert new.captions(name, 3) == ["Q"]
+    batch = new.get(name, clip, choice)
+    assert batch.texts[0].hidden[0, :, 0].tolist() == [ord("Q")] != old.texts[0].hidden[0, :, 0].tolist()
+    assert torch.equal(batch.latent, old.latent)
+    noise("e", 99)
+    assert again(encoders, tmp_path) == [2]
+    noise("d", 77)
+    assert again(encoders, tmp_path) == [1]
+    assert not torch.equal(LatentDataset(tmp_path / "out").get(name, clip, choice).latent, old.latent)
+    write({"a": "v", "b": "w", "d": "Q", "c": "x", "e": "z"})
+    assert again(encoders, tmp_path) == [1], "another order"
+    (tmp_path / "out" / "8x16x16@16" / "00000" / "stamps.txt").unlink()
+    assert again(encoders, tmp_path) == [0], "who does not say what it was made of"
+    assert again(encoders, tmp_path) == []
+    write({"a": "v", "b": "w", "d": "Q"})
+    with pytest.raises(UserError, match=r"buckets was .* delete the folder"):
+        again(encoders, tmp_path)
+
+
+def test_a_bad_clip_and_a_bad_row_change_nothing_that_is_made(encoders, listed, tmp_path, capsys):
+    """Another clip takes the place of the bad one, and its shard is made again once it is repaired."""
+    good = (tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(b"no clip")
+    with (tmp_path / "clips.jsonl").open("a") as file:
+        file.write('{"path": 3}\n')
+    assert again(encoders, tmp_path) == [0, 1, 2]
+    said = capsys.readouterr().err
+    assert "clips.jsonl: 1 of 6 rows are bad and left out; the first is row 6: path: 3 is not text" in said
+    data = LatentDataset(tmp_path / "out")
+    assert [data.captions("8x16x16@16", clip)[0] for clip in range(5)] == ["v", "x", "x", "y", "z"]
+    assert again(encoders, tmp_path) == []
+    (tmp_path / "b.mp4").write_bytes(good)
+    assert again(encoders, tmp_path) == [], "it stands in quarantine"
+    (tmp_path / "out" / "quarantine.jsonl").unlink()
+    assert again(encoders, tmp_path) == [0]
+    assert LatentDataset(tmp_path / "out").captions("8x16x16@16", 1) == ["w"]
 
 
 def test_a_release_names_its_encoders_and_captions_are_kept(encoders, tmp_path, monkeypatch):

@@ -98,6 +98,11 @@ def test_finished_run_does_nothing(whole, start_job, tmp_path):
     assert figures(tmp_path) == figures(whole)
 
 
+def test_a_folder_named_with_digits_that_are_no_number_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints" / "²").mkdir(parents=True)
+    assert checkpoint.newest(tmp_path) is None
+
+
 def test_damaged_checkpoint_falls_back(whole, start_job, tmp_path):
     copied(whole, tmp_path)
     shard = next((tmp_path / "checkpoints" / "00000024" / "model").iterdir())

@@ -254,7 +254,7 @@ def _folders(root: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ class ClipSource:
     """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
 
     World clips are drawn from seed and position and never repeat; those of a list come round again, and bad
-    ones are written to `quarantine`.
+    ones are written to `quarantine`. `warning` is a line about bad rows of the list, empty without any.
 
     Raises:
         UserError: no buckets, neither a list nor the toy world, or a list that cannot be read.
@@ -51,9 +51,10 @@ class ClipSource:
         self.batch_size = config.batch_size
         self.seed = seed
         self.world_share, self.crop = config.world_share, config.crop
-        self.listed = None
+        self.listed, self.warning = None, ""
         if config.manifest is not None:
-            self.listed = Clips(manifest.read(config.manifest), self.buckets, seed, quarantine)
+            listing = manifest.read(config.manifest)
+            self.listed, self.warning = Clips(listing, self.buckets, seed, quarantine), listing.warning
 
     def bucket(self, step: int) -> Bucket:
         """The bucket of this step: one for all ranks, so that all do the same work."""

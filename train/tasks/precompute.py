@@ -1,10 +1,12 @@
 """`kinoflow train precompute CONFIG.yaml … out=latents/`: clips and captions to latents and text states.
 
-Started by torchrun or srun, each process makes its own shards; a shard that is there already is skipped.
+Started by torchrun or srun, each process makes its own shards. A shard that is there already is skipped,
+unless a clip of a list or its caption has changed since.
 """
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +114,16 @@ class Encoders:
 class _Clip:
     frames: UInt8[np.ndarray, "frames height width 3"]
     captions: list[str]
+    stamp: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Clips by bucket: how many, clip i, and what its stamp would be (None: it never changes)."""
+
+    counts: dict[str, int]
+    get: Callable[[Bucket, int], _Clip]
+    stamp: Callable[[Bucket, int], str] | None = None
 
 
 def main(sources: Sequence[str]) -> int:
@@ -148,29 +160,38 @@ def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
     """Write what config.out lacks of this process's shards: number RANK of every WORLD_SIZE."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder, buckets = Path(config.out), [parse(text) for text in config.buckets]
-    counts, get = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
+    source = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
     index = shards.LatentIndex(
-        buckets=counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
+        buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
         widths=encoders.text.widths, made_from=_made_from(config, encoders.tae),
         latent_mean=encoders.tae.config.latent_mean, latent_std=encoders.tae.config.latent_std,
     )  # fmt: skip
     with torch.inference_mode():
         shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
     every = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
-    mine = [each for each in every[rank::size] if not shards.is_finished(folder, str(each[0]), each[1])]
-    print(f"{folder}: {len(mine)} of {len(every)} shards to make", flush=True)
+    mine = [each for each in every[rank::size] if not _is_made(folder, index, source, *each)]
+    again = sum(shards.is_finished(folder, str(bucket), shard) for bucket, shard in mine)
+    reason = f", {again} of them again: their clips or captions are not those of before" if again else ""
+    print(f"{folder}: {len(mine)} of {len(every)} shards to make{reason}", flush=True)
     for done, (bucket, shard) in enumerate(mine, 1):
         began, clips = time.perf_counter(), index.shard_clips(str(bucket), shard)
-        content = _encode(encoders, config, bucket, clips, get)
+        content = _encode(encoders, config, bucket, clips, source)
         shards.write_shard(folder, str(bucket), shard, content)
         speed = len(clips) / (time.perf_counter() - began)
         print(f"{bucket} shard {shard} ({done} of {len(mine)}): {speed:.1f} clips/s", flush=True)
 
 
-_Get = Callable[[Bucket, int], _Clip]
+def _is_made(folder: Path, index: shards.LatentIndex, source: _Source, bucket: Bucket, shard: int) -> bool:
+    """Whether a shard is there, of the clips and captions that there are now."""
+    if not shards.is_finished(folder, str(bucket), shard):
+        return False
+    if source.stamp is None:
+        return True
+    wanted = [source.stamp(bucket, clip) for clip in index.shard_clips(str(bucket), shard)]
+    return shards.read_stamps(folder, str(bucket), shard) == wanted
 
 
-def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[str, int], _Get]:
+def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
     """Scenes of the training split; buckets and seeds lie far apart, so that none shares a scene."""
     first = {str(bucket): (config.seed * 1000 + i) * 10**9 for i, bucket in enumerate(buckets)}
 
@@ -179,11 +200,14 @@ def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[st
         captions = [describe(scene, bucket, choice) for choice in range(config.captions_per_clip)]
         return _Clip(frames=draw(scene, bucket), captions=captions)
 
-    return _shares(config.clips or _WORLD_CLIPS, buckets), get
+    return _Source(counts=_shares(config.clips or _WORLD_CLIPS, buckets), get=get)
 
 
-def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[str, int], _Get]:
-    clips = Clips(manifest.read(config.source), buckets, config.seed, Path(config.out) / "quarantine.jsonl")
+def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
+    listing = manifest.read(config.source)
+    if listing.bad and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {listing.warning}", file=sys.stderr)
+    clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl")
     counts = {str(bucket): clips.count(bucket) for bucket in buckets}
     for name, count in counts.items():
         if count == 0:
@@ -191,9 +215,13 @@ def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> tuple[dict[s
 
     def get(bucket: Bucket, clip: int) -> _Clip:
         sample = clips.get(clip, bucket)
-        return _Clip(frames=sample.video, captions=[sample.caption])
+        return _Clip(frames=sample.video, captions=[sample.caption], stamp=sample.stamp)
 
-    return counts if config.clips is None else _shares(config.clips, buckets), get
+    def stamp(bucket: Bucket, clip: int) -> str:
+        return clips.stamp(clip, bucket)
+
+    counts = counts if config.clips is None else _shares(config.clips, buckets)
+    return _Source(counts=counts, get=get, stamp=stamp)
 
 
 def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
@@ -229,20 +257,23 @@ def _fingerprint(folder: Path) -> str:
 
 @torch.inference_mode()
 def _encode(
-    encoders: Encoders, config: PrecomputeConfig, bucket: Bucket, clips: range, get: _Get
+    encoders: Encoders, config: PrecomputeConfig, bucket: Bucket, clips: range, source: _Source
 ) -> shards.Shard:
     size = bucket.batch_size or config.batch_size
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
-    encoded, captions = [], []
+    encoded, captions, stamps = [], [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
-    for group in prefetch(lambda i: [get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1):
+    for group in prefetch(
+        lambda i: [source.get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1
+    ):
         video = to_tensor([clip.frames for clip in group])
         encoded.append(stored(encoders.latent(video), f"{config.release}/tae"))
         captions += [clip.captions for clip in group]
+        stamps += [clip.stamp for clip in group if clip.stamp is not None]
         prompts = [caption for clip in group for caption in clip.captions]
         for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
             rows += [_real(hidden, mask) for hidden, mask in zip(states.hidden, states.mask, strict=True)]
-    return shards.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions)
+    return shards.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions, stamps=stamps)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:

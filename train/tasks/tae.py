@@ -1,5 +1,6 @@
 """One training step of the temporal autoencoder (Movie Gen, section 3.1.1)."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -71,7 +72,9 @@ class TAETask:
             self.perceptual = PerceptualDistance.from_file(config.loss.perceptual_weights)
 
     def prepare(self, spread: Spread) -> None:
-        """Compile encoder and decoder, where the run wants it; the model has its values already."""
+        """Tell of bad rows; compile the model, where the run wants it, which has its values already."""
+        if self.clips.warning and spread.processes.rank == 0:
+            print(f"warning: {self.clips.warning}", file=sys.stderr)
         if self.perceptual is not None:
             self.perceptual.to(spread.processes.device)
         if self.config.parallel.compile:
