@@ -9,6 +9,7 @@ from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import load
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.launch import without_local_rank
 from kinoflow.train.run.task import Task
 
 USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    argv = without_local_rank(argv)
     if not argv:
         print(USAGE)
         return 2

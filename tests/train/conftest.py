@@ -20,10 +20,15 @@ def _entry(name, arguments, environment, out):
     sys.exit(getattr(jobs, name)(*arguments))
 
 
+def _torchrun(rank, size, port):
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+
+
 class Job:
     """A function of jobs.py in `size` processes, joined by gloo when there are more than one."""
 
-    def __init__(self, name, *arguments, size=1, out):
+    def __init__(self, name, *arguments, size=1, out, launcher=_torchrun):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -32,8 +37,7 @@ class Job:
         for rank in range(size):
             environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
             if size > 1:
-                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+                environment |= launcher(rank, size, port)
             process = _context.Process(target=_entry, args=(name, arguments, environment, str(out)))
             process.start()
             self.processes.append(process)
@@ -60,8 +64,8 @@ def start_job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     jobs = []
 
-    def start(name, *arguments, size=1):
-        jobs.append(Job(name, *arguments, size=size, out=folder / f"{len(jobs)}.txt"))
+    def start(name, *arguments, **how):
+        jobs.append(Job(name, *arguments, out=folder / f"{len(jobs)}.txt", **how))
         return jobs[-1]
 
     yield start

@@ -41,3 +41,13 @@ def full_disk(sources):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     return toy(sources)
+
+
+def precomputed(folder):
+    """Eight clips of the world in four shards, by what processes there are."""
+    from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
+    from tests.train.tiny import tiny_encoders
+
+    words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", "buckets=[1x16x16@16]"]
+    precompute(load(PrecomputeConfig, words), tiny_encoders())
+    return 0

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +21,11 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
 from kinoflow.configs.errors import UserError
+from kinoflow.train.run import launch
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA, Fragment
 from kinoflow.train.run.optimizer import adamw, whole_shape
-from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.processes import Processes, device_of
 from kinoflow.train.run.spread import deepspeed_settings
 from kinoflow.train.run.task import Loss, Parts
 
@@ -34,10 +34,10 @@ LossFunction = Callable[..., Loss | None]
 
 
 def start(threads: int | None = None, sequence: int = 1) -> Processes:
-    """Join the process group that torchrun, deepspeed or srun describe; alone, make one of one process.
+    """Join the process group that the launcher describes; alone, make one of one process.
 
     Raises:
-        UserError: the processes do not divide into groups of `sequence`.
+        UserError: the processes do not divide into groups of `sequence`, or the launcher is unclear.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Without this DeepSpeed compiles C++ for a minute to go around gloo between processes of one machine.
@@ -45,15 +45,10 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if threads is not None:
         torch.set_num_threads(threads)
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        slurm = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-        os.environ.update({name: os.environ[source] for name, source in slurm.items()})
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    me = launch.current()
+    os.environ.update(me.variables())  # DeepSpeed reads them
+    device = device_of(me.local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
@@ -68,12 +63,6 @@ def stop() -> None:
     """Leave the process group, so that the interpreter exits without warnings."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class _Loss(nn.Module):

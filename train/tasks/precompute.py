@@ -5,7 +5,6 @@ unless a clip of a list or its caption has changed since.
 """
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,8 @@ from kinoflow.data.prefetch import prefetch
 from kinoflow.sample.release import text_config
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.tae import TAE, Posterior
+from kinoflow.train.run import launch
+from kinoflow.train.run.processes import device_of
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
 
 _SAMPLE = 2**20
@@ -140,8 +141,7 @@ def main(sources: Sequence[str]) -> int:
 
 def load_encoders(config: PrecomputeConfig) -> Encoders:
     """The autoencoder and the text encoders of the release folder, which needs no dit/ yet."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_of(launch.current().local_rank)
     release = Path(config.release)
     tae = TAE.from_pretrained(release / "tae").to(device).eval()
     if not config.compile:
@@ -157,8 +157,8 @@ def load_encoders(config: PrecomputeConfig) -> Encoders:
 
 
 def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
-    """Write what config.out lacks of this process's shards: number RANK of every WORLD_SIZE."""
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Write what config.out lacks of this process's shards: every one of them among as many as there are."""
+    me = launch.current()
     folder, buckets = Path(config.out), [parse(text) for text in config.buckets]
     source = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
     index = shards.LatentIndex(
@@ -169,7 +169,7 @@ def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
     with torch.inference_mode():
         shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
     every = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
-    mine = [each for each in every[rank::size] if not _is_made(folder, index, source, *each)]
+    mine = [each for each in every[me.rank :: me.size] if not _is_made(folder, index, source, *each)]
     again = sum(shards.is_finished(folder, str(bucket), shard) for bucket, shard in mine)
     reason = f", {again} of them again: their clips or captions are not those of before" if again else ""
     print(f"{folder}: {len(mine)} of {len(every)} shards to make{reason}", flush=True)
@@ -205,7 +205,7 @@ def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
 
 def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
     listing = manifest.read(config.source)
-    if listing.bad and os.environ.get("RANK", "0") == "0":
+    if listing.bad and launch.current().rank == 0:
         print(f"warning: {listing.warning}", file=sys.stderr)
     clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl")
     counts = {str(bucket): clips.count(bucket) for bucket in buckets}
