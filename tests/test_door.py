@@ -126,16 +126,23 @@ def test_seeds_are_apart_and_for_ever():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+@pytest.fixture(scope="module")
+def supplies(tmp_path_factory) -> Path:
+    """A clip, a picture and a latent file."""
+    folder = tmp_path_factory.mktemp("supplies")
+    video.write(folder / "clip.mp4", gradient(9), fps=16)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "picture.png")
+    assert main(["tae", "encode", f"{folder}/clip.mp4", f"{folder}/clip.kino"]) == 0
+    return folder
+
+
 @pytest.fixture
-def desk(tmp_path, monkeypatch) -> Path:
+def desk(tmp_path, monkeypatch, supplies) -> Path:
     """A folder with something for every command, beside the repository's own shipped release."""
     monkeypatch.chdir(tmp_path)
     root = Path(__file__).parents[1]
-    for name in ("sample", "configs"):
-        (tmp_path / name).symlink_to(root / name)
-    video.write(tmp_path / "clip.mp4", gradient(9), fps=16)
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "picture.png")
-    assert main(["tae", "encode", "clip.mp4", "clip.kino"]) == 0
+    for place in (root / "sample", root / "configs", *supplies.iterdir()):
+        (tmp_path / place.name).symlink_to(place)
     return tmp_path
 
 
