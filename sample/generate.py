@@ -152,7 +152,7 @@ def sample_latent(
     guided = guided_velocity(dit, text, null_text, sampling.guidance_scale)
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
-        result = guided(x.to(like.dtype), time.to(like.dtype)).float()
+        result = guided(x.to(like.dtype), time).float()  # flow time stays exact, whatever the weights are
         if progress is not None:
             progress()
         return result

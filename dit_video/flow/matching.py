@@ -108,7 +108,8 @@ def velocity_from_data(
     `time` broadcasts against `x_t`. Near t = 1 a small error of the data would become a large one of the
     velocity (Li and He 2025, arXiv:2511.13720, section 4, whose bound this is).
     """
-    beta = (1 - (1 - sigma_min) * time.to(x_t)).clamp(min=least)
+    exact = torch.promote_types(x_t.dtype, torch.float32)  # a flow time in bf16 would have two digits
+    beta = (1 - (1 - sigma_min) * time.to(exact)).clamp(min=least).to(x_t.dtype)
     return (data - (1 - sigma_min) * x_t) / beta
 
 

@@ -89,15 +89,24 @@ def test_a_process_that_stands_alone(environment):
     ("environment", "named"),
     [
         ({"RANK": "0"}, "WORLD_SIZE"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
         ({**TORCHRUN, "RANK": "8"}, "RANK: 8 is not one of WORLD_SIZE=8"),
         ({**TORCHRUN, "WORLD_SIZE": "many"}, "WORLD_SIZE: 'many'"),
-        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "MASTER_ADDR"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(environment, named):
     with pytest.raises(UserError, match=named):
         launch(environment)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "0", "WORLD_SIZE": "2"}, {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}]
+)
+def test_who_has_no_address_cannot_meet(environment):
+    """Precomputing needs no meeting; a training does."""
+    found = launch(environment)
+    assert found is not None
+    with pytest.raises(UserError, match="MASTER_ADDR: not set"):
+        found.variables()
 
 
 def test_the_argument_that_deepspeed_adds():

@@ -22,16 +22,22 @@ _MPI = (
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """This process among all: rank in [0, size), rank on its node, and where rank 0 listens."""
+    """This process among all: rank in [0, size), rank on its node, and where rank 0 listens, where said."""
 
     rank: int
     local_rank: int
     size: int
-    address: str
+    address: str | None
     port: int
 
     def variables(self) -> dict[str, str]:
-        """In the words that torch and DeepSpeed read."""
+        """In the words that torch and DeepSpeed read.
+
+        Raises:
+            UserError: nobody said where rank 0 is.
+        """
+        if self.address is None:
+            raise UserError("MASTER_ADDR: not set, and the launcher does not say where rank 0 is; set it")
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -49,13 +55,13 @@ def launch(environment: Mapping[str, str]) -> Launch | None:
     no srun is one process, whatever the job may use.
 
     Raises:
-        UserError: variables that contradict each other, or that leave open where rank 0 is.
+        UserError: variables that contradict each other.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in environment]
-        if missing:
-            raise UserError(f"{missing[0]}: not set, though {_set_one(environment)} is; start with torchrun")
-        return _launch(environment, ("RANK", "WORLD_SIZE", "LOCAL_RANK"), environment["MASTER_ADDR"])
+        pair = {"RANK", "WORLD_SIZE"}
+        if missing := pair - environment.keys():
+            raise UserError(f"{min(missing)}: not set, though {min(pair - missing)} is; start with torchrun")
+        return _launch(environment, ("RANK", "WORLD_SIZE", "LOCAL_RANK"), None)
     if _is_srun(environment):
         size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
         return _launch(environment, ("SLURM_PROCID", size, "SLURM_LOCALID"), _first_node(environment))
@@ -101,8 +107,6 @@ def _launch(environment: Mapping[str, str], names: tuple[str, str, str], address
     if not 0 <= rank < size:
         raise UserError(f"{names[0]}: {rank} is not one of {names[1]}={size} processes")
     address = environment.get("MASTER_ADDR", address)
-    if address is None:
-        raise UserError("MASTER_ADDR: not set, and MPI does not say where rank 0 is; set it to that host")
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else _port(environment)
     return Launch(rank=rank, local_rank=local, size=size, address=address, port=port)
 
@@ -112,10 +116,6 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UserError(f"{name}: {text!r} is not a number; launchers set it, leave it to them")
     return int(text)
-
-
-def _set_one(environment: Mapping[str, str]) -> str:
-    return "RANK" if "RANK" in environment else "WORLD_SIZE"
 
 
 def _is_srun(environment: Mapping[str, str]) -> bool:

@@ -272,10 +272,11 @@ def _encode(
         stamps += [clip.stamp for clip in group if clip.stamp is not None]
         prompts = [caption for clip in group for caption in clip.captions]
         for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
-            rows += [_real(hidden, mask) for hidden, mask in zip(states.hidden, states.mask, strict=True)]
+            hidden, mask = states.hidden.half().cpu(), states.mask.cpu()  # one trip for all of them
+            rows += [_real(*state) for state in zip(hidden, mask, strict=True)]
     return shards.Shard(latent=np.concatenate(encoded), texts=texts, captions=captions, stamps=stamps)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:
     """The states of the real tokens."""
-    return hidden[mask].half().cpu().numpy()
+    return hidden.half().cpu()[mask.cpu()].numpy()

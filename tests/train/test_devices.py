@@ -1,0 +1,122 @@
+"""Every task on a device that is not the CPU: a step, its adversary, a preview, a precomputation."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kinoflow.configs.schema import load
+from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.tae.training.perceptual import PerceptualDistance
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.precompute import PrecomputeConfig, load_encoders, precompute
+from kinoflow.train.tasks.tae import TAETask
+from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
+from tests.standin import DEVICE, Accelerator
+from tests.train.test_tae import SOURCES
+from tests.train.tiny import tiny_encoders
+
+BUCKET = "8x16x16@16"
+
+
+def test_the_stand_in_refuses_two_devices():
+    with Accelerator():
+        here, there = torch.ones(2), torch.ones(2, device=DEVICE)
+        with pytest.raises(RuntimeError, match="tensors on cpu and meta"):
+            _ = here + there
+        assert (here.to(DEVICE) + there).cpu().tolist() == [0, 0]
+        assert float((here.to(DEVICE) + there).sum()) == 0.5
+
+
+def spread(config: RunConfig) -> Spread:
+    return Spread(config=config, processes=Processes(rank=0, size=1, device=DEVICE))
+
+
+def test_the_autoencoder(tmp_path, monkeypatch):
+    class Distance(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, 1, 1, 1))
+
+        def forward(self, video: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return (self.weight * (video - target)).square().mean()
+
+    monkeypatch.setattr(PerceptualDistance, "from_file", lambda _: Distance())
+    config = load(RunConfig, [*SOURCES, f"run={tmp_path}", "loss.perceptual=1"])
+    task = TAETask(config)
+    assert task.discriminator is not None
+    task.prepare(spread(config))
+    with Accelerator():
+        model, critic = task.model.to(DEVICE), task.discriminator.to(DEVICE)
+        step = config.loss.adversarial_start
+        batch = task.batch(step, 0, 1).to(DEVICE)
+        found = task.loss(model, batch, step)
+        assert set(found.parts) >= {"generator", "perceptual"}
+        assert found.total.device == DEVICE
+        found.total.backward()
+        against = task.discriminator_loss(critic, batch, found.output, step)
+        assert against is not None
+        against.total.backward()
+        task.preview(model, tmp_path, step)
+    assert (tmp_path / "reconstructions.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    """The frozen parts of a release: an autoencoder and three text encoders."""
+    folder = tmp_path_factory.mktemp("release")
+    tiny_encoders().tae.save_pretrained(folder / "tae")
+    write_ul2(folder / "text" / "ul2")
+    write_byt5(folder / "text" / "byt5")
+    write_metaclip(folder / "text" / "metaclip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(release, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    words = [f"out={folder}", "source=world", "clips=4", f"buckets=[{BUCKET}]", f"release={release}"]
+    config = load(PrecomputeConfig, words)
+    precompute(config, load_encoders(config))
+    return folder
+
+
+def test_the_backbone(release, latents, tmp_path):
+    config = load(RunConfig, [
+        "model=dit", f"run={tmp_path}", f"data.latents={latents}", f"release={release}", "data.batch_size=2",
+        "dit.width=32", "dit.depth=2", "dit.heads=2", "dit.ffn=64", "dit.text_widths=[24,24,16]",
+        "dit.max_tokens=[4,8,8]", "dit.latent_channels=2", "preview_every=1",
+    ])  # fmt: skip
+    task = DiTTask(config)
+    task.prepare(spread(config))
+    with Accelerator():
+        model = task.model.to(DEVICE)
+        found = task.loss(model, task.batch(0, 0, 1).to(DEVICE), 0)
+        found.total.backward()
+        assert found.total.device == DEVICE
+        task.preview(model, tmp_path, 1)
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_precomputation(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for the stand-in
+    words = [
+        f"out={tmp_path / 'out'}",
+        "source=world",
+        "clips=2",
+        f"buckets=[{BUCKET}]",
+        f"release={release}",
+    ]
+    config = load(PrecomputeConfig, words)
+    encoders = load_encoders(config)
+    moved = replace(encoders, tae=encoders.tae.to(DEVICE), text=encoders.text.to(DEVICE), device=DEVICE)
+    with Accelerator():
+        precompute(config, moved)
+    batch = LatentDataset(tmp_path / "out").get(BUCKET, np.arange(2), np.zeros(2, np.int64))
+    assert batch.latent.shape[0] == 2
