@@ -17,7 +17,7 @@ from tests.train.test_zero import COMMON, lines, plain
 
 SOURCES = ["model=dit", "dit.width=32", "dit.depth=2", "dit.heads=4", "dit.ffn=48", "dit.latent_channels=4",
            "dit.text_widths=[6,5]", "dit.max_tokens=[3,4,4]", "seed=7", "deepspeed.zero_stage=3",
-           "optimizer.grad_clip=0"]  # fmt: skip
+           "deepspeed.persistent=0", "optimizer.grad_clip=0"]  # fmt: skip
 SHARDED = {
     "plain": [],
     "checkpointed": ["parallel.checkpoint_every=1"],

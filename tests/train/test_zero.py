@@ -25,7 +25,8 @@ CASES = {
     "zero0": ["deepspeed.zero_stage=0"],
     "zero1": ["deepspeed.zero_stage=1"],
     "zero2": ["deepspeed.zero_stage=2"],
-    "zero3": ["deepspeed.zero_stage=3"],
+    "zero3": ["deepspeed.zero_stage=3", "deepspeed.persistent=0"],
+    "zero3_persistent": ["deepspeed.zero_stage=3", "deepspeed.persistent=100"],
     "accumulation": ["deepspeed.zero_stage=2", "deepspeed.accumulation=2"],
 }
 CRITIC = {

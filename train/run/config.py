@@ -103,9 +103,12 @@ class DeepSpeedConfig:
     """What lies in host memory."""
     accumulation: int = 1
     """Micro-batches of one step."""
+    persistent: int = 100_000
+    """Weights of up to so many elements stay whole on each process under ZeRO-3."""
 
     def __post_init__(self) -> None:
         _at_least("deepspeed.", 1, accumulation=self.accumulation)
+        _at_least("deepspeed.", 0, persistent=self.persistent)
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"deepspeed.zero_stage: {self.zero_stage} is none of 0, 1, 2, 3")
         if self.offload == "optimizer" and self.zero_stage == 0:

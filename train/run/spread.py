@@ -58,6 +58,8 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
     choice = config.deepspeed
     slices = processes.size * choice.accumulation
     zero: dict[str, Any] = {"stage": choice.zero_stage, "overlap_comm": processes.device.type == "cuda"}
+    if choice.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = choice.persistent
     if choice.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if choice.offload == "parameters":
