@@ -25,7 +25,8 @@ from tests.test_configs import SCHEMAS, sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/latents.md", "docs/planning.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(ROOT / "docs" / name for name in ("latents.md", "own-videos.md", "planning.md")),
     *sorted((ROOT / "sample" / "mini").glob("*.md")),
 ]
 SHELL = {"bash", "console", "sh", "shell"}
