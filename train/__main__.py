@@ -104,7 +104,10 @@ def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
         if config.data.batch_size % slices:
             raise UserError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
                               f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
-        return loop.train(build(config), config, processes)
+        code = loop.train(build(config), config, processes)
+        if processes.rank == 0:
+            _closing(config, code)
+        return code
     except KeyboardInterrupt:
         if processes.rank == 0:
             line = "interrupted; the same command goes on from the newest checkpoint"
@@ -112,6 +115,16 @@ def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
         return 128 + signal.SIGINT
     finally:
         engine.stop()
+
+
+def _closing(config: RunConfig, code: int) -> None:
+    """Where the run is, and what comes next."""
+    if code:
+        print("kinoflow train: ended by SIGTERM; the same command goes on from here", file=sys.stderr)
+    else:
+        print(
+            f"{config.run}: trained to step {config.steps}; next: kinoflow train export {config.run} RELEASE"
+        )
 
 
 def _task(config: RunConfig) -> Task:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -39,12 +40,20 @@ def wait_for(path, job):
         time.sleep(0.02)
 
 
+def said(job):
+    """What a job printed beside the line of each interval."""
+    return [line for line in job.text().splitlines() if not re.match(r"step \d+/\d+  loss ", line)]
+
+
 @pytest.fixture(scope="module")
 def whole(start_job, tmp_path_factory):
     """An uninterrupted run with a critic."""
     folder = tmp_path_factory.mktemp("whole")
     job = start_job("toy", [*COMMON, f"run={folder}"], True)
     assert job.wait() == [0], job.text()
+    *_, last, closing = job.text().splitlines()
+    assert re.fullmatch(r"step 24/24  loss \S+  lr 0.0001  \S+ samples/s  0 s left", last)
+    assert closing == f"{folder}: trained to step 24; next: kinoflow train export {folder} RELEASE"
     return folder
 
 
@@ -89,13 +98,14 @@ def test_ctrl_c_is_one_line(start_job, tmp_path):
     wait_for(tmp_path / "checkpoints" / "00000008", job)
     os.kill(job.processes[0].pid, signal.SIGINT)
     assert job.wait() == [130]
-    assert job.text().count("\n") == 1 and "goes on" in job.text()
+    assert len(said(job)) == 1 and "goes on" in job.text()
 
 
 def test_finished_run_does_nothing(whole, start_job, tmp_path):
     job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}"], True)
     assert job.wait() == [0], job.text()
     assert figures(tmp_path) == figures(whole)
+    assert len(said(job)) == 1 and "kinoflow train export" in job.text()
 
 
 def test_damaged_checkpoint_falls_back(whole, start_job, tmp_path):
@@ -142,7 +152,8 @@ def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
     (tmp_path / "checkpoints" / ".partial-00000023").mkdir()  # of a killed run
     job = start_job("toy", [*COMMON, f"run={tmp_path}", "steps=25", change], True)
     assert job.wait() == [code], job.text()
-    assert line in job.text() and job.text().count("\n") == 1
+    *said_first, closing = said(job)
+    assert line in (closing if code else said_first[0]) and len(said_first) == (code == 0)
     assert load(RunConfig, [str(tmp_path / "config.yaml")]).steps == (25 if code == 0 else 24)
     assert not (tmp_path / "checkpoints" / ".partial-00000023").exists() or "batch_size" in change
 
@@ -177,5 +188,5 @@ def test_export_without_a_checkpoint(tmp_path):
 def test_full_disk_is_one_line(start_job, tmp_path):
     job = start_job("full_disk", [*COMMON, f"run={tmp_path}"])
     assert job.wait() == [2], job.text()
-    assert "00000008: cannot be written, is the disk full?" in job.text() and job.text().count("\n") == 1
+    assert "00000008: cannot be written, is the disk full?" in job.text() and len(said(job)) == 1
     assert list((tmp_path / "checkpoints").iterdir()) == []
