@@ -3,7 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.keys import key_table
@@ -23,7 +22,8 @@ _EXPORT = """usage: kinoflow train export RUN RELEASE
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/
   RELEASE  folder to write or update: the run's part is made of the averaged weights of the newest checkpoint,
-           parts that RELEASE lacks are copied from the release that the run was trained with"""
+           parts that RELEASE lacks are copied from the release that the run was trained with (release=);
+           its kinoflow.yaml gets the name of RUN's folder, and says what the run went on from (init_from=)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,9 @@ def _command(argv: list[str]) -> int:
 
         return plan(argv[1:])
     if argv[0] == "export":
-        return _export(argv[1:])
+        from kinoflow.train.tasks.export import main as export
+
+        return export(argv[1:], _task)
     return _train(argv)
 
 
@@ -79,19 +81,6 @@ def _train(sources: list[str]) -> int:
 
         return judge.main(config)
     return start(config, _task)
-
-
-def _export(arguments: list[str]) -> int:
-    from kinoflow.train.run import checkpoint
-
-    if len(arguments) != 2:
-        raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
-    folder, release = Path(arguments[0]), Path(arguments[1])
-    config = load(RunConfig, [str(folder / "config.yaml")])
-    parts_from = Path(config.release) if config.release else None
-    found = checkpoint.export(folder, release, _task(config), parts_from)
-    print(f"{release}: {config.model} from {found}")
-    return 0
 
 
 def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:

@@ -6,15 +6,20 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kinoflow.configs.schema import load
+from kinoflow.conditioning.checkpoints import TextConfig
+from kinoflow.configs.schema import dump, load
+from kinoflow.sample.__main__ import main as sample
+from kinoflow.sample.release import ReleaseConfig, read_card
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.processes import Processes
+from kinoflow.train.tasks import export
 from tests.train.toys import Toy
 
 COMMON = [
@@ -168,21 +173,70 @@ def test_a_run_of_another_model_is_one_line(whole, start_job, tmp_path):
     assert figures(tmp_path) == figures(whole)
 
 
-def test_export(whole, tmp_path):
-    task = Toy(load(RunConfig, COMMON))
-    (tmp_path / "parts" / "text").mkdir(parents=True)
-    (tmp_path / "parts" / "text" / "a.txt").write_text("text")
+def exported(capsys, run, out, **changes):
+    """What the command says of a run that was trained with other settings beside."""
+    config = replace(load(RunConfig, COMMON), **changes)
+    dump(config, run / "config.yaml")
+    assert export.main([str(run), str(out)], Toy) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A release of which only the names count."""
+    for name in ("tae", "dit", "text/ul2", "text/byt5", "text/metaclip"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / "parts" / name / file).write_text(name)
     (tmp_path / "parts" / "figures.json").write_text("{}")
-    checkpoint.export(whole, tmp_path / "release", task, tmp_path / "parts")
-    assert (tmp_path / "release" / "text" / "a.txt").read_text() == "text"
+    dump(
+        ReleaseConfig(name="old", version="5", text=TextConfig(dtype="bfloat16")),
+        tmp_path / "parts" / "kinoflow.yaml",
+    )
+    return tmp_path / "parts"
+
+
+def test_export(whole, parts, tmp_path):
+    config = replace(load(RunConfig, COMMON), release=str(parts))
+    task = Toy(config)
+    export.export(whole, tmp_path / "release", task, config)
+    assert (tmp_path / "release" / "text" / "ul2" / "config.json").read_text() == "text/ul2"
     assert not (tmp_path / "release" / "figures.json").exists(), "the figures of another model"
     task.model.load_state_dict(torch.load(tmp_path / "release" / "tae" / "toy.pt"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_an_export_has_a_name_of_its_own_and_says_what_it_was_trained_from(whole, parts, tmp_path, capsys):
+    run, release = copied(whole, tmp_path / "mine"), tmp_path / "release"
+    for _ in range(2):  # once more from a later checkpoint
+        said, _ = exported(capsys, run, release, release=str(parts), init_from=str(parts))
+        assert said == f"{release}: tae from {run}/checkpoints/00000024, which went on from old 5"
+        card = read_card(release)
+        assert (card.name, card.version, card.trained_from) == ("mine", "1", "old 5")
+        assert card.text.dtype == "bfloat16"
+    exported(capsys, copied(whole, tmp_path / "later"), parts, init_from=str(release))
+    card = read_card(parts)
+    assert (card.name, card.version, card.trained_from) == ("later", "1", "mine 1")
+    exported(capsys, copied(whole, tmp_path / "new"), parts)
+    assert (read_card(parts).name, read_card(parts).trained_from) == ("new", "")
+
+
+def test_an_export_ends_with_what_it_is_for(whole, parts, tmp_path, capsys):
+    run, alone, both = copied(whole, tmp_path / "mine"), tmp_path / "alone", tmp_path / "both"
+    _, line = exported(capsys, run, alone)
+    assert f"an autoencoder only, for kinoflow tae encode CLIP CLIP.kino --weights {alone}/tae" in line
+    assert sample(["a star", "--weights", str(alone)]) == 2
+    assert capsys.readouterr().err == f"kinoflow sample: {line}\n"
+    _, line = exported(capsys, run, both, release=str(parts), init_from="x")
+    assert "dit/ does not know the latents of this new encoder" in line
+    _, line = exported(capsys, run, both, release=str(parts), init_from="x", freeze_encoder=True)
+    assert line == f'next: kinoflow sample "PROMPT" --weights {both}'
+
+
 def test_export_without_a_checkpoint(tmp_path):
+    config = load(RunConfig, COMMON)
     with pytest.raises(checkpoint.UserError, match="no checkpoint to export"):
-        checkpoint.export(tmp_path, tmp_path / "release", Toy(load(RunConfig, COMMON)), tmp_path)
+        export.export(tmp_path, tmp_path / "release", Toy(config), config)
 
 
 def test_full_disk_is_one_line(start_job, tmp_path):
