@@ -258,6 +258,9 @@ def _perceptual(arguments: argparse.Namespace) -> tuple[PerceptualDistance | Non
     if arguments.perceptual == 0:
         return None, "not measured: --perceptual 0"
     if not installed():
+        if arguments.perceptual is not None:
+            remedy = "pip install --no-deps stlpips-pytorch, or leave --perceptual out"
+            raise UserError(f"--perceptual: its weights are not installed; {remedy}")
         return None, "not measured: pip install --no-deps stlpips-pytorch brings its weights"
     return PerceptualDistance.from_file("stlpips").to(arguments.device), None
 

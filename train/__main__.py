@@ -1,14 +1,17 @@
 """`python -m kinoflow.train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
 
+from __future__ import annotations
+
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, run
-from kinoflow.configs.keys import key_table
-from kinoflow.configs.schema import load
-from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.task import Task
+
+if TYPE_CHECKING:
+    from kinoflow.train.run.config import RunConfig
+    from kinoflow.train.run.task import Task
 
 USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
@@ -55,6 +58,9 @@ def _command(argv: list[str]) -> int:
 
 def _help(verb: str) -> str:
     """What a command does, and its keys with their defaults."""
+    from kinoflow.configs.keys import key_table
+    from kinoflow.train.run.config import RunConfig
+
     if verb == "export":
         return _EXPORT
     if verb == "precompute":
@@ -69,6 +75,9 @@ def _help(verb: str) -> str:
 
 
 def _train(sources: list[str]) -> int:
+    from kinoflow.configs.schema import load
+    from kinoflow.train.run.config import RunConfig
+
     config = load(RunConfig, sources)
     if not config.run:
         raise UserError("run: name the folder of this run, for example run=runs/first")
