@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,6 +184,10 @@ def _run_list(sampler: Sampler, jobs: list[Request]) -> tuple[list[dict[str, Any
     return results, failures
 
 
+class UnknownWordsWarning(UserWarning):
+    """A prompt has words that the release has never read, or cannot write."""
+
+
 class Sampler:
     """A release with its models in memory, and the settings that all jobs share."""
 
@@ -198,15 +203,29 @@ class Sampler:
     def run(self, job: Request, label: str = "sampling") -> dict[str, Any]:
         """Make one clip, say where it is, and return its figures."""
         started = time.perf_counter()
-        metadata = self._metadata(job)
+        metadata, words = self._metadata(job), {"unknown_words": self._unknown_words(job)}
         output, note = self._output(job, metadata)
         if output is None:
             self._say(f"{note} (finished before, skipped)")
-            return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True}
+            return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True} | words
+        self._advise(job)
         output.write(self._frames(self._latent(job, label), output))
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{note}  {seconds:.1f} s")
-        return {"path": str(output.path)} | metadata | {"seed": job.seed, "seconds": round(seconds, 3)}
+        figures = {"seed": job.seed, "seconds": round(seconds, 3)}
+        return {"path": str(output.path)} | metadata | figures | words
+
+    def _unknown_words(self, job: Request) -> list[str]:
+        known = self.release.vocabulary
+        return [] if known is None else known.unknown(f"{job.prompt} {self.args.negative or ''}")
+
+    def _advise(self, job: Request) -> None:
+        """A line on stderr about words that mean nothing to the release."""
+        known = self.release.vocabulary
+        for text in (job.prompt, self.args.negative or ""):
+            advice = None if known is None else known.advice(text)
+            if advice is not None:
+                warnings.warn(advice, UnknownWordsWarning, stacklevel=2)
 
     @cached_property
     def _models(self) -> tuple[VideoDiT, TAE, PromptEncoder]:

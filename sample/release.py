@@ -9,6 +9,7 @@ judge/          (optional) the judge that evaluates the release
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinoflow.conditioning.checkpoints import LIMITS, TextConfig, find, fingerprint
+from kinoflow.conditioning.vocabulary import Vocabulary, known_words
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing_folder
 from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder, weight_files
@@ -39,7 +41,7 @@ class ReleaseConfig:
     """kinoflow.yaml: what a release is called, the clips it can make and its defaults.
 
     Raises:
-        UserError: no bucket, one that cannot be read, or a default bucket that is not among them.
+        UserError: a bucket or pattern that cannot be read, or a default bucket that is not among the buckets.
     """
 
     name: str
@@ -56,8 +58,14 @@ class ReleaseConfig:
     """Default settings."""
     text: TextConfig = field(default_factory=TextConfig)
     """Text encoders that lie elsewhere."""
+    written: str = ""
+    """Regular expression for the quoted words that it can write; empty: any."""
 
     def __post_init__(self) -> None:
+        try:
+            re.compile(self.written)
+        except re.error as error:
+            raise UserError(f"written: {self.written!r} is no regular expression ({error})") from None
         try:
             parsed = [parse(text) for text in (*self.buckets, self.default_bucket)]
         except UserError as error:
@@ -175,6 +183,12 @@ class Release:
                 f"on {wanted}; name the encoders that it was trained with"
             )
         return encoder
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
+        words = known_words(Path(self.config.text.sources(self.folder)["ul2"]))
+        return None if words is None else Vocabulary(words=words, written=self.config.written)
 
     @cached_property
     def weights_hash(self) -> str:

@@ -84,6 +84,7 @@ def test_a_model_config_with_another_width_does_not_load(copy):
         ("name: x\nbukets: [16x64x64@16]\n", "bukets"),
         ("name: x\nsampling: {num_steps: 0}\n", "num_steps"),
         ("name: x\nsampling: {solver: dopri5}\n", "solver"),
+        ("name: x\nwritten: '['\n", "written: '\\['"),
         (": : :", "kinoflow.yaml"),
     ],
 )

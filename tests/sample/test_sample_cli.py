@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,10 +13,12 @@ from PIL import Image
 
 import kinoflow.sample.generate
 import kinoflow.sample.output
+import kinoflow.sample.release
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.output import derived_seed, slug
+from kinoflow.sample.release import Release
 
 PROMPT = "a red star moves left"
 
@@ -130,6 +134,50 @@ def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatc
     assert code == 0
     assert "warning: ul2 reads at most 512 tokens\n" in err
     assert "library" not in err
+
+
+@pytest.fixture
+def with_words(tiny_release, tmp_path_factory, monkeypatch):
+    """Makes the release of `run` one with a tokenizer of words."""
+    ul2 = Path(kinoflow.sample.release.__file__).parent / "mini" / "text" / "ul2" / "tokenizer.json"
+    shutil.copy(ul2, tiny_release.folder / "text" / "ul2")
+    card = tiny_release.folder / "kinoflow.yaml"
+    plain = card.read_text()
+    card.write_text(plain.replace("written: ''", "written: '[A-Z]{2,8}'"))
+    yield
+    card.write_text(plain)
+    (tiny_release.folder / "text" / "ul2" / "tokenizer.json").unlink()
+
+
+def test_words_that_the_release_does_not_know_are_named(with_words, run):
+    code, out, err = run("a puple kite", "--negative", "a sign that reads kite", "--json")
+    assert code == 0
+    first, second = err.splitlines()[:2]
+    assert first.startswith(
+        'warning: this release does not know "puple" (it knows "purple"), "kite"; a word to'
+    )
+    assert second.startswith('warning: this release does not know "kite"')
+    (clip,) = json.loads(out)["clips"]
+    assert clip["unknown_words"] == ["puple", "kite"]
+    _, out, err = run(PROMPT, "--json", "--out", "a.mp4")
+    assert "warning" not in err and json.loads(out)["clips"][0]["unknown_words"] == []
+
+
+def test_a_release_of_any_words_warns_of_none(run):
+    _, out, err = run("ein Milan über dem See", "--json")
+    assert "warning" not in err and json.loads(out)["clips"][0]["unknown_words"] == []
+
+
+def test_the_readmes_prompts_are_of_the_shipped_releases_words():
+    root = Path(__file__).parents[2]
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (root / "README.md", root / "sample/__main__.py")
+    )
+    prompts = re.findall(r'(?:PROMPT=|kinoflow sample |^    \[|example )"(a [^"]+)"', pages, re.MULTILINE)
+    assert len(prompts) >= 3
+    known = Release.load().vocabulary
+    assert known is not None
+    assert {prompt: advice for prompt in prompts if (advice := known.advice(prompt))} == {}
 
 
 @pytest.mark.parametrize(
