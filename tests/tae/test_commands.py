@@ -239,10 +239,6 @@ def test_folders_that_make_no_sense(tmp_path, capsys, weights, clips):
         (["encode", tmp_path / "empty", tmp_path / "out"], "holds no clips"),
         (["decode", clips, tmp_path / "out"], "holds no latent files"),
         (["reconstruct", clips, clips], "written over itself"),
-        (
-            ["reconstruct", clips, tmp_path / "out", "--report", tmp_path / "p.html"],
-            "--report: shows one clip",
-        ),
     ):
         assert main([*map(str, words), "--weights", str(weights)]) == 2
         printed = capsys.readouterr()
