@@ -66,6 +66,11 @@ def quoted_text(prompt: str) -> list[str]:
     return [text for text in found if text]
 
 
+def without_quoted(prompt: str) -> str:
+    """The prompt with a space in the place of each quotation."""
+    return _QUOTED.sub(" ", prompt)
+
+
 def is_null(prompt: str) -> bool:
     """Whether the prompt is the null prompt of classifier-free guidance: nothing but white space."""
     return not prompt.strip()

@@ -7,10 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, requires
 from typing import NoReturn
 
 USER_ERROR = 2
+_INTERRUPTS: list[int] = []  # that came since the outermost door was opened
 _SIGNALLED = 128  # plus the signal's number is what a shell reports
 
 _REMEDIES = {
@@ -48,7 +48,7 @@ def run(command: Callable[[], int], name: str) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with _termination_unwinds():
+        with _signals_unwind():
             return command()
     except KeyboardInterrupt:
         print(f"{name}: interrupted; nothing is left half written", file=sys.stderr)
@@ -72,25 +72,44 @@ def run(command: Callable[[], int], name: str) -> int:
 
 
 @contextmanager
-def _termination_unwinds() -> Iterator[None]:
-    """SIGTERM as an exception, as SIGINT is one, so that whatever was begun is cleaned up."""
+def _signals_unwind() -> Iterator[None]:
+    """SIGTERM and SIGINT as exceptions, so that whatever was begun is cleaned up.
+
+    Libraries swallow one that comes while they are imported, and fail at something else later: what goes
+    wrong after an interrupt is the interrupt.
+    """
 
     def leave(number: int, _: object) -> NoReturn:
         raise SystemExit(_SIGNALLED + number)
 
+    def interrupt(number: int, _: object) -> NoReturn:
+        _INTERRUPTS.append(number)
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGTERM: leave}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: in the background
+        handlers[signal.SIGINT] = interrupt
+        _INTERRUPTS.clear()
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     except ValueError:  # not the main thread: its owner decides
         yield
         return
     try:
         yield
+    except Exception as error:
+        if _INTERRUPTS:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _installable(module: str) -> str:
     """What pip is to install for a module: the extra of ours that brings it, else the module itself."""
+    from importlib.metadata import PackageNotFoundError, requires  # slow, for the one line that needs it
+
     try:
         declared = requires("kinoflow") or []
     except PackageNotFoundError:

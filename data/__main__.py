@@ -46,6 +46,20 @@ def _parser() -> argparse.ArgumentParser:
         help="frames x height x width @ fps (default: 16x64x64@16); again for a mix, with ' weight=2'",
     )
     make.set_defaults(run=_world)
+    pieces = _cut_parser(commands)
+    test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
+    test.add_argument("manifest", type=Path, metavar="MANIFEST")
+    test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
+    test.set_defaults(run=_check)
+    tell = commands.add_parser("info", help="say what a list contains")
+    tell.add_argument("manifest", type=Path, metavar="MANIFEST")
+    tell.set_defaults(run=_info)
+    for command in (make, pieces, test, tell):
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _cut_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     pieces = commands.add_parser("cut", help="cut footage and pictures to short square clips in OUT")
     pieces.add_argument("sources", type=Path, nargs="+", metavar="CLIP_OR_PICTURE")
     pieces.add_argument("out", type=Path, metavar="OUT")
@@ -74,16 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "takes the text of the .txt file of its name beside it",
     )
     pieces.set_defaults(run=_cut)
-    test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
-    test.add_argument("manifest", type=Path, metavar="MANIFEST")
-    test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
-    test.set_defaults(run=_check)
-    tell = commands.add_parser("info", help="say what a list contains")
-    tell.add_argument("manifest", type=Path, metavar="MANIFEST")
-    tell.set_defaults(run=_info)
-    for command in (make, pieces, test, tell):
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
+    return pieces
 
 
 def _progress(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:

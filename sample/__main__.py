@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinoflow.configs.errors import UserError, one_line, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
+from kinoflow.sample.options import folder_of_list, is_picture, named_as_options, refuse_without_effect
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from kinoflow.sample.release import Release
     from kinoflow.tae.model.tae import TAE
 
+_CRF = 18.0
 _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray background"'
 
 
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the text states of prompts there: the next time the text encoders are not even loaded; "
         "delete the folder to free its space",
     )
-    add("--crf", type=float, default=18.0, help="H.264 quality, 0 best to 51 worst (default 18)")
+    add("--crf", type=float, help=f"H.264 quality, 0 best to 51 worst (default {_CRF:g})")
     add(
         "--memory",
         type=argument(_bytes),
@@ -116,17 +119,20 @@ def _bytes(text: str) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    from kinoflow.sample.generate import check_negative
     from kinoflow.sample.release import Release
 
     jobs = _jobs(args)
     release = Release.load(args.weights)
     width, height = args.size or (None, None)
     bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
-    sampling = release.sampling(
-        num_steps=args.steps, guidance_scale=args.guidance, solver=args.solver, diffusion=args.diffusion
-    )
-    if args.diffusion is not None and sampling.solver != "sde":
-        raise UserError(f"diffusion: {sampling.solver} adds no noise; use --solver sde with it")
+    with named_as_options():
+        sampling = release.sampling(
+            num_steps=args.steps, guidance_scale=args.guidance, solver=args.solver, diffusion=args.diffusion
+        )
+        check_negative(args.negative, sampling.guidance_scale)
+    picture = is_picture(bucket.frames, args.out if args.prompts is None else None)
+    refuse_without_effect(diffusion=args.diffusion, crf=args.crf, solver=sampling.solver, picture=picture)
     with one_line_warnings():
         sampler = Sampler(release, bucket, sampling, args)
         if args.prompts is None:
@@ -151,13 +157,13 @@ def _jobs(args: argparse.Namespace) -> list[Request]:
     from kinoflow.sample.output import derived_seed
 
     try:
-        lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{args.prompts}: {reason}; give a text file with one prompt a line") from None
     if not any(lines):
         raise UserError(f"{args.prompts}: no prompt in it; write one a line")
-    jobs, seen, folder = [], Counter(), args.out or Path()
+    jobs, seen, folder = [], Counter(), folder_of_list(args.out)
     for line in filter(None, lines):
         seed = derived_seed(args.seed, line, repeat=seen[line])
         jobs.append(Request(prompt=line, seed=seed, folder=folder, skip_finished=True))
@@ -178,26 +184,48 @@ def _run_list(sampler: Sampler, jobs: list[Request]) -> tuple[list[dict[str, Any
     return results, failures
 
 
+class UnknownWordsWarning(UserWarning):
+    """A prompt has words that the release has never read, or cannot write."""
+
+
 class Sampler:
     """A release with its models in memory, and the settings that all jobs share."""
 
     def __init__(
         self, release: Release, bucket: Bucket, sampling: Sampling, args: argparse.Namespace
     ) -> None:
+        from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
+
         self.release, self.bucket, self.sampling, self.args = release, bucket, sampling, args
+        self.crf = _CRF if args.crf is None else args.crf
+        self.memory = args.memory or DEFAULT_MEMORY
 
     def run(self, job: Request, label: str = "sampling") -> dict[str, Any]:
         """Make one clip, say where it is, and return its figures."""
         started = time.perf_counter()
-        metadata = self._metadata(job)
+        metadata, words = self._metadata(job), {"unknown_words": self._unknown_words(job)}
         output, note = self._output(job, metadata)
         if output is None:
             self._say(f"{note} (finished before, skipped)")
-            return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True}
+            return {"path": note, "prompt": job.prompt, "seed": job.seed, "skipped": True} | words
+        self._advise(job)
         output.write(self._frames(self._latent(job, label), output))
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{note}  {seconds:.1f} s")
-        return {"path": str(output.path)} | metadata | {"seed": job.seed, "seconds": round(seconds, 3)}
+        figures = {"seed": job.seed, "seconds": round(seconds, 3)}
+        return {"path": str(output.path)} | metadata | figures | words
+
+    def _unknown_words(self, job: Request) -> list[str]:
+        known = self.release.vocabulary
+        return [] if known is None else known.unknown(f"{job.prompt} {self.args.negative or ''}")
+
+    def _advise(self, job: Request) -> None:
+        """A line on stderr about words that mean nothing to the release."""
+        known = self.release.vocabulary
+        for text in (job.prompt, self.args.negative or ""):
+            advice = None if known is None else known.advice(text)
+            if advice is not None:
+                warnings.warn(advice, UnknownWordsWarning, stacklevel=2)
 
     @cached_property
     def _models(self) -> tuple[VideoDiT, TAE, PromptEncoder]:
@@ -225,11 +253,9 @@ class Sampler:
     def _frames(self, latent: Tensor, output: Output) -> Iterator[np.ndarray]:
         """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
         from kinoflow.sample.generate import decode_pieces
-        from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
-        memory = self.args.memory or DEFAULT_MEMORY
         try:
-            for piece in decode_pieces(self._models[1], latent, self.bucket.frames, memory):
+            for piece in decode_pieces(self._models[1], latent, self.bucket.frames, self.memory):
                 yield piece[0].numpy()
         except (RuntimeError, MemoryError, UserError) as error:
             again = f"its latent is kept, run: {shlex.join(self._kept(latent, output))}"
@@ -244,7 +270,8 @@ class Sampler:
         mean = stored(tae.denormalize(latent)[0].transpose(0, 1), weights)
         file = output.save_latent(mean, tae=weights, tae_sha256=fingerprint(tae.state_dict()))
         clip = output.path.with_suffix(".mp4")
-        return ["kinoflow", "tae", "decode", str(file), str(clip), "--weights", weights]
+        how = ["--weights", weights, "--crf", str(self.crf)]
+        return ["kinoflow", "tae", "decode", str(file), str(clip), *how]
 
     def _output(self, job: Request, metadata: dict[str, str]) -> tuple[Output | None, str]:
         """Where the clip goes and a note about it; no output when it is there already."""
@@ -265,11 +292,13 @@ class Sampler:
         elif path.exists():
             note = "  (replaced)"
         size = {"frames": b.frames, "height": b.height, "width": b.width, "fps": b.fps}
-        return Output(path, **size, crf=self.args.crf, metadata=metadata), note
+        return Output(path, **size, crf=self.crf, metadata=metadata), note
 
     def _metadata(self, job: Request) -> dict[str, str]:
-        from kinoflow.sample.output import kinoflow_version
+        """All that decides the file's bytes on a machine of one kind: what makes the clip again."""
+        from kinoflow.sample.output import installed
 
+        sde = self.sampling.solver == "sde"
         values = {
             "prompt": job.prompt,
             "negative": self.args.negative,
@@ -278,11 +307,17 @@ class Sampler:
             "guidance": self.sampling.guidance_scale,
             "schedule": self.sampling.schedule,
             "solver": self.sampling.solver,
-            "diffusion": self.sampling.diffusion if self.sampling.solver == "sde" else None,
+            "diffusion": self.sampling.diffusion if sde else None,
+            "path": self.sampling.path if sde else None,
             "clip": self.bucket,
             "release": self.release.name,
             "weights": self.release.weights_hash,
-            "kinoflow": kinoflow_version(),
+            "text_dtype": self.release.config.text.dtype,
+            "crf": None if is_picture(self.bucket.frames, job.out) else self.crf,
+            "threads": self.args.threads,
+            "memory": self.memory,
+            "kinoflow": installed("kinoflow"),
+            "torch": installed("torch"),
         }
         return {key: str(value) for key, value in values.items() if value is not None}
 

@@ -106,11 +106,12 @@ def generate(
     after each velocity.
 
     Raises:
-        UserError: not one seed for each prompt, or a setting outside its range.
+        UserError: not one seed for each prompt, a setting outside its range, or a `negative` without effect.
         ValueError: a clip that the autoencoder or the transformer cannot make.
     """
     if len(prompts) != len(seeds) or not prompts:
         raise UserError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
+    check_negative(negative, guidance_scale)
     sampling = Sampling(
         guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver,
         diffusion=diffusion, path=path,
@@ -125,9 +126,23 @@ def generate(
     return torch.cat(clips)
 
 
+def check_negative(negative: str | None, guidance_scale: float) -> None:
+    """Refuse a negative prompt that steers nothing.
+
+    Raises:
+        UserError: it is empty, or the guidance is the plain model's.
+    """
+    if negative is None:
+        return
+    if not negative.strip():
+        raise UserError("negative: empty; say what to steer away from, or leave it out")
+    if guidance_scale == 1:
+        raise UserError("negative: guidance_scale 1 steers away from nothing; use more, or leave it out")
+
+
 def null_states(encoder: Encoder, negative: str | None, fps: Fraction) -> tuple[TextEmbedding, ...]:
     """What guidance steers away from: the negative prompt, or the null prompt where there is none."""
-    return encoder([negative], fps) if negative else encoder.null()
+    return encoder.null() if negative is None else encoder([negative], fps)
 
 
 @torch.no_grad()

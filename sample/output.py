@@ -21,6 +21,7 @@ from kinoflow.data.latents.kino import CHUNK, LatentInfo, write
 from kinoflow.data.video import VideoWriter, probe
 
 _SLUG_LENGTH = 60
+_PICTURES = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ""})
 
 
 def slug(prompt: str) -> str:
@@ -79,6 +80,8 @@ class Output:
         if path.suffix.lower() == ".png":
             if frames != 1:
                 raise UserError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
+        elif frames == 1 and path.suffix.lower() in _PICTURES:
+            raise UserError(f"{path}: a picture is written as PNG; end the name in .png")
         else:
             self._writer = VideoWriter(path, fps=fps, width=width, height=height, crf=crf, metadata=metadata)
         try:
@@ -134,10 +137,10 @@ class Output:
         return path
 
 
-def kinoflow_version() -> str:
-    """The installed version, "unknown" in a bare checkout."""
+def installed(package: str) -> str:
+    """The version of a package, "unknown" where it is not installed: in a bare checkout."""
     try:
-        return version("kinoflow")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"
 

@@ -9,6 +9,7 @@ judge/          (optional) the judge that evaluates the release
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinoflow.conditioning.checkpoints import LIMITS, TextConfig, find, fingerprint
+from kinoflow.conditioning.vocabulary import Vocabulary, known_words
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing_folder
 from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder, weight_files
@@ -39,13 +41,15 @@ class ReleaseConfig:
     """kinoflow.yaml: what a release is called, the clips it can make and its defaults.
 
     Raises:
-        UserError: no bucket, one that cannot be read, or a default bucket that is not among them.
+        UserError: a bucket or pattern that cannot be read, or a default bucket that is not among the buckets.
     """
 
     name: str
     """What it is called."""
     version: str = "1"
     """Of the release."""
+    trained_from: str = ""
+    """What its training went on from: name and version of a release, or where that lies."""
     buckets: tuple[str, ...] = ("16x64x64@16",)
     """Clips that it can make: frames x height x width @ fps."""
     default_bucket: str = "16x64x64@16"
@@ -54,8 +58,14 @@ class ReleaseConfig:
     """Default settings."""
     text: TextConfig = field(default_factory=TextConfig)
     """Text encoders that lie elsewhere."""
+    written: str = ""
+    """Regular expression for the quoted words that it can write; empty: any."""
 
     def __post_init__(self) -> None:
+        try:
+            re.compile(self.written)
+        except re.error as error:
+            raise UserError(f"written: {self.written!r} is no regular expression ({error})") from None
         try:
             parsed = [parse(text) for text in (*self.buckets, self.default_bucket)]
         except UserError as error:
@@ -79,10 +89,9 @@ class Release:
             UserError: a missing or damaged file.
         """
         folder = resolve_folder(DEFAULT_RELEASE if source is None else source)
+        _refuse_a_part(folder)
         if not (folder / CARD_NAME).is_file():
-            raise UserError(
-                f"{folder / CARD_NAME}: missing; give a release folder (kinoflow train export writes one)"
-            )
+            raise UserError(f"{folder / CARD_NAME}: missing; a release has it beside tae/, dit/ and text/")
         release = cls(folder, _read_card(folder))
         for path in release._needed():
             if not path.is_file():
@@ -176,6 +185,12 @@ class Release:
         return encoder
 
     @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
+        words = known_words(Path(self.config.text.sources(self.folder)["ul2"]))
+        return None if words is None else Vocabulary(words=words, written=self.config.written)
+
+    @cached_property
     def weights_hash(self) -> str:
         """SHA-256 (its first 16 digits) over the weight files of tae, dit and text, in a fixed order."""
         digest = hashlib.sha256()
@@ -207,7 +222,38 @@ def text_config(folder: Path) -> TextConfig:
     Raises:
         UserError: a kinoflow.yaml that can't be read.
     """
-    return _read_card(folder).text if (folder / CARD_NAME).is_file() else TextConfig()
+    card = read_card(folder)
+    return TextConfig() if card is None else card.text
+
+
+def read_card(folder: Path) -> ReleaseConfig | None:
+    """What a folder's kinoflow.yaml says, None where there is none.
+
+    Raises:
+        UserError: a kinoflow.yaml that can't be read.
+    """
+    return _read_card(folder) if (folder / CARD_NAME).is_file() else None
+
+
+def _refuse_a_part(folder: Path) -> None:
+    """Say what a folder is for that holds only a part of a release, as an export may write it.
+
+    Raises:
+        UserError: an autoencoder or a backbone alone, or a model's own folder.
+    """
+    has = {part: (folder / part).is_dir() for part in _MODELS}
+    if (folder / CONFIG_NAME).is_file() and not any(has.values()):
+        raise UserError(
+            f"{folder}: one model, and a release has several; give the folder that holds {folder.name}/"
+        )
+    together = "export its run into a copy of {} (kinoflow train export RUN COPY)"
+    if has["tae"] and not has["dit"]:
+        release = together.format("a release whose dit/ was trained on its latents")
+        use = f"kinoflow tae encode CLIP CLIP.kino --weights {folder / 'tae'}"
+        raise UserError(f"{folder}: an autoencoder only, for {use}; to sample with it, {release}")
+    if has["dit"] and not has["tae"]:
+        release = together.format("the release whose tae/ and text/ made what it was trained on")
+        raise UserError(f"{folder}: a backbone only; to sample with it, {release}")
 
 
 def _read_card(folder: Path) -> ReleaseConfig:

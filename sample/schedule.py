@@ -28,8 +28,8 @@ def linear_quadratic(num_steps: int) -> Float[Tensor, " points"]:
     _require_steps(num_steps)
     if num_steps > EMULATED:
         raise UserError(
-            f"num_steps: {num_steps} is more than the {EMULATED} linear steps that linear_quadratic "
-            f"emulates; use at most {EMULATED} or the linear schedule"
+            f"num_steps: {num_steps} is more than the {EMULATED} that a linear-quadratic schedule has; "
+            f"use 1 to {EMULATED}"
         )
     if num_steps == 1:
         return linear(1)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,7 @@ from kinoflow.data.latents.shards import is_latent_folder
 from kinoflow.tae.codec import folders, jobs
 from kinoflow.tae.codec.codec import Codec
 from kinoflow.tae.codec.jobs import Comparison, Figures
+from kinoflow.tae.codec.report import write_index
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.inflate import inflate, save_start
 from kinoflow.tae.model.tae import TAE
@@ -70,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("input", type=Path, help=_INPUT)
     both.add_argument("output", type=Path, help="mp4 to write; or a folder for many")
     both.add_argument("--side-by-side", action="store_true", help="the original on the left")
-    both.add_argument(
-        "--report", type=Path, metavar="PAGE.html", help="write a page with curves and the worst frames"
-    )
+    both.add_argument("--report", type=Path, metavar="PAGE.html", help=_REPORT)
     both.add_argument(
         "--perceptual",
         type=_count,
@@ -150,6 +150,7 @@ def _clip_options() -> argparse.ArgumentParser:
     return clip
 
 
+_REPORT = "write a page of curves and the worst frames; of a folder each clip's beside its output, and a list"
 _JSON = "print one JSON object with every figure"
 _INPUT = "any clip or picture that FFmpeg reads, a folder of pictures (one clip), or a folder of clips"
 
@@ -227,8 +228,6 @@ def _decode(arguments: argparse.Namespace) -> Figures:
 
 def _reconstruct(arguments: argparse.Namespace) -> Figures:
     many = _many(arguments, _MP4)
-    if many and arguments.report is not None:
-        raise UserError("--report: shows one clip; leave it out for a folder")
     codec = _codec(arguments)
     distance, why = _perceptual(arguments)
     comparison = Comparison(
@@ -242,12 +241,19 @@ def _reconstruct(arguments: argparse.Namespace) -> Figures:
     def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
         how = {"fps": arguments.fps, "audio": arguments.audio, "crf": arguments.crf}
         how["partial"] = arguments.partial
-        return jobs.reconstruct(codec, item.source, item.output, comparison, progress=progress, **how)
+        asked = comparison
+        if many and arguments.report is not None:  # a page for each clip, and one that leads to them
+            asked = replace(comparison, report=item.output.with_name(f"{item.output.name}.html"))
+        return jobs.reconstruct(codec, item.source, item.output, asked, progress=progress, **how)
 
     if not many:
         return _single(arguments, one)
     plan = folders.plan(arguments.input, arguments.output, latents=False, suffix=".mp4")
-    return _all(arguments, plan, one)
+    figures = _all(arguments, plan, one)
+    if arguments.report is not None:
+        write_index(arguments.report, figures)
+        figures["report"] = str(arguments.report)
+    return figures
 
 
 def _info(arguments: argparse.Namespace) -> Figures:
@@ -265,6 +271,9 @@ def _perceptual(arguments: argparse.Namespace) -> tuple[PerceptualDistance | Non
     if arguments.perceptual == 0:
         return None, "not measured: --perceptual 0"
     if not installed():
+        if arguments.perceptual is not None:
+            remedy = "pip install --no-deps stlpips-pytorch, or leave --perceptual out"
+            raise UserError(f"--perceptual: its weights are not installed; {remedy}")
         return None, "not measured: pip install --no-deps stlpips-pytorch brings its weights"
     return PerceptualDistance.from_file("stlpips").to(arguments.device), None
 
@@ -326,6 +335,9 @@ def _show(figures: Figures) -> None:
     Console().print(table)
     for problem in figures.get("failed", ()):
         print(f"failed: {problem['error']}")
+    if figures.get("ignored"):
+        more = figures["ignored_files"] - len(figures["ignored"])
+        print(f"ignored: {', '.join(figures['ignored'])}{f' and {more} more' if more else ''}")
     for key in ("report", "output"):
         if key in figures:
             print(figures[key])

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,42 @@ def test_a_signal_cleans_up(tmp_path, number, aside):
     assert status(command) == SIGNALS[number]
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RecursionError("maximum depth"), ModuleNotFoundError("no", name="zarr"), UserError("a.kino: damaged")],
+)
+def test_an_interrupt_that_an_import_swallowed_is_still_one_line(capsys, error):
+    """As NumPy does: its half-imported module fails with something else later."""
+
+    def command() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+        except BaseException:
+            pass
+        raise error
+
+    before = signal.getsignal(signal.SIGINT)
+    assert status(lambda: run(command, "kinoflow x y")) == 130
+    said = capsys.readouterr().err
+    assert said == "kinoflow x y: interrupted; nothing is left half written\n"
+    assert status(raising(UserError("another command"))) == 2
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("words", [["-m", "kinoflow"], ["-m", "kinoflow.train"]])
+def test_the_door_is_open_before_anything_heavy_is_imported(words):
+    """An interrupt in the seconds of those imports meets it."""
+    code = (
+        "import runpy, sys\nfrom kinoflow.configs import errors\n"
+        "heavy = {'torch', 'numpy', 'yaml'}\nerrors.run = lambda *_: print(heavy & sys.modules.keys())\n"
+        f"sys.argv = ['x', 'x']\ntry: runpy.run_module({words[1]!r}, run_name='__main__')\n"
+        "except SystemExit: pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_what_is_replaced_is_whole_or_as_before(tmp_path):

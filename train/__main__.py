@@ -1,16 +1,18 @@
 """`python -m kinoflow.train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
 
+from __future__ import annotations
+
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, run
-from kinoflow.configs.keys import key_table
-from kinoflow.configs.schema import load
-from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.launch import without_local_rank
-from kinoflow.train.run.task import Task
+
+if TYPE_CHECKING:
+    from kinoflow.train.run.config import RunConfig
+    from kinoflow.train.run.task import Task
 
 USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
@@ -25,7 +27,8 @@ _EXPORT = """usage: kinoflow train export RUN RELEASE
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/
   RELEASE  folder to write or update: the run's part is made of the averaged weights of the newest checkpoint,
-           parts that RELEASE lacks are copied from the release that the run was trained with"""
+           parts that RELEASE lacks are copied from the release that the run was trained with (release=);
+           its kinoflow.yaml gets the name of RUN's folder, and says what the run went on from (init_from=)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +53,17 @@ def _command(argv: list[str]) -> int:
 
         return plan(argv[1:])
     if argv[0] == "export":
-        return _export(argv[1:])
+        from kinoflow.train.tasks.export import main as export
+
+        return export(argv[1:], _task)
     return _train(argv)
 
 
 def _help(verb: str) -> str:
     """What a command does, and its keys with their defaults."""
+    from kinoflow.configs.keys import key_table
+    from kinoflow.train.run.config import RunConfig
+
     if verb == "export":
         return _EXPORT
     if verb == "precompute":
@@ -70,6 +78,9 @@ def _help(verb: str) -> str:
 
 
 def _train(sources: list[str]) -> int:
+    from kinoflow.configs.schema import load
+    from kinoflow.train.run.config import RunConfig
+
     config = load(RunConfig, sources)
     if not config.run:
         raise UserError("run: name the folder of this run, for example run=runs/first")
@@ -84,19 +95,6 @@ def _train(sources: list[str]) -> int:
     return start(config, _task)
 
 
-def _export(arguments: list[str]) -> int:
-    from kinoflow.train.run import checkpoint
-
-    if len(arguments) != 2:
-        raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
-    folder, release = Path(arguments[0]), Path(arguments[1])
-    config = load(RunConfig, [str(folder / "config.yaml")])
-    parts_from = Path(config.release) if config.release else None
-    found = checkpoint.export(folder, release, _task(config), parts_from)
-    print(f"{release}: {config.model} from {found}")
-    return 0
-
-
 def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
     """Train the task that build makes, inside a process group."""
     from kinoflow.train.run import engine, loop
@@ -107,7 +105,10 @@ def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
         if config.data.batch_size % slices:
             raise UserError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
                               f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
-        return loop.train(build(config), config, processes)
+        code = loop.train(build(config), config, processes)
+        if processes.rank == 0:
+            _closing(config, code)
+        return code
     except KeyboardInterrupt:
         if processes.rank == 0:
             line = "interrupted; the same command goes on from the newest checkpoint"
@@ -115,6 +116,16 @@ def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
         return 128 + signal.SIGINT
     finally:
         engine.stop()
+
+
+def _closing(config: RunConfig, code: int) -> None:
+    """Where the run is, and what comes next."""
+    if code:
+        print("kinoflow train: ended by SIGTERM; the same command goes on from here", file=sys.stderr)
+    else:
+        print(
+            f"{config.run}: trained to step {config.steps}; next: kinoflow train export {config.run} RELEASE"
+        )
 
 
 def _task(config: RunConfig) -> Task:

@@ -25,7 +25,7 @@ from kinoflow.data.clips.manifest import ClipEntry
 
 _CRF = 8
 _CHUNK = 32
-_PICTURE_FPS, _MOST_FPS = Fraction(24), 1000
+_PICTURE_FPS = Fraction(24)
 _SECONDS = 2
 _MOST = 10**6
 # Drift of a picture window over its clip, in shares of its side, and the most it grows or shrinks.
@@ -38,7 +38,7 @@ class CutConfig:
     """`frames` and `side` of the clips (pixels), windows a minute of footage, and windows a picture.
 
     Without `frames` a clip lasts two seconds at the rate it is written at, which fills the longest bucket of
-    the mini configurations (32 frames at 16 a second). `fps`, up to 1000, plays every clip at that rate,
+    the mini configurations (32 frames at 16 a second). `fps` plays every clip at that rate,
     whatever its own: an autoencoder does not ask for true speed. None keeps the rate of the footage. Footage
     of a variable rate is sampled at `fps`, or at its average rate, so that each frame of a clip is the one
     shown at its time.
@@ -115,8 +115,6 @@ def cut(source: Path, out: Path, config: CutConfig, caption: str = "") -> Iterat
     else:
         repeats, own = _paced(source, info, config.fps)
         count, fps = int(repeats.sum()), config.fps or own
-        if fps > _MOST_FPS:
-            raise UserError(f"{source}: has {fps} frames a second; give --fps, at most {_MOST_FPS}")
         found = windows(config, frames=count, height=info.height, width=info.width, fps=own)
         if not found:
             raise UserError(f"{source}: has {count} frames of {config.length(fps)}; give fewer --frames")

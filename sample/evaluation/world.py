@@ -25,6 +25,7 @@ from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
 from kinoflow.sample.evaluation.statistics import Share, frechet_distance
 from kinoflow.sample.generate import Sampling, generate
+from kinoflow.sample.options import named_as_options
 from kinoflow.tae.codec.metrics import psnr
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.model.tae import TAE
@@ -155,7 +156,8 @@ def main(argv: list[str]) -> int:
 
     args = _parser().parse_args(argv)
     release = Release.load(args.release)
-    sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
+    with named_as_options():
+        sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
     if args.threads < 1:
         raise UserError(f"threads: {args.threads}; use 1 or more")
     torch.set_num_threads(args.threads)
@@ -175,6 +177,7 @@ def main(argv: list[str]) -> int:
         "weights": release.weights_hash,
         "clip": str(release.bucket()),
         "seed": args.seed,
+        "threads": args.threads,
         "seconds": round(time.perf_counter() - started, 1),
     }
     figures = settings | asdict(sampling) | asdict(evaluation)

@@ -14,6 +14,7 @@ CLIPS = frozenset({
     ".264", ".265", ".3gp", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov",
     ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })  # fmt: skip
+_IGNORED_NAMED = 10
 LATENTS = frozenset({".kino", ".zarr"})
 
 
@@ -27,12 +28,12 @@ class FolderItem:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPlan:
-    """What a folder asks for; `ignored` counts files that are neither clips nor frames of one."""
+    """What a folder asks for; `ignored` says which files are neither clips nor frames of one."""
 
     folder: Path
     out: Path
     items: tuple[FolderItem, ...]
-    ignored: int
+    ignored: tuple[str, ...]
 
 
 def plan(folder: Path, out: Path, *, latents: bool, suffix: str) -> FolderPlan:
@@ -59,7 +60,7 @@ def plan(folder: Path, out: Path, *, latents: bool, suffix: str) -> FolderPlan:
         other = taken.setdefault(item.output, item.source)
         if other != item.source:
             raise UserError(f"{item.source}: would be written over {other.name}'s; rename one of them")
-    return FolderPlan(folder=folder, out=out, items=tuple(items), ignored=ignored)
+    return FolderPlan(folder=folder, out=out, items=tuple(items), ignored=tuple(ignored))
 
 
 def run(
@@ -90,7 +91,8 @@ def run(
         "written": len(results),
         "skipped": len(skipped),
         "failed": failed,
-        "ignored_files": todo.ignored,
+        "ignored_files": len(todo.ignored),
+        "ignored": todo.ignored[:_IGNORED_NAMED],
         "frames": sum(result["frames"] for result in results),
         "seconds": time.perf_counter() - began,
         "results": results,
@@ -99,9 +101,10 @@ def run(
 
 def _sources(
     folder: Path, out: Path, kinds: frozenset[str], pictures: Sequence[str] | frozenset[str]
-) -> tuple[list[Path], int]:
+) -> tuple[list[Path], list[str]]:
+    """What is to be done below `folder`, and the names of the files that are not."""
     found: list[Path] = []
-    ignored = 0
+    ignored: list[str] = []
 
     def unreadable(error: OSError) -> None:
         raise UserError(os_error_line(Path(error.filename or folder), error)) from error
@@ -117,10 +120,14 @@ def _sources(
         frames = [name for name in seen if Path(name).suffix.lower() in pictures]
         if frames and not clips:
             found.append(here)
-            ignored += len(seen) - len(frames)
+            taken = {*frames}
         else:
             found += clips
-            ignored += len(seen) - sum(clip.name in seen for clip in clips)
+            taken = {clip.name for clip in clips}
+        why = dict.fromkeys(frames, " (a picture beside clips)")
+        ignored += [
+            f"{(here / name).relative_to(folder)}{why.get(name, '')}" for name in seen if name not in taken
+        ]
         folders[:] = sorted(
             name
             for name in folders

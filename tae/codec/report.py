@@ -1,14 +1,19 @@
-"""One self-contained HTML page of what the autoencoder lost: figures, curves over time, worst frames."""
+"""Self-contained HTML pages of what the autoencoder lost: figures, curves over time, worst frames of a clip.
+
+Of a folder each clip has its page, and one more lists them.
+"""
 
 import base64
 import heapq
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,7 +24,7 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
 from kinoflow.tae.codec.metrics import Quality
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATE, _INDEX = "report.html.j2", "index.html.j2"
 _WORST = 4
 _WIDEST = 640  # pixels of a picture on the page
 _FULL_ERROR = 64  # levels of 255 at the dark end of the difference map
@@ -88,11 +93,9 @@ def write_report(
     Raises:
         UserError: the page cannot be written.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = templates.get_template(_TEMPLATE).render(
+    _write(
+        path,
+        _TEMPLATE,
         title=Path(figures["input"]).name,
         facts=_facts(figures),
         headlines=_headlines(figures, quality),
@@ -104,6 +107,37 @@ def write_report(
         worst=[_comparison(frame, seconds[frame.index]) for frame in worst],
         details=[(key.replace("_", " "), _shown(figures[key])) for key in figures if key in _DETAILS],
     )
+
+
+def write_index(path: Path, figures: dict[str, Any]) -> None:
+    """Write the page that leads to those of a folder's clips; `figures` is what the folder's run reports.
+
+    Raises:
+        UserError: the page cannot be written.
+    """
+    rows = [
+        {
+            "name": Path(clip["input"]).relative_to(figures["input"]),
+            "page": quote(os.path.relpath(clip["report"], path.parent)),
+            "cells": (
+                clip["frames"],
+                _number(clip["psnr"], 2),
+                _number(clip["ssim"], 4),
+                _number(clip["perceptual"], 4),
+            ),
+        }
+        for clip in sorted(figures["results"], key=lambda clip: clip["psnr"])
+    ]
+    failed = [problem["error"] for problem in figures["failed"]]
+    _write(path, _INDEX, title=Path(figures["input"]).resolve().name, rows=rows, failed=failed)
+
+
+def _write(path: Path, template: str, **values: Any) -> None:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page = templates.get_template(template).render(values)
     try:
         with replacing(path) as aside:
             aside.write_text(page, encoding="utf-8")

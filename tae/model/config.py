@@ -1,11 +1,24 @@
 """The shape of a temporal autoencoder, and of what it makes of a clip."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kinoflow.configs.errors import UserError
+
 Norm = Literal["group", "rms"]
 Stride = tuple[int, int, int]
+
+
+def require_batch(name: str, shape: Sequence[int], channels: int, axes: str) -> None:
+    """Refuse a tensor that is no batch of `channels` and the three other axes.
+
+    Raises:
+        UserError: one line with the shape that is wanted.
+    """
+    if len(shape) != 5 or shape[1] != channels:
+        raise UserError(f"{name}: has shape {tuple(shape)}; give (batch, {channels}, {axes})")
 
 
 @dataclass(frozen=True, kw_only=True)

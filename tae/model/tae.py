@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
 from kinoflow.tae.model.chunks import gather, regroup, streams
-from kinoflow.tae.model.config import Stride, TAEConfig
+from kinoflow.tae.model.config import Stride, TAEConfig, require_batch
 from kinoflow.tae.model.convolution import Conv, PointwiseConv
 from kinoflow.tae.model.layers import (
     Attention,
@@ -200,8 +200,9 @@ class TAE(nn.Module):
         """Posterior over the latent of `video`, RGB in [-1, 1], or in bytes; sides are multiples of 8.
 
         Raises:
-            ValueError: a side that is not a multiple of the spatial factor.
+            ValueError: another shape, or a side that is not a multiple of the spatial factor.
         """
+        require_batch("video", video.shape, 3, "frames, height, width")
         self.config.latent_shape(*video.shape[2:])
         if streams():
             moments = self._encode_stream(video)
@@ -219,8 +220,9 @@ class TAE(nn.Module):
         """RGB in about [-1, 1] (not clamped); spurious frames beyond `frames` are discarded.
 
         Raises:
-            ValueError: more or fewer frames than a latent of that length stands for.
+            ValueError: another shape, or more or fewer frames than a latent of that length stands for.
         """
+        require_batch("latent", latent.shape, self.config.latent_channels, "t, h, w")
         time = self.config.factors[0]
         if not time * (latent.shape[2] - 1) < frames <= time * latent.shape[2]:
             raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.tae.cpu.heap import pages_given_back
+from kinoflow.tae.model.config import require_batch
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles import blend as tiling
 from kinoflow.tae.tiles import halo
@@ -69,13 +70,14 @@ class TiledTAE:
         """Latents of a clip, tile by tile, from chunks of any number of frames: bytes, or values in [-1, 1].
 
         Raises:
-            ValueError: a side that is not a multiple of the spatial factor.
+            ValueError: another shape, or a side that is not a multiple of the spatial factor.
             UserError: frames too large for the budget.
         """
         source = iter(videos)
         first = next(source, None)
         if first is None:
             return
+        require_batch("videos", first.shape, 3, "frames, height, width")
         shape = self._config.latent_shape(*first.shape[2:])
         request = self._request("encode", (shape.height, shape.width), first.element_size())
         videos = chain([first], source)
@@ -106,13 +108,14 @@ class TiledTAE:
         whole clip.
 
         Raises:
-            ValueError: a range outside the clip, or chunks that end too early.
+            ValueError: another shape, a range outside the clip, or chunks that end too early.
             UserError: frames too large for the budget.
         """
         source = iter(latents)
         first = next(source, None)
         if first is None:
             raise ValueError("latents: there are none; give at least one frame of them")
+        require_batch("latents", first.shape, self._config.latent_channels, "t, h, w")
         request = self._request("decode", (first.shape[3], first.shape[4]))
         tiles, latents = self._tiling(request), chain([first], source)
         if isinstance(tiles, TemporalTiling):

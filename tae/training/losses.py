@@ -25,7 +25,7 @@ class LossConfig:
     kl: float = 1e-6
     """KL of the posterior to the standard normal."""
     outlier: float = 1e5
-    """Penalty of latents far from their frame's mean."""
+    """Penalty of latents far from their frame's mean; 0: none (shipped weights)."""
     outlier_radius: float = 3.0
     """Standard deviations that are not yet far."""
     perceptual: float = 0.0

@@ -47,6 +47,7 @@ def test_a_latent_that_was_not_decoded_is_kept_and_decoded_by_the_command_it_nam
     assert (info.frames, info.height, info.width, info.fps) == (16, 32, 32, Fraction(16))
     assert (info.source, info.metadata["seed"], info.metadata["steps"]) == (PROMPT, "3", "2")
     assert command[:5] == ["kinoflow", "tae", "decode", "x.kino", "x.mp4"]
+    assert command[-2:] == ["--crf", info.metadata["crf"]] == ["--crf", "18.0"]
     assert tae_main([*command[2:], "--crf", "0"]) == 0
     assert finished(Path("x.mp4"), info.metadata)
     for seed in ("3", "4"):

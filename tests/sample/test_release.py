@@ -84,6 +84,7 @@ def test_a_model_config_with_another_width_does_not_load(copy):
         ("name: x\nbukets: [16x64x64@16]\n", "bukets"),
         ("name: x\nsampling: {num_steps: 0}\n", "num_steps"),
         ("name: x\nsampling: {solver: dopri5}\n", "solver"),
+        ("name: x\nwritten: '['\n", "written: '\\['"),
         (": : :", "kinoflow.yaml"),
     ],
 )
@@ -93,6 +94,28 @@ def test_a_wrong_card_names_the_key(copy, card, said):
         Release.load(copy)
     assert type(error.value) is UserError
     one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "dit",
+            "an autoencoder only, for kinoflow tae encode CLIP CLIP.kino --weights {}/tae; to sample with",
+        ),
+        ("tae", "a backbone only; to sample with it, export its run into a copy of the release whose tae/"),
+    ],
+)
+@pytest.mark.parametrize("card", [True, False])
+def test_a_part_of_a_release_says_what_it_is_and_what_to_do(copy, part, said, card):
+    shutil.rmtree(copy / part)
+    if not card:
+        (copy / "kinoflow.yaml").unlink()
+    with pytest.raises(UserError) as error:
+        Release.load(copy)
+    assert one_line(error).startswith(f"{copy}: {said.format(copy)}")
+    with pytest.raises(UserError, match=r"give the folder that holds judge/"):
+        Release.load(copy / "judge")
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,10 +13,12 @@ from PIL import Image
 
 import kinoflow.sample.generate
 import kinoflow.sample.output
+import kinoflow.sample.release
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.output import derived_seed, slug
+from kinoflow.sample.release import Release
 
 PROMPT = "a red star moves left"
 
@@ -41,7 +45,10 @@ def test_a_prompt_becomes_an_mp4_that_says_how_it_was_made(run, tiny_release):
     assert (info.frames, info.width, info.height, info.fps) == (16, 32, 32, Fraction(16))
     assert (info.codec, info.pixel_format) == ("h264", "yuv420p")
     expected = {"prompt": PROMPT, "seed": "3", "steps": "2", "guidance": "2.5", "negative": "blurry"}
-    expected |= {"weights": tiny_release.weights_hash, "kinoflow": kinoflow.sample.output.kinoflow_version()}
+    expected |= {
+        "weights": tiny_release.weights_hash,
+        "kinoflow": kinoflow.sample.output.installed("kinoflow"),
+    }
     assert expected.items() <= info.metadata.items()
 
 
@@ -129,6 +136,50 @@ def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatc
     assert "library" not in err
 
 
+@pytest.fixture
+def with_words(tiny_release, tmp_path_factory, monkeypatch):
+    """Makes the release of `run` one with a tokenizer of words."""
+    ul2 = Path(kinoflow.sample.release.__file__).parent / "mini" / "text" / "ul2" / "tokenizer.json"
+    shutil.copy(ul2, tiny_release.folder / "text" / "ul2")
+    card = tiny_release.folder / "kinoflow.yaml"
+    plain = card.read_text()
+    card.write_text(plain.replace("written: ''", "written: '[A-Z]{2,8}'"))
+    yield
+    card.write_text(plain)
+    (tiny_release.folder / "text" / "ul2" / "tokenizer.json").unlink()
+
+
+def test_words_that_the_release_does_not_know_are_named(with_words, run):
+    code, out, err = run("a puple kite", "--negative", "a sign that reads kite", "--json")
+    assert code == 0
+    first, second = err.splitlines()[:2]
+    assert first.startswith(
+        'warning: this release does not know "puple" (it knows "purple"), "kite"; a word to'
+    )
+    assert second.startswith('warning: this release does not know "kite"')
+    (clip,) = json.loads(out)["clips"]
+    assert clip["unknown_words"] == ["puple", "kite"]
+    _, out, err = run(PROMPT, "--json", "--out", "a.mp4")
+    assert "warning" not in err and json.loads(out)["clips"][0]["unknown_words"] == []
+
+
+def test_a_release_of_any_words_warns_of_none(run):
+    _, out, err = run("ein Milan über dem See", "--json")
+    assert "warning" not in err and json.loads(out)["clips"][0]["unknown_words"] == []
+
+
+def test_the_readmes_prompts_are_of_the_shipped_releases_words():
+    root = Path(__file__).parents[2]
+    pages = "".join(
+        page.read_text(encoding="utf-8") for page in (root / "README.md", root / "sample/__main__.py")
+    )
+    prompts = re.findall(r'(?:PROMPT=|kinoflow sample |^    \[|example )"(a [^"]+)"', pages, re.MULTILINE)
+    assert len(prompts) >= 3
+    known = Release.load().vocabulary
+    assert known is not None
+    assert {prompt: advice for prompt in prompts if (advice := known.advice(prompt))} == {}
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -141,7 +192,18 @@ def test_what_the_encoder_cuts_is_said_in_one_line(run, tiny_release, monkeypatc
         ([PROMPT, "--frames", "17"], "--frames 16 --size 32x32 --fps 16"),
         ([PROMPT, "--size", "640x480"], "it makes"),
         ([PROMPT, "--fps", "30"], "it makes"),
-        ([PROMPT, "--guidance", "-1"], "guidance_scale"),
+        ([PROMPT, "--guidance", "-1"], "--guidance: -1.0 is not in 0..100"),
+        (
+            [PROMPT, "--guidance", "1", "--negative", "blurry"],
+            "negative: --guidance 1 steers away from nothing",
+        ),
+        ([PROMPT, "--negative", " "], "negative: empty"),
+        ([PROMPT, "--frames", "1", "--crf", "18"], "crf: a picture (--frames 1) is a PNG"),
+        ([PROMPT, "--frames", "1", "--out", "a.png", "--crf", "30"], "leave --crf out"),
+        (
+            [PROMPT, "--frames", "1", "--out", "one.jpg"],
+            "one.jpg: a picture is written as PNG; end the name in .png",
+        ),
         ([PROMPT, "--seed", "-1"], "seed"),
         ([PROMPT, "--crf", "99"], "crf"),
         ([PROMPT, "--threads", "0"], "threads"),
@@ -172,6 +234,21 @@ def test_malformed_options_exit_with_2(argv, capsys):
     assert argv[1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[PROMPT, "--weights"], ["evaluate", "--release"]])
+def test_a_mistake_in_a_setting_names_the_option(tiny_release, capsys, words):
+    for option, value, said in (
+        (
+            "--steps",
+            "300",
+            "--steps: 300 is more than the 250 that a linear-quadratic schedule has; use 1 to 250",
+        ),
+        ("--steps", "0", "--steps: 0 is not a number of steps; use 1 or more"),
+        ("--guidance", "101", "--guidance: 101.0 is not in 0..100; try 1 to 8"),
+    ):
+        assert main([*words, str(tiny_release.folder), option, value]) == 2
+        assert capsys.readouterr().err == f"kinoflow sample: {said}\n"
+
+
 def test_a_list_gives_each_prompt_its_own_seed_whatever_its_place(run):
     Path("list.txt").write_text("a red star\n\na blue ring\na red star\n", encoding="utf-8")
     assert run("--prompts", "list.txt", "--out", "clips")[0] == 0
@@ -191,6 +268,33 @@ def test_a_list_gives_each_prompt_its_own_seed_whatever_its_place(run):
     assert Path(name).read_bytes() == Path("clips", name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("key", "option", "value"),
+    [("crf", "--crf", "30"), ("threads", "--threads", "2"), ("memory", "--memory", "2GiB")],
+)
+def test_all_that_decides_the_bytes_is_in_the_file_and_tells_what_is_finished(run, key, option, value):
+    Path("list.txt").write_text("a red star\n")
+    for options in ([], [option, value]):
+        for skipped in (False, True):
+            _, out, _ = run("--prompts", "list.txt", "--out", "clips", "--json", *options)
+            (clip,) = json.loads(out)["clips"]
+            assert clip.get("skipped", False) == skipped
+    plain, other = (
+        probe(path).metadata for path in sorted(Path("clips").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    )
+    assert {name for name in plain if plain[name] != other[name]} == {key}
+    defaults = {"crf": "18.0", "threads": "1", "memory": str(4 * 2**30), "text_dtype": "float32"}
+    assert (defaults | {"torch": kinoflow.sample.output.installed("torch")}).items() <= plain.items()
+
+
+def test_a_picture_has_no_quality(run):
+    assert run(PROMPT, "--frames", "1", "--out", "still.png")[0] == 0
+    with Image.open("still.png") as image:
+        assert "crf" not in image.info and image.info["threads"] == "1"
+    assert run(PROMPT, "--frames", "1", "--out", "still.mp4", "--crf", "30")[0] == 0
+    assert probe("still.mp4").metadata["crf"] == "30.0"
+
+
 def test_a_list_skips_what_is_finished_and_makes_what_has_other_settings(run):
     Path("list.txt").write_text("a red star\na blue ring\n", encoding="utf-8")
     run("--prompts", "list.txt", "--out", "clips")
@@ -202,6 +306,28 @@ def test_a_list_skips_what_is_finished_and_makes_what_has_other_settings(run):
     assert len(list(Path("clips").iterdir())) == 4
     _, out, _ = run("--prompts", "list.txt", "--out", "clips", "--guidance", "2", "--json")
     assert all(clip["skipped"] for clip in json.loads(out)["clips"])
+
+
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_prompt_is_a_line_of_the_file_whatever_characters_it_has(run, ending):
+    prompts = ["a red star" + SEPARATORS + "grows", "a blue ring"]
+    Path("list.txt").write_bytes(ending.join(prompts).encode())
+    code, out, _ = run("--prompts", "list.txt", "--out", "clips", "--json")
+    assert code == 0
+    assert [clip["prompt"] for clip in json.loads(out)["clips"]] == prompts
+
+
+@pytest.mark.parametrize("out", ["there.txt", "there.mp4", "new.mp4", "new.PNG"])
+def test_a_list_goes_to_a_folder(run, out):
+    Path("list.txt").write_text("a red star\n")
+    for name in ("there.txt", "there.mp4"):
+        Path(name).write_text("mine")
+    line = refused(run("--prompts", "list.txt", "--out", out))
+    assert line.startswith(f"kinoflow sample: {out}: with --prompts, --out is a folder")
+    assert files() == ["list.txt", "there.mp4", "there.txt"]
 
 
 def test_a_list_goes_on_after_a_failure_and_names_it(run):

@@ -239,10 +239,6 @@ def test_folders_that_make_no_sense(tmp_path, capsys, weights, clips):
         (["encode", tmp_path / "empty", tmp_path / "out"], "holds no clips"),
         (["decode", clips, tmp_path / "out"], "holds no latent files"),
         (["reconstruct", clips, clips], "written over itself"),
-        (
-            ["reconstruct", clips, tmp_path / "out", "--report", tmp_path / "p.html"],
-            "--report: shows one clip",
-        ),
     ):
         assert main([*map(str, words), "--weights", str(weights)]) == 2
         printed = capsys.readouterr()
@@ -340,11 +336,18 @@ def test_what_a_latent_folder_does_not_hold_is_one_line(precomputed, weights, ca
     assert not Path(out).exists()
 
 
-def test_without_the_perceptual_weights_that_is_said(tmp_path, run, variable, monkeypatch):
+def test_without_the_perceptual_weights_that_is_said(tmp_path, weights, variable, monkeypatch, capsys):
     monkeypatch.setattr("kinoflow.tae.__main__.installed", lambda: False)
-    figures = run("reconstruct", variable, tmp_path / "a.mp4", "--perceptual", 1)
+    words = ["reconstruct", str(variable), str(tmp_path / "a.mp4"), "--weights", str(weights), "--json"]
+    assert main(words) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert figures["perceptual"] is None
     assert "stlpips-pytorch" in figures["perceptual_note"]
+    assert main([*words, "--perceptual", "1"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1 and "pip install --no-deps stlpips-pytorch, or leave --perceptual out" in said
+    )
 
 
 @pytest.mark.parametrize("name", ["pipe.mp4", "pipe.kino"])

@@ -1,5 +1,6 @@
 """The autoencoder's shapes, frame rule and starting values."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import to_dict
 from kinoflow.tae import TAE, TAEConfig, accelerate
 from kinoflow.tae.model import chunks
@@ -22,6 +24,7 @@ from kinoflow.tae.model.layers import (
     fold,
     unfold,
 )
+from kinoflow.tae.tiles.tiled import TiledTAE
 
 ROOT = Path(__file__).parents[2]
 TINY = TAEConfig(
@@ -73,6 +76,23 @@ def test_any_length_round_trips_in_shape(config: TAEConfig, frames: int) -> None
 def test_impossible_sizes_are_named(frames: int, height: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TINY.latent_shape(frames, height, 16)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 16, 16), (1, 8, 16, 16, 3), (16, 16, 3)])
+def test_a_tensor_that_is_no_batch_is_told_what_shape_is_wanted(shape: tuple[int, ...]) -> None:
+    """Without the checks of types, which only tests have."""
+    model, wrong = build(PACKED), torch.zeros(shape)
+    tiled, bare = TiledTAE(model), inspect.unwrap
+    clip, latent = "give (batch, 3, frames, height, width)", "give (batch, 4, t, h, w)"
+    for call, wanted in (
+        (lambda: bare(TAE.encode)(model, wrong), clip),
+        (lambda: bare(TAE.decode)(model, wrong, 8), latent),
+        (lambda: next(bare(TiledTAE.encode_stream)(tiled, [wrong])), clip),
+        (lambda: next(bare(TiledTAE.decode_stream)(tiled, [wrong], frames=8)), latent),
+    ):
+        with pytest.raises(UserError) as refusal:
+            call()
+        assert str(refusal.value).endswith(f": has shape {shape}; {wanted}")
 
 
 @pytest.mark.parametrize(

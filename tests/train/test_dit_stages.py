@@ -112,8 +112,10 @@ def test_prompts_of_previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("the toy world was asked")
 
     monkeypatch.setattr(module, "sample_scene", fail)
-    (tmp_path / "prompts.txt").write_text("a fox runs\n\n  rain on a street \n")
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa fox runs\r\n\r  rain on a street \n")
     assert task(f"preview_prompts={tmp_path / 'prompts.txt'}").prompts == ["a fox runs", "rain on a street"]
+    (tmp_path / "odd.txt").write_text("a fox\u2028runs\x0b\x85on\n", encoding="utf-8")
+    assert task(f"preview_prompts={tmp_path / 'odd.txt'}").prompts == ["a fox\u2028runs\x0b\x85on"]
     plain = task()
     plain.__dict__["latents"] = SimpleNamespace(
         buckets=["1x64x64@16", "16x64x64@16 weight=0.8"],

@@ -62,7 +62,7 @@ def test_a_judge_learns_a_few_clips_by_heart():
     assert loss.item() < 0.5
 
 
-def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
+def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_judge, "_NUM_VALIDATION", 6)
     release, run = tmp_path / "release", tmp_path / "run"
     overrides = [
@@ -78,6 +78,8 @@ def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
     assert figures["real"]["scenes"] == 6
     assert "reconstructed" not in figures
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in shown[:2]] == ["step 1/2", "step 2/2"]
     again = accuracy(Judge.from_pretrained(release / "judge"), scenes=6, bucket=parse("32x128x128@16"))
     assert again == figures["real"]
 

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import kinoflow.train.run.log
 from kinoflow.configs.errors import UserError
 from kinoflow.train.run.log import Log
 
@@ -56,6 +58,37 @@ def test_interval_cut_by_a_checkpoint_has_the_same_mean(tmp_path):
             resumed.add({"loss": value})
         resumed.write(7, lr=0.0)
     assert lines(tmp_path / "cut")[0]["loss"] == lines(tmp_path / "whole")[0]["loss"]
+
+
+def test_without_a_terminal_there_is_a_line_each_interval(tmp_path, monkeypatch, capsys):
+    """Of rank 0 alone; the clock, which stands at 8 s after 2 of 10 steps, says what is left."""
+    clock = iter([0.0, 8.0, 16.0])
+    monkeypatch.setattr(kinoflow.train.run.log, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with log(tmp_path) as opened:
+        opened.add({"loss": 0.25})
+        opened.count(samples=20, tokens=1)
+        opened.write(2, lr=1e-3)
+        opened.write(4, lr=5e-4)
+    shown = capsys.readouterr()
+    assert shown.out == (
+        "step 2/10  loss 0.25  lr 0.001  2.5 samples/s  32 s left\n"
+        "step 4/10  loss nan  lr 0.0005  0.0 samples/s  24 s left\n"
+    )
+    monkeypatch.undo()
+    with Log(tmp_path, device=CPU, rank=1, processes=1, start=0, steps=10) as other:
+        other.write(2, lr=1e-3)
+    assert capsys.readouterr().out == ""
+
+
+def test_at_a_terminal_there_is_the_bar_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with log(tmp_path) as opened:
+        opened.add({"loss": 0.25})
+        opened.count(samples=20, tokens=1)
+        opened.write(2, lr=1e-3)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "loss 0.25" in shown.err
 
 
 def test_lines_after_the_checkpoint_go(tmp_path):

@@ -2,18 +2,24 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kinoflow.configs.schema import load
+from kinoflow.conditioning.checkpoints import TextConfig
+from kinoflow.configs.schema import dump, load
+from kinoflow.sample.__main__ import main as sample
+from kinoflow.sample.release import ReleaseConfig, read_card
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.processes import Processes
+from kinoflow.train.tasks import export
 from tests.train.toys import Toy
 
 COMMON = [
@@ -39,12 +45,20 @@ def wait_for(path, job):
         time.sleep(0.02)
 
 
+def said(job):
+    """What a job printed beside the line of each interval."""
+    return [line for line in job.text().splitlines() if not re.match(r"step \d+/\d+  loss ", line)]
+
+
 @pytest.fixture(scope="module")
 def whole(start_job, tmp_path_factory):
     """An uninterrupted run with a critic."""
     folder = tmp_path_factory.mktemp("whole")
     job = start_job("toy", [*COMMON, f"run={folder}"], True)
     assert job.wait() == [0], job.text()
+    *_, last, closing = job.text().splitlines()
+    assert re.fullmatch(r"step 24/24  loss \S+  lr 0.0001  \S+ samples/s  0 s left", last)
+    assert closing == f"{folder}: trained to step 24; next: kinoflow train export {folder} RELEASE"
     return folder
 
 
@@ -89,13 +103,14 @@ def test_ctrl_c_is_one_line(start_job, tmp_path):
     wait_for(tmp_path / "checkpoints" / "00000008", job)
     os.kill(job.processes[0].pid, signal.SIGINT)
     assert job.wait() == [130]
-    assert job.text().count("\n") == 1 and "goes on" in job.text()
+    assert len(said(job)) == 1 and "goes on" in job.text()
 
 
 def test_finished_run_does_nothing(whole, start_job, tmp_path):
     job = start_job("toy", [*COMMON, f"run={copied(whole, tmp_path)}"], True)
     assert job.wait() == [0], job.text()
     assert figures(tmp_path) == figures(whole)
+    assert len(said(job)) == 1 and "kinoflow train export" in job.text()
 
 
 def test_a_folder_named_with_digits_that_are_no_number_is_no_checkpoint(tmp_path):
@@ -147,7 +162,8 @@ def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
     (tmp_path / "checkpoints" / ".partial-00000023").mkdir()  # of a killed run
     job = start_job("toy", [*COMMON, f"run={tmp_path}", "steps=25", change], True)
     assert job.wait() == [code], job.text()
-    assert line in job.text() and job.text().count("\n") == 1
+    *said_first, closing = said(job)
+    assert line in (closing if code else said_first[0]) and len(said_first) == (code == 0)
     assert load(RunConfig, [str(tmp_path / "config.yaml")]).steps == (25 if code == 0 else 24)
     assert not (tmp_path / "checkpoints" / ".partial-00000023").exists() or "batch_size" in change
 
@@ -162,25 +178,74 @@ def test_a_run_of_another_model_is_one_line(whole, start_job, tmp_path):
     assert figures(tmp_path) == figures(whole)
 
 
-def test_export(whole, tmp_path):
-    task = Toy(load(RunConfig, COMMON))
-    (tmp_path / "parts" / "text").mkdir(parents=True)
-    (tmp_path / "parts" / "text" / "a.txt").write_text("text")
+def exported(capsys, run, out, **changes):
+    """What the command says of a run that was trained with other settings beside."""
+    config = replace(load(RunConfig, COMMON), **changes)
+    dump(config, run / "config.yaml")
+    assert export.main([str(run), str(out)], Toy) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A release of which only the names count."""
+    for name in ("tae", "dit", "text/ul2", "text/byt5", "text/metaclip"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / "parts" / name / file).write_text(name)
     (tmp_path / "parts" / "figures.json").write_text("{}")
-    checkpoint.export(whole, tmp_path / "release", task, tmp_path / "parts")
-    assert (tmp_path / "release" / "text" / "a.txt").read_text() == "text"
+    dump(
+        ReleaseConfig(name="old", version="5", text=TextConfig(dtype="bfloat16")),
+        tmp_path / "parts" / "kinoflow.yaml",
+    )
+    return tmp_path / "parts"
+
+
+def test_export(whole, parts, tmp_path):
+    config = replace(load(RunConfig, COMMON), release=str(parts))
+    task = Toy(config)
+    export.export(whole, tmp_path / "release", task, config)
+    assert (tmp_path / "release" / "text" / "ul2" / "config.json").read_text() == "text/ul2"
     assert not (tmp_path / "release" / "figures.json").exists(), "the figures of another model"
     task.model.load_state_dict(torch.load(tmp_path / "release" / "tae" / "toy.pt"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_an_export_has_a_name_of_its_own_and_says_what_it_was_trained_from(whole, parts, tmp_path, capsys):
+    run, release = copied(whole, tmp_path / "mine"), tmp_path / "release"
+    for _ in range(2):  # once more from a later checkpoint
+        said, _ = exported(capsys, run, release, release=str(parts), init_from=str(parts))
+        assert said == f"{release}: tae from {run}/checkpoints/00000024, which went on from old 5"
+        card = read_card(release)
+        assert (card.name, card.version, card.trained_from) == ("mine", "1", "old 5")
+        assert card.text.dtype == "bfloat16"
+    exported(capsys, copied(whole, tmp_path / "later"), parts, init_from=str(release))
+    card = read_card(parts)
+    assert (card.name, card.version, card.trained_from) == ("later", "1", "mine 1")
+    exported(capsys, copied(whole, tmp_path / "new"), parts)
+    assert (read_card(parts).name, read_card(parts).trained_from) == ("new", "")
+
+
+def test_an_export_ends_with_what_it_is_for(whole, parts, tmp_path, capsys):
+    run, alone, both = copied(whole, tmp_path / "mine"), tmp_path / "alone", tmp_path / "both"
+    _, line = exported(capsys, run, alone)
+    assert f"an autoencoder only, for kinoflow tae encode CLIP CLIP.kino --weights {alone}/tae" in line
+    assert sample(["a star", "--weights", str(alone)]) == 2
+    assert capsys.readouterr().err == f"kinoflow sample: {line}\n"
+    _, line = exported(capsys, run, both, release=str(parts), init_from="x")
+    assert "dit/ does not know the latents of this new encoder" in line
+    _, line = exported(capsys, run, both, release=str(parts), init_from="x", freeze_encoder=True)
+    assert line == f'next: kinoflow sample "PROMPT" --weights {both}'
+
+
 def test_export_without_a_checkpoint(tmp_path):
+    config = load(RunConfig, COMMON)
     with pytest.raises(checkpoint.UserError, match="no checkpoint to export"):
-        checkpoint.export(tmp_path, tmp_path / "release", Toy(load(RunConfig, COMMON)), tmp_path)
+        export.export(tmp_path, tmp_path / "release", Toy(config), config)
 
 
 def test_full_disk_is_one_line(start_job, tmp_path):
     job = start_job("full_disk", [*COMMON, f"run={tmp_path}"])
     assert job.wait() == [2], job.text()
-    assert "00000008: cannot be written, is the disk full?" in job.text() and job.text().count("\n") == 1
+    assert "00000008: cannot be written, is the disk full?" in job.text() and len(said(job)) == 1
     assert list((tmp_path / "checkpoints").iterdir()) == []

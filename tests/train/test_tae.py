@@ -8,10 +8,14 @@ from torch import nn
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.world import sample_scene
+from kinoflow.sample.evaluation.world import reconstruction_psnr, renders
 from kinoflow.tae import TAE
 from kinoflow.tae.training.losses import generator_hinge
 from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.optimizer import adamw, learning_rate
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.tae import TAETask, every_nth
@@ -128,6 +132,27 @@ def test_a_training_goes_on_from_a_release(task: TAETask, tmp_path: Path) -> Non
         assert parameter.is_contiguous(), name
         assert torch.equal(parameter, task.model.state_dict()[name])
     assert later.model.training
+
+
+def test_the_recipe_trains_the_shipped_weights_on(tmp_path: Path, monkeypatch) -> None:
+    """Neither does the loss leap nor does a clip come back worse: at the paper's outlier loss both do."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    data = ["data.buckets=[8x64x64@16]", "data.world_share=1", "data.batch_size=2", "init_from=sample/mini"]
+    task = TAETask(load(RunConfig, ["configs/tae_mini.yaml", *data, f"run={tmp_path}"]))
+    clips = renders([sample_scene(index, split="heldout") for index in range(4)], parse("8x64x64@16"))
+    optimizer, losses = adamw(task.model, task.config.optimizer), []
+    before = reconstruction_psnr(task.model, clips)
+    for step in range(6):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(task.config.optimizer, step, 300)
+        loss = task.loss(task.model, task.batch(step, 0, 1), step).total
+        loss.backward()
+        nn.utils.clip_grad_norm_(task.model.parameters(), task.config.optimizer.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert max(losses) < 0.2
+    assert reconstruction_psnr(task.model, clips) > before - 0.1
 
 
 def test_a_frozen_encoder_gives_the_latents_of_before(task: TAETask, tmp_path: Path) -> None:

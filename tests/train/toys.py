@@ -78,6 +78,8 @@ class Toy:
 
     def export(self, state, folder):
         (folder / "tae").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / "tae" / name).touch()
         torch.save(state, folder / "tae" / "toy.pt")
 
 

@@ -20,7 +20,6 @@ from torch.nn import functional
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing_folder, write_json
 from kinoflow.configs.schema import dump
-from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world import Split, labels, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, Verdict, letter_classes
@@ -30,6 +29,7 @@ from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.log import print_line, training_bar
 from kinoflow.train.run.optimizer import adamw, learning_rate
 from kinoflow.train.tasks.clips import read_buckets
 
@@ -98,22 +98,32 @@ def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None
     optimizer = adamw(judge, config.optimizer)
     sums: dict[str, float] = {}
     judge.train()
-    with (folder / "log.jsonl").open("w", encoding="utf-8") as log, progress_bar() as bar:
-        for step in bar.track(range(config.steps), description="judge"):
+    began = time.perf_counter()
+    with (folder / "log.jsonl").open("w", encoding="utf-8") as log, training_bar() as bar:
+        task = bar.add_task("judge", total=config.steps, figures="")
+        for step in range(config.steps):
             video, batch = _batch(judge, tae, config, step)
             loss, parts = judge_loss(judge(video), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(judge.parameters(), config.optimizer.grad_clip or math.inf)
+            lr = learning_rate(config.optimizer, step, config.steps)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.optimizer, step, config.steps)
+                group["lr"] = lr
             optimizer.step()
+            bar.advance(task)
             sums = {key: sums.get(key, 0.0) + value.item() for key, value in parts.items()}
             if (step + 1) % config.log_every == 0:
                 means = {key: value / config.log_every for key, value in sums.items()}
                 log.write(json.dumps({"step": step + 1} | means) + "\n")
                 log.flush()
                 sums = {}
+                if bar.disable:
+                    rate = (step + 1) / (time.perf_counter() - began)
+                    print_line(
+                        step + 1, config.steps, loss=sum(means.values()), lr=lr,
+                        rate=rate * config.data.batch_size, left=(config.steps - step - 1) / rate,
+                    )  # fmt: skip
 
 
 def _batch(judge: Judge, tae: TAE | None, config: RunConfig, step: int) -> tuple[Tensor, Batch]:

@@ -1,11 +1,10 @@
-"""Checkpoints of a run: written aside, renamed when whole, resumed exactly, exported to a release."""
+"""Checkpoints of a run: written aside, renamed when whole, resumed exactly, read for an export."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,6 @@ from kinoflow.configs.schema import to_dict
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.processes import from_all, from_first
-from kinoflow.train.run.task import Task
 
 if TYPE_CHECKING:
     from kinoflow.train.run.engine import Engine
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 STATE = "state.json"
 _ASIDE = ".partial-"
 _WRITE_FAILURES = ("PytorchStreamWriter", "iostream error", "I/O error", "No space left", "File too large")
-_PARTS = ("kinoflow.yaml", "tae", "dit", "text", "judge")
 Pending = dict[str, list[float]]
 
 
@@ -156,37 +153,6 @@ def averaged_state(checkpoint: Path) -> dict[str, Float[Tensor, "..."]]:
     if not state:
         raise UserError(f"{checkpoint}: no EMA shards (ema_*.safetensors), nothing to export")
     return {**rest, **state}
-
-
-def export(run: Path, release: Path, task: Task, parts_from: Path | None) -> Path:
-    """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
-
-    Parts that the release folder lacks are copied from parts_from, if there is one. Files already there are
-    replaced only once everything is written.
-
-    Raises:
-        UserError: the run has no whole checkpoint, or its shards are incomplete.
-    """
-    found = newest(run)
-    if found is None:
-        raise UserError(f"{run}: no checkpoint to export, train it first")
-    state = averaged_state(found)
-    release.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{release.name}.", dir=release.parent) as place:
-        aside = Path(place)
-        task.export(state, aside)
-        for source in [] if parts_from is None else [parts_from / name for name in _PARTS]:
-            if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
-                (shutil.copytree if source.is_dir() else shutil.copy2)(source, aside / source.name)
-        release.mkdir(exist_ok=True)
-        for entry in sorted(
-            aside.iterdir()
-        ):  # parts that stay are not copied: of a large release they are many GiB
-            target = release / entry.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            entry.replace(target)
-    return found
 
 
 def _save_ema(path: Path, ema: EMA) -> None:

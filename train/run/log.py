@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, TensorBoard events and a progress bar, written by rank 0."""
+"""The log of a run: log.jsonl, TensorBoard events, and a bar or lines to watch it by; written by rank 0."""
 
 import json
 import resource
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.progress import Progress
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
@@ -37,6 +38,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def training_bar() -> Progress:
+    """The bar of a training, with figures; disabled unless a person watches: else there are lines."""
+    return progress_bar(figures=True, quiet=not sys.stdout.isatty())
+
+
+def print_line(step: int, steps: int, *, loss: float, lr: float, rate: float, left: float) -> None:
+    """What cluster logs and pipes get in the bar's place: `rate` in samples/s, `left` in seconds."""
+    figures = f"loss {loss:.4g}  lr {lr:.3g}  {rate:.1f} samples/s  {left:.0f} s left"
+    print(f"step {step}/{steps}  {figures}", flush=True)
+
+
 class Log:
     """Means of each interval of `log_every` steps. Figures stay tensors until an interval is written."""
 
@@ -45,7 +57,7 @@ class Log:
         self._values: dict[str, list[Tensor | float]] = {}
         for key, values in (pending or {}).items():
             self._values[key] = [*values]
-        self._device, self._processes = device, processes
+        self._device, self._processes, self._start, self._steps = device, processes, start, steps
         self._samples = self._tokens = self._flops = 0.0
         self._clock = self._began = time.perf_counter()
         self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
@@ -54,7 +66,7 @@ class Log:
             self._board = self._open.enter_context(closing(_tensorboard(folder, start)))
             _cut(folder / "log.jsonl", start)
             self._file = self._open.enter_context((folder / "log.jsonl").open("a", encoding="utf-8"))
-            self._bar = self._open.enter_context(progress_bar(figures=True))
+            self._bar = self._open.enter_context(training_bar())
             self._bar.add_task("", total=steps, completed=start, figures="")
 
     def __enter__(self) -> "Log":
@@ -117,10 +129,12 @@ class Log:
         for key, value in line.items():
             if key != "step":
                 self._board.add_scalar(key, value, line["step"])
-        if self._bar is not None:
-            loss = line.get("loss", float("nan"))
-            text = f"loss {loss:.4g}  {line['samples_per_second']:.1f} samples/s"
-            self._bar.update(self._bar.task_ids[0], figures=text)
+        assert self._bar is not None
+        loss, rate = line.get("loss", float("nan")), line["samples_per_second"]
+        if self._bar.disable:
+            left = line["seconds"] * (self._steps - line["step"]) / max(line["step"] - self._start, 1)
+            print_line(line["step"], self._steps, loss=loss, lr=line["lr"], rate=rate, left=left)
+        self._bar.update(self._bar.task_ids[0], figures=f"loss {loss:.4g}  {rate:.1f} samples/s")
 
 
 def _cut(path: Path, start: int) -> None:
@@ -128,7 +142,7 @@ def _cut(path: Path, start: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             if json.loads(line)["step"] <= start:
                 kept.append(line + "\n")

@@ -236,7 +236,7 @@ class DiTTask:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"preview_prompts: {path} cannot be read ({one_line(error)}); name a text file "
                         "with a prompt on each line, or world") from None  # fmt: skip

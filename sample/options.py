@@ -1,0 +1,62 @@
+"""The options of `kinoflow sample`: what messages call them, and which have no effect beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinoflow.configs.errors import UserError
+
+if TYPE_CHECKING:
+    from kinoflow.sample.generate import SolverName
+
+_OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
+_CLIPS = {".mp4", ".m4v", ".mov", ".png"}
+
+
+@contextmanager
+def named_as_options() -> Iterator[None]:
+    """Mistakes in a release's keys, which the options set, said of the options."""
+    try:
+        yield
+    except UserError as error:
+        line = str(error)
+        for key, option in _OPTIONS.items():
+            line = line.replace(key, option)
+        raise UserError(line) from None
+
+
+def is_picture(frames: int, out: Path | None) -> bool:
+    """Whether a PNG is written; `out` is None where the file's name follows from the prompt."""
+    return frames == 1 if out is None else out.suffix.lower() == ".png"
+
+
+def refuse_without_effect(
+    *, diffusion: float | None, crf: float | None, solver: SolverName, picture: bool
+) -> None:
+    """Refuse options that change nothing beside the others.
+
+    Raises:
+        UserError: one line that names the option and the one that takes its effect.
+    """
+    if diffusion is not None and solver != "sde":
+        raise UserError(f"diffusion: {solver} adds no noise; use --solver sde with it")
+    if crf is not None and picture:
+        remedy = "leave --crf out, or write a clip of one frame with --out NAME.mp4"
+        raise UserError(f"crf: a picture (--frames 1) is a PNG, which loses nothing; {remedy}")
+
+
+def folder_of_list(out: Path | None) -> Path:
+    """Where the clips of --prompts go.
+
+    Raises:
+        UserError: --out is a file, or has a file's name.
+    """
+    folder = out or Path()
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in _CLIPS):
+        raise UserError(
+            f"{folder}: with --prompts, --out is a folder, which gets a clip a prompt; name a folder"
+        )
+    return folder

@@ -1,0 +1,92 @@
+"""`kinoflow train export RUN RELEASE`: the averaged weights of a run as a part of a release folder."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.schema import dump, load
+from kinoflow.sample.release import CARD_NAME, Release, read_card
+from kinoflow.train.run.checkpoint import averaged_state, newest
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.task import Task
+
+_PARTS = ("tae", "dit", "text", "judge")
+
+
+def main(arguments: Sequence[str], build: Callable[[RunConfig], Task]) -> int:
+    """Export the run that the two words name, whose task `build` makes, and say what for; 0."""
+    if len(arguments) != 2:
+        raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
+    run, release = map(Path, arguments)
+    config = load(RunConfig, [str(run / "config.yaml")])
+    found = export(run, release, build(config), config)
+    before = _before(config)
+    print(f"{release}: {config.model} from {found}{f', which went on from {before}' if before else ''}")
+    print(_purpose(release, config))
+    return 0
+
+
+def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
+    """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
+
+    Parts that the release folder lacks are copied from `config.release`, if there is one. A kinoflow.yaml
+    that is there or comes with them gets the name of the run's folder, and says what the run went on from.
+    Files already there are replaced only once everything is written.
+
+    Raises:
+        UserError: the run has no whole checkpoint, or its shards are incomplete.
+    """
+    found = newest(run)
+    if found is None:
+        raise UserError(f"{run}: no checkpoint to export, train it first")
+    state = averaged_state(found)
+    release.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{release.name}.", dir=release.parent) as place:
+        aside = Path(place)
+        task.export(state, aside)
+        others = Path(config.release) if config.release else None
+        for source in [] if others is None else [others / name for name in _PARTS]:
+            if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
+                shutil.copytree(source, aside / source.name)
+        _write_card(aside / CARD_NAME, [release] if others is None else [release, others], run, config)
+        release.mkdir(exist_ok=True)
+        for entry in sorted(aside.iterdir()):  # what stays is not copied: of a large release it is many GiB
+            target = release / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
+    return found
+
+
+def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfig) -> None:
+    """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before."""
+    card = next((card for card in map(read_card, sources) if card is not None), None)
+    if card is None:
+        return
+    name = run.resolve().name
+    if card.name != name:  # else it is this run's already, of an earlier checkpoint
+        card = replace(card, name=name, version="1", trained_from=_before(config))
+    dump(card, path)
+
+
+def _before(config: RunConfig) -> str:
+    """Name and version of the release that the run went on from, or where it lies; empty without one."""
+    if config.init_from is None:
+        return ""
+    card = read_card(Path(config.init_from))
+    return config.init_from if card is None else f"{card.name} {card.version}"
+
+
+def _purpose(folder: Path, config: RunConfig) -> str:
+    """What to do with what was written, or what it lacks, in one line."""
+    try:
+        Release.load(folder)
+    except UserError as error:
+        return str(error)
+    if config.model == "tae" and not config.freeze_encoder:
+        remedy = "train one on them (kinoflow train precompute), or the autoencoder with freeze_encoder=true"
+        return f"{folder}: dit/ does not know the latents of this new encoder; {remedy}"
+    return f'next: kinoflow sample "PROMPT" --weights {folder}'
