@@ -216,7 +216,7 @@ class LatentDataset:
     def captions(self, bucket: str, index: int) -> list[str]:
         """The captions of one clip."""
         path = self._path(bucket, index) / "captions.jsonl"
-        return json.loads(path.read_text(encoding="utf-8").splitlines()[index % self.index.shard_size])
+        return json.loads(path.read_text(encoding="utf-8").split("\n")[index % self.index.shard_size])
 
     def _normalized(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         mean, std = (

@@ -334,6 +334,13 @@ def test_an_avi_header_one_frame_too_high(tmp_path):
     assert len(video.read(path)) == 12
 
 
+def test_a_codec_that_nobody_knows_is_not_called_damaged(tmp_path):
+    path = encode(tmp_path / "a.mkv", rgb_frames(gradient(3)), "libvpx")
+    path.write_bytes(path.read_bytes().replace(b"V_VP8", b"V_XYZ"))
+    with pytest.raises(UserError, match=r"a\.mkv: its video is of a kind that this FFmpeg does not decode"):
+        video.probe(path)
+
+
 # Names.
 
 

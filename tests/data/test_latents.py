@@ -35,7 +35,7 @@ def content(bucket, clips):
         [rng.random((1 + (clip + choice) % 5, width)) + clip for clip in clips for choice in range(2)]
         for width in INDEX.widths
     ]
-    return Shard(latent=latent, texts=texts, captions=[[f"{clip} “a”", f"{clip} b"] for clip in clips])
+    return Shard(latent=latent, texts=texts, captions=[[f"{clip} “a”\u2028\x85", f"{clip} b"] for clip in clips])
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_round_trip(folder):
         assert not text.hidden[~text.mask].any(), "padding is zero"
         want = content(NAMES[0], range(8, 10)).texts[encoder][3].astype(np.float16)
         assert np.array_equal(text.hidden[0][text.mask[0]].numpy(), want)
-    assert data.captions(NAMES[0], 9) == ["9 “a”", "9 b"]
+    assert data.captions(NAMES[0], 9) == ["9 “a”\u2028\x85", "9 b"]
 
 
 def test_null_prompt_for_one_encoder_or_all(folder):
@@ -134,8 +134,8 @@ def test_a_clip_as_a_latent_file(folder, tmp_path):
     latents.export(folder, tmp_path / "a.kino", 9)
     info = kino.read_info(tmp_path / "a.kino")
     assert (info.frames, info.height, info.width, info.fps) == (4, 16, 16, Fraction(24000, 1001))
-    assert (info.source, info.tae_sha256) == ("9 “a”", "a")
-    assert info.metadata == {"caption_0": "9 “a”", "caption_1": "9 b"}
+    assert (info.source, info.tae_sha256) == ("9 “a”\u2028\x85", "a")
+    assert info.metadata == {"caption_0": "9 “a”\u2028\x85", "caption_1": "9 b"}
     (latent,) = kino.read_latents(tmp_path / "a.kino", 0, 4, (4, 2, 2, 2))
     assert np.array_equal(latent, np.full((4, 2, 2, 2), 9.25))
     latents.export(folder, tmp_path / "b.kino", 2, "1x16x16@16")
