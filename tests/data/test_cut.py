@@ -147,7 +147,7 @@ def test_sources_too_small_too_short_or_too_fast_are_listed_and_cost_nothing_els
     assert figures["clips"] == round(300 * 40 / 24 / 60)
     wanted = {
         "small.mp4": "has 96x16 pixels; give a smaller --side",
-        "short.mp4": "has 7 frames of 8; give fewer --frames",
+        "short.mp4": "has 7 frames, a clip takes 8; give fewer --frames",
         "little.png": "has 16x16 pixels; give a smaller --side",
         "gone.mp4": "no such file or folder; check the path",
         "fast.mp4": "has 2000 frames a second; give --fps, at most 1000",
