@@ -61,34 +61,38 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cut_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     pieces = commands.add_parser("cut", help="cut footage and pictures to short square clips in OUT")
-    pieces.add_argument("sources", type=Path, nargs="+", metavar="CLIP_OR_PICTURE")
-    pieces.add_argument("out", type=Path, metavar="OUT")
-    defaults = CutConfig()
-    pieces.add_argument(
+    _cut_options(pieces)
+    pieces.set_defaults(run=_cut)
+    return pieces
+
+
+def _cut_options(parser: argparse.ArgumentParser) -> None:
+    add, defaults = parser.add_argument, CutConfig()
+    add("sources", type=Path, nargs="+", metavar="CLIP_OR_PICTURE")
+    add("out", type=Path, metavar="OUT")
+    add(
         "--frames",
         type=int,
         help="of each clip (default: two seconds of them, which fills every bucket of configs/mini up to "
         "32 frames at 16 a second)",
     )
-    pieces.add_argument("--side", type=int, default=defaults.side, help="of each clip (default: 128 pixels)")
-    pieces.add_argument("--per-minute", type=float, default=defaults.per_minute, help="clips (default: 300)")
-    pieces.add_argument("--per-picture", type=int, default=defaults.per_picture, help="clips (default: 20)")
-    pieces.add_argument(
+    add("--side", type=int, default=defaults.side, help="of each clip (default: 128 pixels)")
+    add("--per-minute", type=float, default=defaults.per_minute, help="clips (default: 300)")
+    add("--per-picture", type=int, default=defaults.per_picture, help="clips (default: 20)")
+    add(
         "--fps",
         metavar="RATE",
         help="play the clips at this rate (default: their own); sources of a variable rate are sampled at it "
         "(default: at their average)",
     )
-    pieces.add_argument("--seed", type=int, default=defaults.seed, help="of the windows (default: 0)")
-    pieces.add_argument(
+    add("--seed", type=int, default=defaults.seed, help="of the windows (default: 0)")
+    add(
         "--captions",
         type=Path,
         metavar="FILE",
         help="JSON lines or CSV with the columns source (a file's name) and caption; a source without one "
         "takes the text of the .txt file of its name beside it",
     )
-    pieces.set_defaults(run=_cut)
-    return pieces
 
 
 def _progress(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:

@@ -117,7 +117,9 @@ def cut(source: Path, out: Path, config: CutConfig, caption: str = "") -> Iterat
         count, fps = int(repeats.sum()), config.fps or own
         found = windows(config, frames=count, height=info.height, width=info.width, fps=own)
         if not found:
-            raise UserError(f"{source}: has {count} frames of {config.length(fps)}; give fewer --frames")
+            raise UserError(
+                f"{source}: has {count} frames, a clip takes {config.length(fps)}; give fewer --frames"
+            )
         clips = _footage(source, repeats, found, config.length(fps), config.side)
     for number, frames in enumerate(clips):
         name = f"clips/{source.stem}-{number:05d}.mp4"

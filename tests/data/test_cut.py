@@ -145,7 +145,7 @@ def test_sources_too_small_or_too_short_are_listed_and_cost_nothing_else(tmp_pat
     assert figures["clips"] == round(300 * 40 / 24 / 60) + 1
     wanted = {
         "small.mp4": "has 96x16 pixels; give a smaller --side",
-        "short.mp4": "has 7 frames of 8; give fewer --frames",
+        "short.mp4": "has 7 frames, a clip takes 8; give fewer --frames",
         "little.png": "has 16x16 pixels; give a smaller --side",
         "gone.mp4": "no such file or folder; check the path",
     }
