@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         help="frames x height x width @ fps (default: 16x64x64@16); again for a mix, with ' weight=2'",
     )
     make.set_defaults(run=_world)
-    pieces = _cut_parser(commands)
+    pieces = commands.add_parser("cut", help="cut footage and pictures to short square clips in OUT")
+    _cut_options(pieces)
+    pieces.set_defaults(run=_cut)
     test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
     test.add_argument("manifest", type=Path, metavar="MANIFEST")
     test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
@@ -57,13 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     for command in (make, pieces, test, tell):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def _cut_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    pieces = commands.add_parser("cut", help="cut footage and pictures to short square clips in OUT")
-    _cut_options(pieces)
-    pieces.set_defaults(run=_cut)
-    return pieces
 
 
 def _cut_options(parser: argparse.ArgumentParser) -> None:
