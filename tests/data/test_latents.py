@@ -35,7 +35,8 @@ def content(bucket, clips):
         [rng.random((1 + (clip + choice) % 5, width)) + clip for clip in clips for choice in range(2)]
         for width in INDEX.widths
     ]
-    return Shard(latent=latent, texts=texts, captions=[[f"{clip} “a”\u2028\x85", f"{clip} b"] for clip in clips])
+    captions = [[f"{clip} “a”\u2028\x85", f"{clip} b"] for clip in clips]
+    return Shard(latent=latent, texts=texts, captions=captions)
 
 
 @pytest.fixture
