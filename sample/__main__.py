@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from kinoflow.configs.errors import UserError, one_line, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
-from kinoflow.sample.options import folder_of_list, is_picture, named_as_options, refuse_without_effect
+from kinoflow.sample.options import (
+    add_hardware,
+    folder_of_list,
+    is_picture,
+    named_as_options,
+    refuse_without_effect,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,12 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="memory for the tiles in which large clips are decoded, 8GiB for example (default 4GiB)",
     )
-    add(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads (default 1: small releases gain nothing from more)",
-    )
+    add_hardware(add)
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
 
@@ -194,8 +195,11 @@ class Sampler:
     def __init__(
         self, release: Release, bucket: Bucket, sampling: Sampling, args: argparse.Namespace
     ) -> None:
+        from kinoflow.configs.devices import parse_device, parse_dtype
         from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
+        self.device = parse_device(args.device)
+        self.dtype = parse_dtype(args.dtype, self.device)
         self.release, self.bucket, self.sampling, self.args = release, bucket, sampling, args
         self.crf = _CRF if args.crf is None else args.crf
         self.memory = args.memory or DEFAULT_MEMORY
@@ -233,7 +237,9 @@ class Sampler:
         import torch
 
         torch.set_num_threads(self.args.threads)
-        return self.release.dit(), self.release.tae(), self.release.encoder(self.args.text_cache)
+        device, release = self.device, self.release
+        encoder = release.encoder(self.args.text_cache, device)
+        return release.dit(device, self.dtype), release.tae(device), encoder
 
     def _latent(self, job: Request, label: str) -> Tensor:
         """The normalized latent of the clip."""
@@ -296,6 +302,7 @@ class Sampler:
 
     def _metadata(self, job: Request) -> dict[str, str]:
         """All that decides the file's bytes on a machine of one kind: what makes the clip again."""
+        from kinoflow.configs.devices import name_of
         from kinoflow.sample.output import installed
 
         sde = self.sampling.solver == "sde"
@@ -314,6 +321,8 @@ class Sampler:
             "weights": self.release.weights_hash,
             "text_dtype": self.release.config.text.dtype,
             "crf": None if is_picture(self.bucket.frames, job.out) else self.crf,
+            "device": self.device.type,
+            "dtype": name_of(self.dtype),
             "threads": self.args.threads,
             "memory": self.memory,
             "kinoflow": installed("kinoflow"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinoflow.configs.errors import UserError
 
@@ -14,6 +14,24 @@ if TYPE_CHECKING:
 
 _OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
 _CLIPS = {".mp4", ".m4v", ".mov", ".png"}
+
+
+def add_hardware(add: Callable[..., Any]) -> None:
+    """The options that say where and in what is computed; `add` is a parser's add_argument."""
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default auto: the GPU where there is one)")
+    add(
+        "--dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="number type of the transformer (default auto: bf16 on a GPU, fp32 on a CPU); flow times, the "
+        "state of the flow and the autoencoder stay in fp32",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (default 1: small releases gain nothing from more)",
+    )
 
 
 @contextmanager

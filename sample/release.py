@@ -27,6 +27,8 @@ from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.sample.generate import Sampling, SolverName
 
 if TYPE_CHECKING:
+    import torch
+
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
     from kinoflow.dit_video.video_dit import VideoDiT
     from kinoflow.tae.model.tae import TAE
@@ -154,21 +156,21 @@ class Release:
         chosen = {key: value for key, value in given.items() if value is not None}
         return replace(self.config.sampling, **chosen)
 
-    def tae(self) -> TAE:
-        """Read the autoencoder. Raises UserError for a damaged file."""
+    def tae(self, device: torch.device | str = "cpu") -> TAE:
+        """Read the autoencoder, in fp32. Raises UserError for a damaged file."""
         from kinoflow.tae.cpu.accelerate import accelerate
         from kinoflow.tae.model.tae import TAE
 
-        return accelerate(TAE.from_pretrained(self.folder / "tae"))
+        return accelerate(TAE.from_pretrained(self.folder / "tae").to(device))
 
-    def dit(self) -> VideoDiT:
-        """Read the transformer. Raises UserError for a damaged file."""
+    def dit(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
+        """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""
         from kinoflow.dit_video.video_dit import VideoDiT
 
-        return VideoDiT.from_pretrained(self.folder / "dit")
+        return VideoDiT.from_pretrained(self.folder / "dit").to(device, dtype)
 
-    def encoder(self, text_cache: Path | None = None) -> PromptEncoder:
-        """Read the text encoders; with a cache of text states only when it lacks some.
+    def encoder(self, text_cache: Path | None = None, device: torch.device | str = "cpu") -> PromptEncoder:
+        """Read the text encoders, in the number type that the card names; with a cache only if it lacks some.
 
         Raises:
             UserError: a damaged file, a hub that can't be reached, or encoders that don't suit the dit.
@@ -182,7 +184,7 @@ class Release:
                 f"{self.folder / CARD_NAME}: text: the encoders' states are {given} wide, dit/ was trained "
                 f"on {wanted}; name the encoders that it was trained with"
             )
-        return encoder
+        return encoder.to(device)
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kinoflow.configs.devices import parse_device
 from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.terminal import argument, parse_rate, print_json, progress_bar
 from kinoflow.data.latents.shards import is_latent_folder
@@ -101,7 +101,12 @@ def _model_options() -> argparse.ArgumentParser:
         default=str(DEFAULT_WEIGHTS),
         help="autoencoder folder or hub id (default: the shipped one)",
     )
-    model.add_argument("--device", type=_device, default="cpu", help="cpu (default) or cuda")
+    model.add_argument(
+        "--device",
+        type=argument(parse_device),
+        default="auto",
+        help="cpu, cuda, cuda:1, mps (default auto: the GPU where there is one)",
+    )
     model.add_argument(
         "--spatial-tile",
         type=_pixels,
@@ -167,15 +172,6 @@ def _pixels(text: str) -> int:
     if side < 64:
         raise argparse.ArgumentTypeError(f"{side}: use 64 pixels or more")
     return side
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: torch has no such device here; use cpu") from error
-    return device
 
 
 def _codec(arguments: argparse.Namespace) -> Codec:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.clips.buckets import Bucket
@@ -25,7 +26,7 @@ from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
 from kinoflow.sample.evaluation.statistics import Share, frechet_distance
 from kinoflow.sample.generate import Sampling, generate
-from kinoflow.sample.options import named_as_options
+from kinoflow.sample.options import add_hardware, named_as_options
 from kinoflow.tae.codec.metrics import psnr
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.model.tae import TAE
@@ -99,11 +100,14 @@ def evaluate(
     seed: int = 0,
     sampling: Sampling,
     sheet: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """Generate a clip for each of the first held-out scenes and judge them.
+    """Generate a clip for each of the first held-out scenes on `device` and judge them on the CPU.
 
-    `sheet`: a PNG with the first clips, one a row. `progress` is called after each clip.
+    `dtype` is the transformer's. `sheet`: a PNG with the first clips, one a row. `progress` is called after
+    each clip.
     """
     from kinoflow.data.video import contact_sheet
 
@@ -112,9 +116,9 @@ def evaluate(
     bucket = release.bucket()
     judge, dit, tae, encoder = (
         Judge.from_pretrained(release.folder / "judge"),
-        release.dit(),
-        release.tae(),
-        release.encoder(),
+        release.dit(device, dtype),
+        release.tae(device),
+        release.encoder(device=device),
     )
     scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
     texts = [caption(scene, index, complete=True) for index, scene in enumerate(scenes)]
@@ -136,10 +140,11 @@ def evaluate(
 @torch.no_grad()
 def reconstruction_psnr(tae: TAE, clips: Sequence[Clip]) -> float:
     """Mean PSNR in dB over all frames of clips that went through the autoencoder and came back as bytes."""
-    values = []
+    values, device = [], next(tae.parameters()).device
     for clip in clips:
         source = torch.from_numpy(clip)
-        decoded = to_bytes(tae.decode(tae.encode(from_bytes(source[None])).mean, len(clip)))[0]
+        latent = tae.encode(from_bytes(source[None].to(device))).mean
+        decoded = to_bytes(tae.decode(latent, len(clip)))[0].cpu()
         values.append(psnr(*(frames.movedim(-1, 1).float() / 255 for frames in (decoded, source))))
     return float(torch.cat(values).mean())
 
@@ -161,6 +166,8 @@ def main(argv: list[str]) -> int:
     if args.threads < 1:
         raise UserError(f"threads: {args.threads}; use 1 or more")
     torch.set_num_threads(args.threads)
+    device = parse_device(args.device)
+    dtype = parse_dtype(args.dtype, device)
     started = time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("clips", total=args.prompts)
@@ -170,6 +177,8 @@ def main(argv: list[str]) -> int:
             seed=args.seed,
             sampling=sampling,
             sheet=args.sheet,
+            device=device,
+            dtype=dtype,
             progress=lambda: bar.advance(task),
         )
     settings = {
@@ -177,6 +186,8 @@ def main(argv: list[str]) -> int:
         "weights": release.weights_hash,
         "clip": str(release.bucket()),
         "seed": args.seed,
+        "device": device.type,
+        "dtype": name_of(dtype),
         "threads": args.threads,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -197,12 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="intervals of the time grid")
     add("--guidance", type=float, help="weight of the prompt")
     add("--sheet", type=Path, metavar="PNG", help="write a contact sheet of the first clips")
-    add(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads (default 1: small releases gain nothing from more)",
-    )
+    add_hardware(add)
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
 

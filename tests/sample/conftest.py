@@ -92,7 +92,7 @@ def tiny_release_folder(tmp_path_factory):
 
 @pytest.fixture
 def tiny_release(tiny_release_folder, monkeypatch):
-    monkeypatch.setattr(Release, "encoder", lambda self, text_cache=None: HashEncoder())
+    monkeypatch.setattr(Release, "encoder", lambda self, text_cache=None, device="cpu": HashEncoder())
     return Release.load(tiny_release_folder)
 
 

@@ -4,11 +4,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
 from kinoflow.sample.evaluation.judge import Judge
+from kinoflow.sample.generate import generate
 from kinoflow.sample.release import Release, ReleaseConfig, write
+from tests.standin import DEVICE, Accelerator
 
 
 @pytest.fixture
@@ -154,3 +157,30 @@ def test_write_replaces_a_part_and_keeps_the_others(copy, tiny_release_folder):
     with pytest.raises(UserError, match="vae"):
         write(copy, config=config, parts={"vae": copy})
     assert sorted(path.name for path in copy.iterdir()) == ["dit", "judge", "kinoflow.yaml", "tae", "text"]
+
+
+def test_numbers_of_another_type(tiny_release, monkeypatch):
+    """bf16 changes the clip by its rounding; what the transformer is told of time is exact."""
+    times = []
+    size = {"frames": 16, "height": 16, "width": 16, "fps": Fraction(16), "num_steps": 3}
+    clips = []
+    for dtype in (torch.float32, torch.bfloat16):
+        dit = tiny_release.dit(dtype=dtype)
+        assert {p.dtype for p in dit.parameters()} == {dtype}
+        dit.time.register_forward_pre_hook(lambda _, inputs: times.append(inputs[0].dtype))
+        parts = dit, tiny_release.tae(), tiny_release.encoder()
+        clips.append(generate(*parts, ["a red star"], seeds=[1], **size).float())
+    assert set(times) == {torch.float32}
+    assert 0 < (clips[0] - clips[1]).abs().mean() < 8
+
+
+def test_every_part_goes_to_the_device(tiny_release):
+    with Accelerator():
+        parts = (
+            tiny_release.dit(DEVICE), tiny_release.tae(DEVICE), tiny_release.encoder(device=DEVICE)
+        )  # fmt: skip
+        clips = generate(
+            *parts, ["a red star"], seeds=[1], frames=16, height=16, width=16, fps=Fraction(16), num_steps=2
+        )
+    assert clips.device.type == "cpu"
+    assert clips.shape == (1, 16, 16, 16, 3)
