@@ -80,6 +80,17 @@ def fork(chunks: Iterable[Tensor]) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
     return ahead(), behind()
 
 
+def crop(chunks: Iterable[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+    """Frames start..stop-1 of a stream; no more chunks are asked for."""
+    position = 0
+    for chunk in chunks:
+        begin, position = position, position + chunk.shape[2]
+        if position > start:
+            yield chunk[:, :, max(start - begin, 0) : stop - begin]
+        if position >= stop:
+            return
+
+
 def gather(chunks: Iterable[Tensor], frames: int) -> Tensor:
     """The first `frames` frames in one tensor; no more chunks are asked for.
 

@@ -97,6 +97,10 @@ class Conv(nn.Module):
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         return self.temporal.stream(map(self.spatial, chunks))
 
+    def reads(self, start: int, stop: int) -> tuple[int, int]:
+        """The frames that frames start..stop-1 are made of; at an end of the clip some are not there."""
+        return start - 1, stop + 1
+
 
 class NearestSpatialConv(SpatialConv):
     """Nearest-neighbour upsampling in space by `factor`, then the convolution, neither of them run as such.

@@ -6,6 +6,7 @@ the same numbers, while fine levels stay in cache and the memory they need does 
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -75,6 +76,10 @@ class ResBlock(nn.Module):
         h = self.conv2.stream(map(self._second, self.conv1.stream(map(self._first, main))))
         return map(self._add, h, aside)
 
+    def reads(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Conv.reads`."""
+        return self.conv1.reads(*self.conv2.reads(start, stop))
+
     def _first(self, x: Tensor) -> Tensor:
         return activate(self.norm1(x))
 
@@ -115,6 +120,10 @@ class Attention(nn.Module):
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Each frame sees all others, so the chunks are joined; this is the coarsest level."""
         yield from regroup([self(torch.cat(list(chunks), dim=2))])
+
+    def reads(self, start: int, stop: int) -> tuple[int, int]:  # noqa: ARG002
+        """All there are."""
+        return 0, sys.maxsize
 
 
 def _attend(qkv: Tensor) -> Tensor:
@@ -189,6 +198,11 @@ class Upsample(nn.Module):
         # Both are as large: they are cut at the same frames, whatever came in.
         return map(torch.add, h, regroup(map(self._shortcut, aside))) if self.shortcut else h
 
+    def reads(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Conv.reads`, before the frames become more."""
+        around = 0 if self.temporal is None else 1
+        return _before_stride(start - around, stop + around, self.stride[0])
+
     def _with_shortcut(self, y: Tensor, x: Tensor) -> Tensor:
         return y + self._shortcut(x) if self.shortcut else y
 
@@ -219,8 +233,19 @@ class Detail(nn.Module):
             chunks = block.stream(chunks)
         return map(self.to_patch, chunks)
 
+    def reads(self, start: int, stop: int) -> tuple[int, int]:
+        """As `Upsample.reads`."""
+        for block in self.layers:
+            assert isinstance(block, ResBlock)
+            start, stop = block.reads(start, stop)
+        return _before_stride(start, stop, self.stride[0])
+
     def _parted(self, x: Tensor) -> Tensor:
         return unfold(x, self.stride)
+
+
+def _before_stride(start: int, stop: int, stride: int) -> tuple[int, int]:
+    return start // stride, -(-stop // stride)
 
 
 def activate(normalized: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Letters: b batch, c channels, t latent frames, h w latent height and width; fram
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
-from kinoflow.tae.model.chunks import gather, regroup, streams
+from kinoflow.tae.model.chunks import crop, gather, regroup, streams
 from kinoflow.tae.model.config import Stride, TAEConfig, require_batch
 from kinoflow.tae.model.convolution import Conv, PointwiseConv
 from kinoflow.tae.model.layers import (
@@ -31,6 +31,8 @@ from kinoflow.tae.model.layers import (
 from kinoflow.tae.model.pixels import from_bytes
 
 INITIAL_LOGVAR = -4.0
+_Run = Callable[[Iterable[Tensor]], Iterator[Tensor]]
+_Reads = Callable[[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,11 @@ class Encoder(nn.Module):
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """The same in chunks of frames, without gradients."""
         growth = self.conv_in.spatial.out_channels / self.conv_in.spatial.in_channels
-        return _stream(self, self.conv_in.stream(regroup(chunks, growth=growth)))
+        chunks = self.conv_in.stream(regroup(chunks, growth=growth))
+        for layer in self.layers:
+            assert isinstance(layer, ResBlock | Attention | Downsample)
+            chunks = layer.stream(chunks)
+        return self.conv_out.stream(map(activate, map(self.norm_out, chunks)))
 
 
 class Decoder(nn.Module):
@@ -126,21 +132,46 @@ class Decoder(nn.Module):
         x = self.conv_out(activate(self.norm_out(self.layers(self.conv_in(self._dequantized(x))))))
         return x if self.detail is None else self.detail(x)
 
-    def stream(self, x: Tensor) -> Iterator[Tensor]:
-        """The same in chunks of frames, without gradients; those that nobody takes are not computed."""
+    def stream(self, x: Tensor, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Frames start..stop-1 of the same in chunks, without gradients.
+
+        Each layer computes only the frames that those are made of: of a few frames of a long clip the fine
+        levels, where the work is, cost what a few frames cost.
+        """
+        stages, times = self._stages(), [x.shape[2]]
+        for _, _, more in stages:
+            times.append(times[-1] * more)
+        spans = [(start, times[-1] if stop is None else stop)]  # of what comes out, then of what goes in
+        for (_, reads, _), time in zip(reversed(stages), reversed(times[:-1]), strict=True):
+            low, high = reads(*spans[-1])
+            spans.append((max(low, 0), min(high, time)))
+        spans.reverse()
         growth = self.conv_in.spatial.out_channels / x.shape[1]
-        chunks = _stream(self, self.conv_in.stream(regroup([self._dequantized(x)], growth=growth)))
-        return chunks if self.detail is None else self.detail.stream(chunks)
+        low, high = spans[0]
+        chunks = regroup([self._dequantized(x[:, :, low:high])], growth=growth)
+        for (run, _, more), (first, last) in zip(stages, spans[1:], strict=True):
+            chunks = run(chunks)
+            if (first, last) != (low * more, high * more):
+                chunks = crop(chunks, first - low * more, last - low * more)
+            low, high = first, last
+        return chunks
+
+    def _stages(self) -> list[tuple[_Run, _Reads, int]]:
+        """Of each layer its stream, what it reads for some of its frames, and how many it makes of one."""
+        stages: list[tuple[_Run, _Reads, int]] = [(self.conv_in.stream, self.conv_in.reads, 1)]
+        for layer in self.layers:
+            assert isinstance(layer, ResBlock | Attention | Upsample)
+            stages.append((layer.stream, layer.reads, layer.stride[0] if isinstance(layer, Upsample) else 1))
+        stages.append((self._out, self.conv_out.reads, 1))
+        if self.detail is not None:
+            stages.append((self.detail.stream, self.detail.reads, self.detail.stride[0]))
+        return stages
+
+    def _out(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        return self.conv_out.stream(map(activate, map(self.norm_out, chunks)))
 
     def _dequantized(self, x: Tensor) -> Tensor:
         return x if self.post_quant is None else self.post_quant(x)
-
-
-def _stream(model: Encoder | Decoder, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-    for layer in model.layers:
-        assert isinstance(layer, ResBlock | Attention | Downsample | Upsample)
-        chunks = layer.stream(chunks)
-    return model.conv_out.stream(map(activate, map(model.norm_out, chunks)))
 
 
 def _middle(width: int, config: TAEConfig) -> list[nn.Module]:
@@ -215,9 +246,11 @@ class TAE(nn.Module):
         return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
 
     def decode(
-        self, latent: Float[Tensor, "b c t h w"], frames: int
-    ) -> Float[Tensor, "b 3 frames height width"]:
+        self, latent: Float[Tensor, "b c t h w"], frames: int, wanted: slice | None = None
+    ) -> Float[Tensor, "b 3 _ height width"]:
         """RGB in about [-1, 1] (not clamped); spurious frames beyond `frames` are discarded.
+
+        Of the `wanted` ones alone where they are given, for less work: the frames stay those of the whole.
 
         Raises:
             ValueError: another shape, or more or fewer frames than a latent of that length stands for.
@@ -228,11 +261,11 @@ class TAE(nn.Module):
             raise ValueError(f"frames: {latent.shape[2]} latent frames do not decode to {frames} frames")
         latent = _channels_last(latent)
         if streams():
-            return self._decode_stream(latent, frames)
+            return self._decode_stream(latent, *_bounds(wanted, frames))
         video = unfold(self.decoder(latent), self.config.decoded_patch)[:, :, :frames]
         if self.to_pixels is not None:
             video = video + unfold(self.to_pixels(latent), self.config.factors)[:, :, :frames]
-        return video
+        return video if wanted is None else video[:, :, wanted]
 
     def _encode_stream(self, video: Tensor) -> Tensor:
         clips = video.split(self.config.factors[0], dim=2)
@@ -249,13 +282,20 @@ class TAE(nn.Module):
             return video
         return from_bytes(video.movedim(1, -1)).to(self.encoder.conv_in.spatial.weight.dtype)
 
-    def _decode_stream(self, latent: Tensor, frames: int) -> Tensor:
+    def _decode_stream(self, latent: Tensor, start: int, stop: int) -> Tensor:
+        """Frames start..stop-1, from the patch in which the first lies."""
         patch, factors = self.config.decoded_patch, self.config.factors
-        video = gather((unfold(chunk, patch) for chunk in self.decoder.stream(latent)), frames)
+        low, high = start // patch[0], -(-stop // patch[0])
+        begin = low * patch[0]
+        chunks = self.decoder.stream(latent, low, high)
+        video = gather((unfold(chunk, patch) for chunk in chunks), stop - begin)
         if self.to_pixels is not None:
-            for cell, clip in zip(latent.split(1, dim=2), video.split(factors[0], dim=2), strict=True):
-                clip.add_(unfold(self.to_pixels(cell), factors)[:, :, : clip.shape[2]])
-        return video
+            for cell in range(begin // factors[0], -(-stop // factors[0])):
+                at = cell * factors[0]
+                clip = video[:, :, max(at - begin, 0) : at + factors[0] - begin]
+                pixels = unfold(self.to_pixels(latent[:, :, cell : cell + 1]), factors)
+                clip.add_(pixels[:, :, max(begin - at, 0) :][:, :, : clip.shape[2]])
+        return video[:, :, start - begin :]
 
     def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Zero mean and unit variance for each channel: what the DiT sees."""
@@ -296,6 +336,11 @@ class TAE(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and safetensors weights into `folder`."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+def _bounds(wanted: slice | None, frames: int) -> tuple[int, int]:
+    start, stop, _ = (wanted or slice(None)).indices(frames)
+    return start, stop
 
 
 def _blocks(video: Tensor, patch: Stride) -> Tensor:

@@ -114,6 +114,9 @@ class HaloTiling:
         return Tile(start=self.at(first, length).outer.start, stop=self.at(final, length).outer.stop)
 
 
+# Some frames of what Decode gives.
+DecodePart = Callable[[Tensor, int, slice], Tensor]
+
 # Given the tiling that failed and why, a smaller one; raises the failure where there is none.
 Smaller = Callable[[HaloTiling, Exception], HaloTiling]
 
@@ -156,11 +159,14 @@ def decode_stream(
     frames: int,
     start: int = 0,
     end: int | None = None,
+    decode_part: DecodePart | None = None,
 ) -> Iterator[Float[Tensor, "b 3 _ height width"]]:
     """Frames start..end-1 of a clip of `frames` frames, piece by piece, from chunks of any number of latents.
 
     The chunks begin at latent frame `tiling.latents_for(frames, start, end).start`; the pieces are the same
-    as those cut from the whole clip. Holds the latents of one tile with its halo, and a chunk.
+    as those cut from the whole clip. Holds the latents of one tile with its halo, and a chunk. Of a tile of
+    which only a part is asked for, `decode_part`, where there is one, saves the rest of the work, and rounds
+    in its own way.
 
     Raises:
         ValueError: a range outside the clip, or chunks that end too early.
@@ -174,9 +180,9 @@ def decode_stream(
         if first < last:  # after a failure the first tiles can be too small to reach `start`
             source.reach(tile.outer.stop)
             try:
-                piece = _decoded(
-                    source, decode, tiling, tile, span=Tile(start=first, stop=last), frames=frames
-                )
+                span = Tile(start=first, stop=last)
+                some = decode_part if span != _inside(tile, tiling, frames) else None
+                piece = _decoded(source, decode, some, tiling, tile, span=span, frames=frames)
             except (MemoryError, RuntimeError) as failure:
                 tiling = smaller(tiling, failure)
                 continue
@@ -233,14 +239,29 @@ def _encoded(window: Window, encode: Encode, tiling: HaloTiling, tile: HaloTile,
     return encoder_in_space(lambda part: encode(part)[:, :, tile.kept], tiling.space)(clip)
 
 
+def _inside(tile: HaloTile, tiling: HaloTiling, frames: int) -> Tile:
+    """All frames that a tile is there for."""
+    return Tile(start=tile.inner.start * tiling.factor, stop=min(tile.inner.stop * tiling.factor, frames))
+
+
 def _decoded(
-    source: Window, decode: Decode, tiling: HaloTiling, tile: HaloTile, *, span: Tile, frames: int
+    source: Window,
+    decode: Decode,
+    decode_part: DecodePart | None,
+    tiling: HaloTiling,
+    tile: HaloTile,
+    *,
+    span: Tile,
+    frames: int,
 ) -> Tensor:
     first = tile.outer.start * tiling.factor
     count = min(tile.outer.stop * tiling.factor, frames) - first
     kept = slice(span.start - first, span.stop - first)
-    cut = decoder_in_space(lambda part, length: decode(part, length)[:, :, kept], tiling.space)
-    return cut(source.take(tile.outer), count)
+
+    def one(part: Tensor, length: int) -> Tensor:
+        return decode(part, length)[:, :, kept] if decode_part is None else decode_part(part, length, kept)
+
+    return decoder_in_space(one, tiling.space)(source.take(tile.outer), count)
 
 
 def _tile(start: int, stop: int, length: int, halo: Halo) -> HaloTile:

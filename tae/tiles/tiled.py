@@ -105,7 +105,8 @@ class TiledTAE:
         """Frames start..end-1 of a clip of `frames` frames, piece by piece, from chunks of any length.
 
         The chunks begin at latent frame `latents_for(frames, start, end).start`; the pieces are those of the
-        whole clip.
+        whole clip, but for rounding: of a tile of which some frames are asked for, only what they are made of
+        is computed.
 
         Raises:
             ValueError: another shape, a range outside the clip, or chunks that end too early.
@@ -129,7 +130,14 @@ class TiledTAE:
         else:
             smaller = self._smaller(request)
             yield from halo.decode_stream(
-                latents, self._decode, tiles, smaller, frames=frames, start=start, end=end
+                latents,
+                self._decode,
+                tiles,
+                smaller,
+                frames=frames,
+                start=start,
+                end=end,
+                decode_part=self._decode,
             )
 
     @torch.inference_mode()
@@ -138,9 +146,10 @@ class TiledTAE:
             return self._tae.encode(clip.to(self._dtype) if clip.is_floating_point() else clip).mean
 
     @torch.inference_mode()
-    def _decode(self, part: Tensor, frames: int) -> Tensor:
+    def _decode(self, part: Tensor, frames: int, wanted: slice | None = None) -> Tensor:
+        only = {} if wanted is None else {"wanted": wanted}
         with pages_given_back():
-            return self._tae.decode(part.to(self._dtype), frames)
+            return self._tae.decode(part.to(self._dtype), frames, **only)
 
     def _request(self, part: Part, cells: tuple[int, int], frame_bytes: int = 4) -> TilingRequest:
         return TilingRequest(
