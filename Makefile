@@ -15,7 +15,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps test check format bench bench-tae bench-dit clean
+.PHONY: help sample setup sweeps test check format bench bench-tae bench-dit gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -72,6 +72,10 @@ bench-tae: .venv/.dev
 
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
+
+# Everything that wants a GPU, with figures in runs/gpu; on a CPU what it can stand in for.
+gpu: .venv/.dev
+	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

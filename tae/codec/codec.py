@@ -125,7 +125,9 @@ class Codec:
     def decode(
         self, path: str | Path, *, start: int = 0, end: int | None = None
     ) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
-        """Frames start..end-1 of a latent file, piece by piece; reads and decodes only the tiles they need.
+        """Frames start..end-1 of a latent file, piece by piece; reads and decodes only what they are made of.
+
+        They are the frames of the whole clip but for rounding: one level in at most one of 10,000 values.
 
         Raises:
             UserError: not a latent file, damaged, of another autoencoder, or a range outside it.

@@ -1,6 +1,7 @@
 """Training MFU of configs/models/dit_1b.yaml on a CUDA device: `python tests/bench/dit_training.py`, JSON.
 
-bf16, each block compiled, AdamW, two clips of 8,192 tokens; with sdpa and with xformers. The FLOPs are three
+bf16, each block compiled, AdamW; clips of 1,024, 8,192 and 73,728 tokens (the last with every block computed
+again), about 16,384 tokens a step and one clip at least; with sdpa, xformers and flex. The FLOPs are three
 times those of a forward: what is computed again counts for nothing.
 """
 
@@ -24,15 +25,21 @@ from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.log import peak_flops
 
+SIZES = {1024: (4, 32, 32), 8192: (32, 32, 32), 73728: (32, 96, 96)}  # tokens: latent frames, height, width
 
-def training(kernel: KernelName, repeats: int = 10) -> dict[str, Any]:
-    """Tokens/s and MFU of optimizer steps of dit_1b on clips of 8,192 tokens, on the CUDA device."""
-    config = replace(load(RunConfig, ["configs/models/dit_1b.yaml"]).dit, attention=kernel)
-    shape, lengths = (2, config.latent_channels, 32, 32, 32), (96, 16, 16)
+
+def training(kernel: KernelName, tokens: int, repeats: int = 5) -> dict[str, Any]:
+    """Tokens/s and MFU of optimizer steps of dit_1b on clips of so many tokens, on the CUDA device."""
+    size = SIZES[tokens]
+    config = load(RunConfig, ["configs/models/dit_1b.yaml"]).dit
+    config = replace(config, attention=kernel, max_tokens=(size[0], size[1] // 2, size[2] // 2))
+    clips = max(1, 16384 // tokens)
+    shape, lengths = (clips, config.latent_channels, *size), (96, 16, 16)
     flops = 3 * forward_flops(replace(config, attention="math"), shape, lengths)
     model = VideoDiT(config).to("cuda", torch.bfloat16)
     model.init_weights()
-    parallelize(model, ParallelConfig(compile=True), None)
+    again = 1 if tokens > 16384 else 0
+    parallelize(model, ParallelConfig(compile=True, checkpoint_every=again), None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     latent, time_, texts = batch(config, shape, lengths, torch.device("cuda"))
 
@@ -48,8 +55,9 @@ def training(kernel: KernelName, repeats: int = 10) -> dict[str, Any]:
         step()
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[1:])
-    peak, tokens = peak_flops(torch.device("cuda")), shape[0] * 8192
-    return {"device": torch.cuda.get_device_name(), "seconds": seconds, "tokens_per_second": tokens / seconds,
+    peak = peak_flops(torch.device("cuda"))
+    return {"device": torch.cuda.get_device_name(), "seconds": seconds,
+            "tokens_per_second": clips * tokens / seconds,
             "flops": flops, "mfu": flops / seconds / peak if peak else None,
             "peak_memory_bytes": torch.cuda.max_memory_allocated()}  # fmt: skip
 
@@ -78,13 +86,16 @@ def forward_flops(config: DiTConfig, shape: tuple[int, ...], lengths: tuple[int,
 
 
 def on_cuda() -> dict[str, Any]:
-    """The training figures of each kernel; what one lacks, in its place."""
+    """The training figures of each kernel and length; what one lacks, in its place."""
     found: dict[str, Any] = {}
-    for kernel in ("sdpa", "xformers"):
-        try:
-            found[kernel] = training(kernel)
-        except UserError as error:
-            found[kernel] = {"unavailable": str(error)}
+    for tokens in SIZES:
+        for kernel in ("sdpa", "xformers", "flex"):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                found[f"{kernel}_{tokens}"] = training(kernel, tokens)
+            except (UserError, torch.OutOfMemoryError) as error:
+                found[f"{kernel}_{tokens}"] = {"unavailable": str(error).splitlines()[0]}
     return found
 
 

@@ -77,6 +77,8 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
@@ -88,7 +90,9 @@ def counted(call: Callable[[], object]) -> int:
 
 
 def resident() -> float:
-    """Most memory that this process has held so far, in MiB."""
+    """Most memory that this process, or on a GPU its tensors, has held so far, in MiB."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -96,13 +100,13 @@ def resident() -> float:
 def measure(name: str, options: argparse.Namespace) -> Figures:
     dtype = DTYPES[options.dtype]
     if name == PEAK:
-        return {"flops_per_second": peak(dtype, options.repeats)}
-    model = build(name).to(dtype).eval()
+        return {"flops_per_second": peak(dtype, options.repeats, options.device)}
+    model = build(name).to(options.device, dtype).eval()
     if isinstance(model, TAE):
         accelerate(model)
     generator = torch.Generator().manual_seed(0)
     size = (1, 3, options.frames, options.size, options.size)
-    video = (torch.rand(size, generator=generator) * 2 - 1).to(dtype)
+    video = (torch.rand(size, generator=generator) * 2 - 1).to(options.device, dtype)
     encode, decode = calls(model, video)
     before = resident()
     latent = encode()
@@ -123,10 +127,11 @@ def measure(name: str, options: argparse.Namespace) -> Figures:
     return figures
 
 
-def peak(dtype: torch.dtype, repeats: int) -> float:
+def peak(dtype: torch.dtype, repeats: int, device: str) -> float:
     """Operations a second of a large convolution, the best of a few: what a model can at most run at."""
-    x = torch.randn(8, 512, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.randn(512, 512, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    like = {"dtype": dtype, "device": device}
+    x = torch.randn(8, 512, 64, 64, **like).to(memory_format=torch.channels_last)
+    weight = torch.randn(512, 512, 3, 3, **like).to(memory_format=torch.channels_last)
 
     def convolve() -> Tensor:
         return F.conv2d(x, weight, padding=1)
@@ -135,9 +140,12 @@ def peak(dtype: torch.dtype, repeats: int) -> float:
     return flops / min(seconds(convolve, 1) for _ in range(max(repeats, 3)))
 
 
+_PASSED = ("dtype", "device", "threads", "repeats", "frames", "size")
+
+
 def alone(name: str, options: argparse.Namespace) -> Figures:
     """`measure` in a process of its own."""
-    passed = [f"--{key}={getattr(options, key)}" for key in ("dtype", "threads", "repeats", "frames", "size")]
+    passed = [f"--{key}={getattr(options, key)}" for key in _PASSED]
     command = [sys.executable, str(Path(__file__)), "--worker", name, *passed]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -194,6 +202,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5, help="the median of this many calls (default: 5)")
     parser.add_argument("--frames", type=int, default=17)
@@ -218,6 +227,7 @@ def main(arguments: list[str]) -> None:
     figures = {
         "clip": f"{options.frames}x{options.size}x{options.size}",
         "dtype": options.dtype,
+        "device": options.device,
         "threads": options.threads,
         "repeats": options.repeats,
         "peak_flops_per_second": alone(PEAK, options)["flops_per_second"],
