@@ -26,6 +26,10 @@ def storage_bytes(tensors):
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
+def shared(one, other):
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
 class Saved:
     """A context that counts what is kept for the backward pass, weights left out.
 
@@ -91,17 +95,20 @@ def measure(config, processes):
     parallelize(model, config.parallel, Spread(config=config, processes=processes).group)
     running = engine.Engine(model, loss, config, processes)
     average = EMA(running.fragments(), 0.9)
-    found = {}
+    found, kept = {}, []
     optimizer, stage = running.deepspeed.optimizer, config.deepspeed.zero_stage
+    whole = stage == 1 and config.deepspeed.precision == "fp32"
     inner = optimizer.optimizer if stage else optimizer
     update = inner.step
 
     def recording(*args, **options):
-        found["step"] = max(found.get("step", 0), storage_bytes([p.grad for p in masters(running)]))
+        copies = [p.grad for p in masters(running) if p.grad is not None]
+        copies = [grad for grad in copies if all(not shared(grad, other) for other in kept)]
+        found["step"] = max(found.get("step", 0), storage_bytes(copies))
         return update(*args, **options)
 
     inner.step = recording
-    if stage == 1:  # its gradients are whole until this runs
+    if whole:  # its gradients are whole until this runs
         reduce = optimizer.reduce_gradients
 
         def reducing(*args, **options):
@@ -113,8 +120,9 @@ def measure(config, processes):
         with Saved(model) as saved:
             running.backward(batch(config, config.data.batch_size // processes.replicas), step)
         found["activations"] = saved.bytes
-        if stage != 1:
-            found["gradients"] = storage_bytes(gradients(running, stage))
+        if not whole:
+            kept[:] = gradients(running, stage)
+            found["gradients"] = storage_bytes(kept)
         running.update(1e-3)
         average.update(step)
     found["ema"] = storage_bytes(average.values)

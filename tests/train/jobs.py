@@ -14,7 +14,7 @@ from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
 from kinoflow.train.run.config import RunConfig
 from tests.train.held import held  # noqa: F401
-from tests.train.parallel_jobs import compiled, sequence, sharded  # noqa: F401
+from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
 from tests.train.toys import Toy
 
 

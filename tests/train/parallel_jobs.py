@@ -1,4 +1,4 @@
-"""What the processes of test_parallel.py run: a backbone spread over them, and ZeRO-3 from meta."""
+"""What the processes of test_parallel.py and test_zero.py run: a spread backbone, ZeRO-3 from meta, sums."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 from kinoflow.configs.schema import load
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
@@ -21,6 +22,7 @@ from tests.dit_video.test_model import CONFIG, build, latent, text
 SHAPE = (3, 6, 6)  # 27 tokens: neither two nor four divides them
 KERNELS = ("math", "sdpa")
 ONE_BLOCK = replace(CONFIG, depth=1)
+SMALL = 2**-9  # what a sum of 1 and more loses in bf16, one at a time
 
 
 def result(model, *, packed=False):
@@ -111,3 +113,36 @@ def loss(model, replica, step):
     own = [type(e)(hidden=e.hidden[:1].float(), mask=e.mask[:1]) for e in text(2)]
     velocity = model(x[replica : replica + 1].float(), time[replica : replica + 1].float(), own)
     return Loss(total=F.mse_loss(velocity, target))
+
+
+class Weight(nn.Module):
+    """Each of its weights has the gradient 1 in the first slice, and SMALL in the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+
+def summed(cases, folder):
+    """The global gradient norm of one step, and of a second that nothing of the first may be left in."""
+    processes = engine.start(1)
+    try:
+        for name, sources in cases.items():
+            settings = load(RunConfig, sources)
+            model = Weight()
+            if settings.deepspeed.precision == "bf16" and settings.deepspeed.zero_stage > 0:
+                model = model.bfloat16()
+            run = engine.Engine(model, weighed, settings, processes)
+            norms = []
+            for _ in range(2):
+                for micro in range(settings.deepspeed.accumulation):
+                    run.backward(1.0 if (processes.rank, micro) == (0, 0) else SMALL)
+                norms.append(float(run.update(1e-3)))
+            torch.save(norms, Path(folder) / f"{name}.{processes.rank}.pt")
+        return 0
+    finally:
+        engine.stop()
+
+
+def weighed(model, factor):
+    return Loss(total=(model.weight * factor).float().sum())

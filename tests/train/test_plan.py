@@ -200,7 +200,8 @@ def test_buckets_share_the_steps_by_weight():
 @pytest.mark.parametrize(
     ("key", "larger", "kinds"),
     [
-        ("deepspeed.zero_stage=2", True, ["parameters", "gradients"]),
+        ("deepspeed.zero_stage=2", True, ["parameters"]),
+        ("deepspeed.zero_stage=2 deepspeed.precision=fp32", True, ["parameters", "gradients"]),
         ("cluster.gpus=48", True, ["optimizer", "ema", "text_encoders"]),
         ("parallel.sequence=24 deepspeed.accumulation=6", False, ["activations"]),
         ("parallel.checkpoint_every=0", True, ["activations"]),

@@ -24,6 +24,8 @@ CASES = {
     name: [*MODEL, f"deepspeed.precision={name[:4]}", f"deepspeed.zero_stage={name[9]}", *more]
     for name, more in {
         "fp32_zero0": [],
+        "fp32_zero1": [],
+        "fp32_zero2": [],
         "fp32_zero3": [],
         "bf16_zero1": [],
         "bf16_zero2": [],

@@ -15,6 +15,7 @@ from kinoflow.train.run.checkpoint import averaged_state
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import decay_at
 from kinoflow.train.run.optimizer import learning_rate, parameter_groups
+from tests.train.parallel_jobs import SMALL
 from tests.train.toys import Toy
 
 STEPS = 12
@@ -35,6 +36,19 @@ CRITIC = {
 }
 BF16 = {"bf16": ["deepspeed.zero_stage=1", "deepspeed.precision=bf16"]}
 ALL = CASES | CRITIC | BF16
+SLICES = 64  # of a global batch, on two ranks
+SUMMED = {
+    f"{precision}_zero{stage}_{offload}_{persistent}": [
+        f"deepspeed.precision={precision}", f"deepspeed.zero_stage={stage}", f"deepspeed.offload={offload}",
+        f"deepspeed.accumulation={SLICES // 2}", f"data.batch_size={SLICES}", "optimizer.grad_clip=0",
+        f"deepspeed.persistent={persistent}",
+    ]
+    for precision, stage, offload, persistent in (
+        ("fp32", 2, "none", 0), ("bf16", 0, "none", 0), ("bf16", 1, "none", 0), ("bf16", 2, "none", 0),
+        ("bf16", 3, "none", 0), ("bf16", 3, "none", 100), ("bf16", 1, "optimizer", 0),
+        ("bf16", 2, "optimizer", 0), ("bf16", 3, "optimizer", 0), ("bf16", 3, "parameters", 0),
+    )
+}  # fmt: skip
 
 
 def plain(adversarial=False):
@@ -161,6 +175,25 @@ def test_bf16_learns_beside_fp32_masters(runs, references):
     state = averaged_state(runs / "bf16" / "first" / "checkpoints" / "00000012")
     shift = state["shift"]
     assert shift.dtype == torch.float32 and not torch.equal(shift, shift.bfloat16().float())
+
+
+@pytest.fixture(scope="module")
+def sums(start_job, tmp_path_factory):
+    """The gradient norms that each of two ranks tells, by case."""
+    folder = tmp_path_factory.mktemp("sums")
+    job = start_job("summed", SUMMED, str(folder), size=2)
+    assert job.wait() == [0, 0], job.text()
+    return {case: [torch.load(folder / f"{case}.{rank}.pt") for rank in range(2)] for case in SUMMED}
+
+
+@pytest.mark.parametrize("case", SUMMED)
+def test_gradients_are_summed_in_fp32(sums, case):
+    """Over micro-batches and ranks; in bf16 all but the first would be lost, or the last bits of the sum."""
+    sum_of_slices = torch.tensor(1 + (SLICES - 1) * SMALL)
+    assert sum_of_slices.bfloat16() != sum_of_slices, "bf16 cannot hold it"
+    expected = (sum_of_slices / SLICES * 3**0.5).item()
+    for norms in sums[case]:
+        assert norms == pytest.approx([expected, expected], rel=1e-6)
 
 
 def test_critic_trains(runs):

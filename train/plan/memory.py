@@ -2,7 +2,7 @@
 
 Letters of the formulas: P parameters, N ranks that share states (all GPUs: Ulysses' groups are among them),
 L video tokens of a rank, T text tokens, d width, f feed-forward width, n heads. "low" is the size of a
-weight, 2 bytes in bf16 and 4 in fp32; "high" is 4.
+weight, 2 bytes in bf16 and 4 in fp32; "high" is 4, also that of a gradient.
 """
 
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ class Sharding:
 
     @property
     def low(self) -> int:
-        """Bytes of a weight."""
+        """Bytes of a weight under ZeRO; without it bf16 is cast from fp32 where it is computed with."""
         return 2 if self.precision == "bf16" else 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Bytes that stay over a step. `step` is needed by the optimizer alone, when no activation lives."""
+    """Bytes that stay over a step; `step` the optimizer needs beside them, when no activation lives."""
 
     parameters: float
     gradients: float
@@ -67,14 +67,15 @@ def zero_states(sizes: Sequence[int], sharding: Sharding) -> States:
     After ZeRO (Rajbhandari et al. 2019, section 3 and figure 1), with what DeepSpeed adds.
 
     Beside fp32 or bf16 weights DeepSpeed keeps fp32 masters in every stage but 0, where the weights are
-    their own masters; AdamW keeps two fp32 moments, the average one fp32 copy. ZeRO 1 holds all gradients
-    until the backward pass ends, ZeRO 2 its share; ZeRO 3 also gathers weights while they are used and
-    keeps those of fewer than 100,000 elements whole.
+    their own masters; AdamW keeps two fp32 moments, the average one fp32 copy. Gradients are summed and
+    sent in fp32 (train.run.spread). ZeRO 1 holds all of them until the backward pass ends, ZeRO 2 its share,
+    and so does ZeRO 1 beside bf16 weights; ZeRO 3 also gathers weights while they are used and keeps those of
+    fewer than 100,000 elements whole.
     """
     count, low = sum(sizes), sharding.low
     if sharding.zero_stage == 0:
-        step = low * min(count, REDUCE_BUCKET) if sharding.ranks > 1 else 0
-        return States(parameters=low * count, gradients=low * count, optimizer=2 * HIGH * count,
+        step = HIGH * min(count, REDUCE_BUCKET) if sharding.ranks > 1 else 0
+        return States(parameters=HIGH * count, gradients=HIGH * count, optimizer=2 * HIGH * count,
                       ema=HIGH * count, communication=0, step=step, host=0)  # fmt: skip
     share = (
         sum(-(-size // sharding.ranks) for size in sizes)
@@ -82,19 +83,16 @@ def zero_states(sizes: Sequence[int], sharding: Sharding) -> States:
         else count / sharding.ranks
     )
     optimizer, ema = 3 * HIGH * share, HIGH * share  # masters and moments; the average of the masters
-    parameters = low * count
-    gradients = low * (count if sharding.zero_stage == 1 else _touched(tuple(sizes), sharding.ranks))
-    communication = 2 * low * REDUCE_BUCKET  # two, for one is reduced while the other fills
-    step = HIGH * share  # the gradients again, in fp32
+    parameters, gradients, step = low * count, *_gradients(tuple(sizes), share, sharding)
+    communication = 2 * HIGH * REDUCE_BUCKET  # two, for one is reduced while the other fills
     if sharding.zero_stage == 3:
         persistent = sum(size for size in sizes if size < PERSISTENCE_THRESHOLD)
-        parameters, gradients = low * (share + persistent), low * share
-        communication = low * (REDUCE_BUCKET + min(count, MAX_LIVE_PARAMETERS + PREFETCH_BUCKET))
-        step = HIGH * min(share, SUB_GROUP)
+        parameters = low * (share + persistent)
+        communication = HIGH * REDUCE_BUCKET + low * min(count, MAX_LIVE_PARAMETERS + PREFETCH_BUCKET)
     host = 0.0
     if sharding.offload != "none":
-        host, optimizer, ema, step = optimizer + ema + step, 0.0, 0.0, 0.0
-        if sharding.zero_stage > 1:
+        host, optimizer, ema, step = optimizer + ema + HIGH * share, 0.0, 0.0, 0.0
+        if sharding.zero_stage == 3 or (sharding.zero_stage == 2 and sharding.precision == "fp32"):
             host, gradients = host + gradients, 0.0
     if sharding.offload == "parameters":
         host, parameters = host + low * share, parameters - low * share
@@ -102,9 +100,19 @@ def zero_states(sizes: Sequence[int], sharding: Sharding) -> States:
                   communication=communication, step=step, host=host)  # fmt: skip
 
 
+def _gradients(sizes: tuple[int, ...], share: float, sharding: Sharding) -> tuple[float, float]:
+    """Bytes of gradients that stay until the step, and of their copy for the optimizer, by stage."""
+    if sharding.zero_stage == 3:
+        return HIGH * share, HIGH * min(share, SUB_GROUP)
+    if sharding.precision == "bf16":
+        return HIGH * share, 0.0  # the share lies as the optimizer takes it
+    whole = sum(sizes) if sharding.zero_stage == 1 else _touched(sizes, sharding.ranks)
+    return HIGH * whole, HIGH * share
+
+
 @cache
 def _touched(sizes: tuple[int, ...], ranks: int) -> int:
-    """The most elements that a rank keeps gradients of under ZeRO 2.
+    """The most elements that a rank keeps gradients of under ZeRO 2 in fp32.
 
     A gradient that the border between two shares cuts stays whole on both.
     """

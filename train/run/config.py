@@ -92,11 +92,12 @@ class DeepSpeedConfig:
     """How weights, gradients and optimizer states are spread over ranks (ZeRO).
 
     bf16 computes in bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32
-    weights (autocast). With offload: parameters (stage 3) host memory holds the optimizer states as well.
+    weights (autocast). Gradients are summed in fp32. With offload: parameters (stage 3) host memory holds the
+    optimizer states as well.
     """
 
     zero_stage: int = 0
-    """0 replicates all, 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    """0 replicates all, 1 shards optimizer states (with bf16 as 2), 2 also gradients, 3 also weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What is computed in."""
     offload: Literal["none", "optimizer", "parameters"] = "none"

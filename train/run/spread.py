@@ -57,7 +57,11 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
     """The run in DeepSpeed's own words."""
     choice = config.deepspeed
     slices = processes.size * choice.accumulation
-    zero: dict[str, Any] = {"stage": choice.zero_stage, "overlap_comm": processes.device.type == "cuda"}
+    bf16 = choice.precision == "bf16" and choice.zero_stage > 0
+    # At stage 1 DeepSpeed gives fp32 sums of bf16 gradients to a class of its own (BF16_Optimizer), which
+    # keeps and reduces all of them on every rank. Its stage 2 keeps a share, and is the code of the others.
+    stage = max(choice.zero_stage, 2) if bf16 else choice.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": processes.device.type == "cuda"}
     if choice.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = choice.persistent
     if choice.offload != "none":
@@ -70,7 +74,10 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
         "gradient_clipping": config.optimizer.grad_clip if choice.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": choice.precision == "bf16" and choice.zero_stage > 0},
+        "bf16": {"enabled": bf16},
+        # Left alone, both are bf16 where the weights are: a sum over many slices would lose the small ones.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "checkpoint": {"tag_validation": "Ignore"},
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": None,
