@@ -59,7 +59,7 @@ def tests(_folder: Path, seconds: int) -> Figures:
 
 
 def steps(folder: Path, seconds: int) -> Figures:
-    """Real steps, a preview and a checkpoint of both tasks under ZeRO 0 to 3, on a GPU in bf16, compiled too."""
+    """Steps, a preview and a checkpoint of both tasks under ZeRO 0 to 3; on a GPU in bf16, compiled too."""
     latents = folder / "latents"
     words = [f"out={latents}", "source=world", "clips=8", f"buckets=[{_BUCKET}]", "batch_size=4", *_MINI]
     python(["-m", "kinoflow.train", "precompute", *words], seconds)
