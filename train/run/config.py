@@ -97,7 +97,7 @@ class DeepSpeedConfig:
     """
 
     zero_stage: int = 0
-    """0 replicates all, 1 shards optimizer states (with bf16 as 2), 2 also gradients, 3 also weights."""
+    """0 replicates all; 1 shards optimizer states, 2 (in bf16: 1) gradients too, 3 weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What is computed in."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
