@@ -97,7 +97,7 @@ class DeepSpeedConfig:
     """
 
     zero_stage: int = 0
-    """0 replicates all; 1 shards optimizer states, 2 (in bf16: 1) gradients too, 3 weights."""
+    """Shards optimizer states (1), gradients too (2; 1 in bf16), weights too (3)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What is computed in."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
