@@ -50,14 +50,15 @@ class _Normalize(torch.autograd.Function):
     """y = x / √(mean(x²) + ε) over the last axis, and its gradient (g − y · mean(g y)) / √(mean(x²) + ε).
 
     Torch's own is eight passes over x on a CPU, each with a copy in fp32; this is two, and three back.
+    What is shorter than fp32 is computed with in fp32 and rounded once.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # accumulates in fp32
-        norm = norm.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = norm.square().div_(x.shape[-1]).add_(EPSILON).rsqrt_().to(x.dtype)
-        y = x * inverse
+        wide, high = _wide(x), torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True, dtype=high)
+        inverse = norm.square().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+        y = (wide * inverse).to(x.dtype)
         ctx.save_for_backward(y, inverse)
         return y
 
@@ -65,12 +66,18 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         y, inverse = ctx.saved_tensors
         (grad,) = grads
-        mean = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(y.shape[-1])
-        return torch.addcmul(grad, y, mean, value=-1).mul_(inverse)
+        wide, along = _wide(grad), _wide(y)
+        mean = torch.linalg.vecdot(wide, along).unsqueeze(-1).to(inverse.dtype).div_(y.shape[-1])
+        return torch.addcmul(wide, along, mean, value=-1).mul_(inverse).to(grad.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32 at least on a CPU, which casts slowly inside an operation; a GPU casts as it reads."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.device.type == "cpu" else x
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x), with a learned gain unless an adaptive scale follows."""
+    """x / rms(x), with a learned gain unless an adaptive scale follows; in the dtype of x."""
 
     def __init__(self, width: int, gain: bool = True) -> None:
         super().__init__()
@@ -78,7 +85,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         normalized = _Normalize.apply(x)
-        return normalized if self.weight is None else normalized * self.weight
+        # Under autocast the gain is fp32, and queries and keys have to stay what the values are.
+        return normalized if self.weight is None else normalized * self.weight.to(normalized.dtype)
 
 
 class SwiGLU(nn.Module):
