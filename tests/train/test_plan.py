@@ -116,7 +116,7 @@ def test_the_autoencoder_has_a_plan(path):
             model(torch.empty(1, 3, 16, 64, 64)).video.sum().backward()
     assert planned.parameters == count_parts(model)
     assert total(tae_flops(planned_tae, 16, 64, 64)).model == counter.get_total_flops()
-    assert planned.memory.kinds["activations"] > 0 and planned.encoders == ()
+    assert planned.memory.kinds["activations"] > 0 and planned.encoders == () and planned.precomputation == {}
 
 
 def test_a_discriminator_is_part_of_the_plan():
@@ -171,14 +171,31 @@ def test_a_step_adds_up():
     )
     assert planned.clips[0].tokens == 73_728 and planned.flops["tokens_per_step"] == 1536 * 73_728
     assert step["forward"] == pytest.approx(1536 * clip.forward)
-    assert step["hardware"] == pytest.approx(
-        1536 * (clip.model + clip.recomputed + clip.attention / 2) + step["text_encoders"]
-    )
+    assert step["hardware"] == pytest.approx(1536 * (clip.model + clip.recomputed + clip.attention / 2))
     assert planned.flops["per_token"]["model"] * 1536 * 73_728 == pytest.approx(step["model"])
     seconds = step["model"] / (6144 * 989e12 * 0.4)
     assert planned.time["step_seconds"] == pytest.approx(seconds)
     assert planned.time["days"] == pytest.approx(74_500 * seconds / 86_400)
     assert planned.time["hardware_utilization"] == pytest.approx(0.4 * step["hardware"] / step["model"])
+
+
+@pytest.mark.parametrize("name", ["dit_1b", "dit_5b", "dit_30b"])
+def test_text_is_planned_before_training_and_not_in_it(name):
+    """Training reads its states: without encoders a step of the stage of images is within the GPUs' power."""
+    stage = ["configs/stages/t2i_256.yaml", "cluster.gpus=1536"]
+    planned = plan(f"configs/models/{name}.yaml", *stage, base=[])
+    before, step = planned.precomputation, planned.flops["per_step"]
+    assert before["weights"] == sum(2 * encoder.parameters for encoder in planned.encoders) > 16 * GIB
+    assert before["prompt_flops"] == sum(2 * e.parameters * e.tokens for e in planned.encoders)
+    widths = load(PlanConfig, [f"configs/models/{name}.yaml"]).dit.text_widths
+    assert before["prompt_states"] == 2 * sum(n * w for n, w in zip((512, 100, 256), widths, strict=True))
+    hours = before["prompt_flops"] * 1e6 / (0.4 * 989e12) / 3600
+    assert before["gpu_hours_per_million"] == pytest.approx(hours)
+    parts = ("forward", "backward", "recomputation", "fused_attention")
+    assert step["hardware"] == pytest.approx(sum(step[part] for part in parts))
+    assert 0.4 < planned.time["hardware_utilization"] < 0.6
+    assert "text_encoders" not in planned.memory.kinds
+    assert not [warning for warning in planned.warnings if "cluster.mfu" in warning]
 
 
 def test_every_other_block_costs_half_the_recomputation():
@@ -202,13 +219,10 @@ def test_buckets_share_the_steps_by_weight():
     [
         ("deepspeed.zero_stage=2", True, ["parameters"]),
         ("deepspeed.zero_stage=2 deepspeed.precision=fp32", True, ["parameters", "gradients"]),
-        ("cluster.gpus=48", True, ["optimizer", "ema", "text_encoders"]),
+        ("cluster.gpus=48", True, ["optimizer", "ema"]),
         ("parallel.sequence=24 deepspeed.accumulation=6", False, ["activations"]),
         ("parallel.checkpoint_every=0", True, ["activations"]),
         ("parallel.checkpoint_every=4", True, ["activations"]),
-        ("cluster.text=replicated", True, ["text_encoders"]),
-        ("cluster.text=cached", False, ["text_encoders"]),
-        ("cluster.text=offloaded", False, ["text_encoders"]),
         ("deepspeed.offload=optimizer", False, ["optimizer", "ema"]),
         ("deepspeed.offload=parameters", False, ["parameters"]),
         ("deepspeed.precision=fp32", True, ["parameters", "activations"]),

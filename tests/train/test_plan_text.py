@@ -30,8 +30,6 @@ def test_published_encoders_have_the_parameters_of_their_class(name, width):
     model = build(name, width, shape)
     assert sizes[name].source == source
     assert sizes[name].parameters == sum(p.numel() for p in model.parameters())
-    layers = model.encoder.layers if name == "metaclip" else model.encoder.block
-    assert sizes[name].layer == sum(p.numel() for p in layers[1].parameters())
 
 
 def test_a_release_folder_goes_before_what_is_published():

@@ -10,7 +10,7 @@ from kinoflow.train.plan.planner import Memory, Planner, divisors
 # Fields of PlanInputs that a run sets -> their keys.
 KEYS = {"checkpoint_every": "parallel.checkpoint_every", "sequence": "parallel.sequence",
         "zero_stage": "deepspeed.zero_stage", "accumulation": "deepspeed.accumulation",
-        "offload": "deepspeed.offload", "text": "cluster.text", "gpus": "cluster.gpus"}  # fmt: skip
+        "offload": "deepspeed.offload", "gpus": "cluster.gpus"}  # fmt: skip
 
 
 def misfits(planner: Planner) -> Iterator[str]:
@@ -87,8 +87,6 @@ def _single_changes(planner: Planner) -> Iterator[PlanInputs]:
         for degree in divisors(planner.config.dit.heads):
             if degree > inputs.sequence:
                 yield replace(inputs, sequence=degree)
-    if planner.encoders and inputs.text != "cached":
-        yield replace(inputs, text="offloaded")
     if inputs.zero_stage > 0:
         yield replace(inputs, offload="optimizer")
     if inputs.zero_stage == 3:

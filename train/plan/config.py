@@ -1,22 +1,15 @@
 """The keys of `kinoflow train plan`: those of a training run, and the cluster that it is meant for."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from kinoflow.configs.errors import UserError
 from kinoflow.train.plan.memory import GIB, Offload, Precision, Sharding
 from kinoflow.train.run.config import RunConfig
 
-Placement = Literal["sharded", "replicated", "offloaded", "cached"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """The cluster, of H100 SXM by default, and what is assumed about a run on it.
-
-    The text encoders lie as in the paper, UL2 sharded over all GPUs and the others on each; or all on each
-    (replicated); or UL2 in host memory (offloaded); or nowhere, their states read from a cache.
-    """
+    """The cluster, of H100 SXM by default, and what is assumed about a run on it."""
 
     gpus: int = 8
     """GPUs of the whole cluster."""
@@ -30,8 +23,6 @@ class ClusterConfig:
     """Dense peak of one GPU in the run's precision, in TFLOP/s."""
     mfu: float = 0.4
     """Share of the peak that the model's own FLOPs reach, in (0, 1]."""
-    text: Placement = "sharded"
-    """Where the text encoders lie."""
 
     def __post_init__(self) -> None:
         for key in ("gpus", "gpus_per_node", "memory_gib", "peak_tflops"):
@@ -61,7 +52,6 @@ class PlanInputs:
     reserve: float
     peak_flops: float
     mfu: float
-    text: Placement
     zero_stage: int
     precision: Precision
     offload: Offload
@@ -102,7 +92,6 @@ def read_inputs(config: PlanConfig) -> PlanInputs:
         reserve=cluster.reserve_gib * GIB,
         peak_flops=cluster.peak_tflops * 1e12,
         mfu=cluster.mfu,
-        text=cluster.text,
         zero_stage=choice.zero_stage,
         precision=choice.precision,
         offload=choice.offload,

@@ -1,4 +1,4 @@
-"""Bytes that one GPU holds while it trains: states under ZeRO, activations, buffers, text encoders.
+"""Bytes that one GPU holds while it trains: states under ZeRO, activations, buffers.
 
 Letters of the formulas: P parameters, N ranks that share states (all GPUs: Ulysses' groups are among them),
 L video tokens of a rank, T text tokens, d width, f feed-forward width, n heads. "low" is the size of a

@@ -17,6 +17,7 @@ class Plan:
     model: str
     inputs: PlanInputs
     encoders: tuple[EncoderSize, ...]
+    precomputation: dict[str, float]
     clips: tuple[Clip, ...]
     parameters: dict[str, int]
     flops: dict[str, Any]
@@ -45,6 +46,7 @@ def plan(config: PlanConfig) -> Plan:
         model=config.model,
         inputs=inputs,
         encoders=planner.encoders,
+        precomputation=planner.precomputation(inputs),
         clips=planner.work.clips,
         parameters=planner.work.parameters,
         flops=flops,

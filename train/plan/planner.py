@@ -65,42 +65,38 @@ class Planner:
             return sum(getattr(state, kind) for state in states)
 
         activations = self.work.activations(clip, inputs)
-        text, text_host = self._text_bytes(inputs)
         held = ("parameters", "gradients", "optimizer", "ema", "communication")
         kinds = {kind: over_modules(kind) for kind in held}
         kinds["activations"] = activations.saved
         # The optimizer's own buffer comes when the activations are gone.
         kinds["workspace"] = max(activations.workspace, over_modules("step") - activations.saved)
-        kinds["text_encoders"] = text
-        return Memory(kinds=kinds, host=over_modules("host") + text_host, clip=clip.name)
+        return Memory(kinds=kinds, host=over_modules("host"), clip=clip.name)
 
-    def _text_bytes(self, inputs: PlanInputs) -> tuple[float, float]:
-        """Bytes of the bf16 encoders on a GPU and in host memory; UL2, the first, is the large one.
+    def precomputation(self, inputs: PlanInputs) -> dict[str, float]:
+        """What the text costs before training, which reads its states; nothing for a model without text.
 
-        Where its weights lie elsewhere, two layers are on the GPU: one that runs and one that is fetched.
+        Bytes of the bf16 weights on each GPU, and of the fp16 states of the longest prompt on the disk;
+        FLOPs of that prompt, and GPU hours of a million at the MFU that is assumed.
         """
-        if inputs.text == "cached" or not self.encoders:
-            return 0.0, 0.0
-        whole = sum(2 * encoder.parameters for encoder in self.encoders)
-        if inputs.text == "replicated":
-            return whole, 0.0
-        large = self.encoders[0]
-        rest = whole - 2 * large.parameters + 2 * 2 * large.layer
-        if inputs.text == "offloaded":
-            return rest, 2 * large.parameters
-        return rest + 2 * large.parameters / inputs.gpus, 0.0
+        if not self.encoders:
+            return {}
+        prompt = sum(encoder.flops for encoder in self.encoders)
+        return {
+            "weights": sum(2 * encoder.parameters for encoder in self.encoders),
+            "prompt_flops": prompt,
+            "prompt_states": sum(2 * encoder.tokens * encoder.width for encoder in self.encoders),
+            "gpu_hours_per_million": 1e6 * prompt / (inputs.peak_flops * inputs.mfu) / 3600,
+        }
 
     def flops(self, inputs: PlanInputs) -> dict[str, Any]:
         """FLOPs by part of one clip of each bucket, and of one step: the mean over the buckets' shares."""
         clips = {clip.name: self.work.flops(clip) for clip in self.work.clips}
         step = Flops(forward=0.0, backward=0.0)
-        tokens = text = 0.0
-        per_prompt = sum(encoder.flops for encoder in self.encoders)
+        tokens = 0.0
         for clip in self.work.clips:
             weight = clip.share * clip.batch_size
             step = step + total(clips[clip.name]).times(weight)
             tokens += weight * clip.tokens
-            text += weight * per_prompt * (inputs.text != "cached")
         depth, every = self.config.dit.depth, inputs.checkpoint_every
         recomputed = step.recomputed * -(-depth // every) / depth if every else 0.0
         fused = step.fused_attention if self.config.dit.attention != "math" else 0.0
@@ -110,8 +106,7 @@ class Planner:
             "model": step.model,
             "recomputation": recomputed,
             "fused_attention": fused,
-            "text_encoders": text,
-            "hardware": step.model + recomputed + fused + text,
+            "hardware": step.model + recomputed + fused,
         }
         per_token = {key: value / tokens for key, value in per_step.items()}
         per_clip = {
@@ -146,7 +141,7 @@ class Planner:
                     break
         if best is None:
             return None
-        keys = ("gpus", "zero_stage", "sequence", "checkpoint_every", "offload", "text", "accumulation")
+        keys = ("gpus", "zero_stage", "sequence", "checkpoint_every", "offload", "accumulation")
         days = self.time(best, self.flops(best))["days"]
         found = {key: getattr(best, key) for key in keys}
         return {**found, "peak": self.memory(best).peak, "days": days}

@@ -45,6 +45,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "inputs": {**to_dict(inputs), "budget": inputs.budget},
         "clips": clips,
         "text_encoders": [asdict(encoder) for encoder in plan.encoders],
+        "precomputation": plan.precomputation,
         "parameters": {"total": sum(plan.parameters.values()), "parts": plan.parameters},
         "flops": plan.flops,
         "memory": {**asdict(memory), "peak": memory.peak, "fits": memory.peak <= inputs.budget},
@@ -86,6 +87,7 @@ def _tables(plan: Plan) -> list[tuple[str, Sequence[str], Rows]]:
         ("FLOPs", ("", "of a token", "of a step"), _flops(plan)),
         ("Memory of one GPU", ("kind", "GiB"), _memory(plan)),
         ("Time", ("", ""), _time(plan)),
+        *([("Text, before training", ("", ""), _text(plan))] if plan.precomputation else []),
         ("Smallest cluster", ("", "GPUs", "GiB", "days", "settings"), _smallest(plan)),
     ]
 
@@ -103,7 +105,6 @@ def _flops(plan: Plan) -> Rows:
         "backward": "backward",
         "recomputation": "recomputation, checkpointing",
         "fused_attention": "recomputation, fused attention",
-        "text_encoders": "text encoders",
     }
     rows: Rows = [(name, f"{token[key]:.3e}", f"{step[key]:.3e}") for key, name in names.items() if step[key]]
     return [*rows, ("total", f"{token['hardware']:.3e}", f"{step['hardware']:.3e}")]
@@ -131,6 +132,16 @@ def _time(plan: Plan) -> Rows:
         ("tokens a second", f"{time['tokens_per_second']:,.0f}"),
         (f"{inputs.steps:,} steps", f"{_days(time['days'])} days"),
         ("GPU hours", f"{time['gpu_hours']:,.0f}"),
+    ]
+
+
+def _text(plan: Plan) -> Rows:
+    found = plan.precomputation
+    return [
+        ("encoders on each GPU, bf16", f"{found['weights'] / GIB:.2f} GiB"),
+        ("FLOPs of the longest prompt", f"{found['prompt_flops']:.3e}"),
+        ("its states on the disk", f"{found['prompt_states'] / 2**20:.2f} MiB"),
+        ("GPU hours of a million", f"{found['gpu_hours_per_million']:,.0f}"),
     ]
 
 

@@ -17,12 +17,12 @@ LIMITS = (512, 100, 256)  # tokens, end token included: what conditioning.encode
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSize:
-    """One encoder: `layer` is the largest piece that is gathered at once when its weights are sharded."""
+    """One encoder: its parameters, the tokens of its longest prompt and how wide their states are."""
 
     name: str
     source: str
     parameters: int
-    layer: int
+    width: int
     tokens: int
 
     @property
@@ -77,24 +77,24 @@ def _size(name: str, width: int, limit: int, release: Path | None) -> EncoderSiz
         where = "" if release is None else f" in {release}/text"
         raise UserError(f"dit.text_widths: no {name} is {width} wide{where}, and the published ones are "
                         f"{known}; correct the width or release=FOLDER")  # fmt: skip
-    count: Callable[..., tuple[int, int]] = _clip if name == "metaclip" else _t5
-    parameters, layer = count(width, shape, limit)
-    return EncoderSize(name=name, source=source, parameters=parameters, layer=layer, tokens=limit)
+    count: Callable[..., int] = _clip if name == "metaclip" else _t5
+    parameters = count(width, shape, limit)
+    return EncoderSize(name=name, source=source, parameters=parameters, width=width, tokens=limit)
 
 
-def _t5(d: int, shape: Mapping[str, Any], _: int) -> tuple[int, int]:
-    """Parameters of T5EncoderModel and of one layer: attention, gated feed-forward, norms."""
+def _t5(d: int, shape: Mapping[str, Any], _: int) -> int:
+    """Parameters of T5EncoderModel: in a layer attention, gated feed-forward, norms."""
     inner = shape["d_kv"] * shape["num_heads"]
     layer = 4 * d * inner + 3 * d * shape["d_ff"] + 2 * d
     biases = shape.get("relative_attention_num_buckets", 32) * shape["num_heads"]
-    return shape["vocab_size"] * d + shape["num_layers"] * layer + biases + d, layer
+    return shape["vocab_size"] * d + shape["num_layers"] * layer + biases + d
 
 
-def _clip(d: int, shape: Mapping[str, Any], tokens: int) -> tuple[int, int]:
-    """Parameters of CLIPTextModel and of one layer: attention, feed-forward, two norms, all with bias."""
+def _clip(d: int, shape: Mapping[str, Any], tokens: int) -> int:
+    """Parameters of CLIPTextModel: in a layer attention, feed-forward, two norms, all with bias."""
     hidden = shape["intermediate_size"]
     layer = 4 * (d * d + d) + 2 * d * hidden + hidden + d + 4 * d
-    return (shape["vocab_size"] + tokens) * d + shape["num_hidden_layers"] * layer + 2 * d, layer
+    return (shape["vocab_size"] + tokens) * d + shape["num_hidden_layers"] * layer + 2 * d
 
 
 def _read(path: Path) -> dict[str, Any]:
