@@ -53,8 +53,8 @@ def encode(
     *,
     fps: Fraction | None,
     audio: bool,
-    partial: bool,
     progress: Progress,
+    partial: bool = False,
 ) -> Figures:
     """A clip to a latent file; with `partial`, of a damaged one the frames before the damage."""
     clip, began = footage(source, fps, partial=partial), time.perf_counter()
@@ -124,9 +124,9 @@ def reconstruct(
     *,
     fps: Fraction | None,
     audio: bool,
-    partial: bool,
     crf: int | float,
     progress: Progress,
+    partial: bool = False,
 ) -> Figures:
     """There and back, with figures of what was lost and, on request, a page that shows it."""
     clip, began, done = footage(source, fps, partial=partial), time.perf_counter(), 0
