@@ -127,7 +127,11 @@ def frames(container: InputContainer, track: AudioStream) -> Iterator[av.AudioFr
 
 
 def _decoded(container: InputContainer, track: AudioStream) -> Iterator[av.AudioFrame]:
-    for packet in packets(container, track):
+    clock = Clock(container)
+    for packet in container.demux(track):
+        if not packet.size:
+            continue
+        clock.correct(packet)
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:

@@ -83,6 +83,17 @@ def _record(path: Path, codec: str, picture: str, rate: int, layout: str) -> Non
         container.mux(track.encode(None))
 
 
+def contradicts_itself(path: Path) -> bool:
+    """Whether FFmpeg wrote stamps that its own samples disprove, as of FLAC in ASF; AVI has none to write."""
+    with av.open(str(path)) as container:
+        seconds = 0.0
+        for frame in container.decode(audio=0):
+            if frame.time is not None and abs(frame.time - seconds) > 0.3:
+                return path.suffix != ".avi"
+            seconds += frame.samples / frame.sample_rate
+    return False
+
+
 def plays(path: Path) -> bool:
     """Whether a plain decode hears the beeps: some codecs can't carry them, some containers lose them."""
     try:
@@ -96,7 +107,7 @@ def test_every_sound_in_every_container(tmp_path, codec):
     tried = 0
     for suffix in CONTAINERS:
         source = recorded(tmp_path / f"a.{suffix}", codec)
-        if source is None or not plays(source):
+        if source is None or not plays(source) or contradicts_itself(source):
             continue
         tried += 1
         info = extract(source, tmp_path / "sound", video.origin(source))
