@@ -235,12 +235,12 @@ def _reconstruct(arguments: argparse.Namespace) -> Figures:
     )
 
     def one(item: folders.FolderItem, progress: jobs.Progress) -> Figures:
-        how = {"fps": arguments.fps, "audio": arguments.audio, "crf": arguments.crf}
-        how["partial"] = arguments.partial
+        how = {"fps": arguments.fps, "audio": arguments.audio, "partial": arguments.partial}
         asked = comparison
         if many and arguments.report is not None:  # a page for each clip, and one that leads to them
             asked = replace(comparison, report=item.output.with_name(f"{item.output.name}.html"))
-        return jobs.reconstruct(codec, item.source, item.output, asked, progress=progress, **how)
+        crf = arguments.crf
+        return jobs.reconstruct(codec, item.source, item.output, asked, crf=crf, progress=progress, **how)
 
     if not many:
         return _single(arguments, one)

@@ -119,7 +119,7 @@ def display_of(first: DecodedFrame, codec: str, orientation: Orientation) -> Dis
 def orientation_of(path: Path, demuxer: str, frame: DecodedFrame) -> Orientation:
     """What a file says: EXIF in a photograph, a display matrix in a clip."""
     if demuxer.endswith("_pipe") or demuxer == "image2":
-        return Orientation.from_exif(_exif(path))
+        return _of_photograph(path)
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # side data that PyAV has no name for; what is left is the turn
@@ -129,9 +129,14 @@ def orientation_of(path: Path, demuxer: str, frame: DecodedFrame) -> Orientation
     return Orientation.from_matrix(np.frombuffer(matrix, np.int32).tolist())
 
 
-def _exif(path: Path) -> int:
+def exif_orientation(image: Image.Image) -> Orientation:
+    """What the EXIF of an opened picture asks for."""
+    return Orientation.from_exif(int(image.getexif().get(_EXIF_ORIENTATION, 1)))
+
+
+def _of_photograph(path: Path) -> Orientation:
     try:
         with Image.open(path) as image:
-            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+            return exif_orientation(image)
     except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
-        return 1  # a kind that Pillow does not know, or EXIF that makes no sense: shown as stored
+        return Orientation()  # a kind that Pillow does not know, or EXIF that makes no sense

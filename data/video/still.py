@@ -13,13 +13,12 @@ from PIL import Image, ImageOps
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.data.video.color import over_black
 from kinoflow.data.video.info import ColorTags, VideoInfo
-from kinoflow.data.video.picture import Orientation
+from kinoflow.data.video.picture import exif_orientation
 from kinoflow.data.video.timeline import Timeline
 
 TICK = Fraction(1, 1000)
 
 _RATE = Fraction(25)  # of a still picture, as FFmpeg has it
-_EXIF_ORIENTATION = 0x0112
 _WEBP_ANIMATION_BIT = 0x02  # WebP container specification, VP8X flags
 
 
@@ -64,7 +63,7 @@ def examine(path: Path) -> Still:
             image.load()
             durations.append(max(1, round(image.info.get("duration") or 0)))
         image.seek(0)
-        orientation = Orientation.from_exif(int(image.getexif().get(_EXIF_ORIENTATION, 1)))
+        orientation = exif_orientation(image)
         height, width = _shown(image).shape[:2]
         timeline = _timeline(durations)
         info = VideoInfo(

@@ -26,28 +26,6 @@ from tests.tae.mutating import TINY
 STAMPS = np.cumsum([0, *([40, 40, 120, 40, 33] * 4)]).tolist()
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = TAE(TINY)
-    model.init_weights()
-    folder = tmp_path_factory.mktemp("weights")
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def run(capsys, weights):
-    def command(*words: object, status: int = 0) -> dict:
-        model = [] if words[0] == "info" else ["--weights", str(weights)]
-        if words[0] == "reconstruct" and "--perceptual" not in words:
-            model += ["--perceptual", "0"]
-        assert main([*map(str, words), *model, "--json"]) == status
-        return json.loads(capsys.readouterr().out)
-
-    return command
-
-
 def times(path: Path) -> list[Fraction]:
     shown = video.presentation(path)
     assert shown is not None

@@ -1,6 +1,5 @@
 """Odd but healthy clips go through `kinoflow tae` and come back: sizes, pixels, sound, held frames."""
 
-import json
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from kinoflow.configs.errors import UserError
@@ -17,33 +15,7 @@ from kinoflow.data.latents.kino import read_info
 from kinoflow.data.video import VideoWriter
 from kinoflow.data.video.audio import sound
 from kinoflow.data.video.timeline import Presentation
-from kinoflow.tae import TAE
-from kinoflow.tae.__main__ import main
 from tests.data.making import gradient, onsets, rgb_frames, with_sound
-from tests.tae.mutating import TINY
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = TAE(TINY)
-    model.init_weights()
-    folder = tmp_path_factory.mktemp("weights")
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def run(capsys, weights):
-    def command(*words: object, status: int = 0) -> dict:
-        model = [] if words[0] == "info" else ["--weights", str(weights)]
-        if words[0] == "reconstruct":
-            model += ["--perceptual", "0"]
-        assert main([*map(str, words), *model, "--json"]) == status
-        said = capsys.readouterr()
-        return json.loads(said.out) if status == 0 else {"error": said.err}
-
-    return command
 
 
 def test_sample_aspect_ratio_travels(tmp_path, run):
