@@ -1,44 +1,26 @@
 """A folder of clips in one call: which files are left out, and the pages of what was lost."""
 
-import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import torch
 from PIL import Image
 
 from kinoflow.data import video
-from kinoflow.tae import TAE
 from kinoflow.tae.__main__ import main
 from tests.data.making import gradient
-from tests.tae.mutating import TINY
-
-
-class Command:
-    """`kinoflow tae` with a small autoencoder: the figures of --json, or the lines of a terminal."""
-
-    def __init__(self, weights, capsys):
-        self._model, self._capsys = ["--weights", str(weights)], capsys
-
-    def __call__(self, *words, status=0):
-        more = ["--perceptual", "0"] if words[0] == "reconstruct" else []
-        assert main([*map(str, words), *self._model, *more, "--json"]) == status
-        return json.loads(self._capsys.readouterr().out)
-
-    def shown(self, *words):
-        assert main([*map(str, words), *self._model]) == 0
-        return self._capsys.readouterr().out.splitlines()
 
 
 @pytest.fixture
-def run(tmp_path, capsys):
-    torch.manual_seed(0)
-    model = TAE(TINY)
-    model.init_weights()
-    model.save_pretrained(tmp_path / "weights")
-    return Command(tmp_path / "weights", capsys)
+def shown(weights, capsys):
+    """Runs a command; the lines of a terminal."""
+
+    def command(*words: object) -> list[str]:
+        assert main([*map(str, words), "--weights", str(weights)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return command
 
 
 @pytest.fixture
@@ -70,7 +52,7 @@ def test_a_folder_has_a_page_for_each_clip_and_one_that_leads_to_them(tmp_path, 
     assert "Failed: " in text and "bad.mp4" in text
 
 
-def test_what_a_folder_ignores_is_named(tmp_path, run, clips):
+def test_what_a_folder_ignores_is_named(tmp_path, run, clips, shown):
     for name in ("a cover.png", "deep/b.JPG", "deep/frames/thumbs.db", ".hidden"):
         (clips / name).write_text("x")
     figures = run("encode", clips, tmp_path / "out")
@@ -84,5 +66,5 @@ def test_what_a_folder_ignores_is_named(tmp_path, run, clips):
     ]
     for number in range(20):
         (clips / f"notes{number}.txt").touch()
-    (line,) = (line for line in run.shown("encode", clips, tmp_path / "out") if line.startswith("ignored: "))
+    (line,) = (line for line in shown("encode", clips, tmp_path / "out") if line.startswith("ignored: "))
     assert line.startswith(f"ignored: a cover.png{beside}, notes.txt, ") and line.endswith(" and 14 more")
