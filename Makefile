@@ -5,7 +5,8 @@ ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# What is imported is compiled then: compiling all of torch at once takes longer than unpacking it.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 # The prompt reaches the command through the environment, unexpanded: quotes, $ and # stay as typed.
 PROMPT_GIVEN := $(filter-out undefined,$(origin PROMPT))
