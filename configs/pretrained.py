@@ -25,6 +25,9 @@ from kinoflow.configs.schema import from_dict, to_dict
 
 Schema = TypeVar("Schema")
 
+# Tensors by name; the floating ones in the dtype, where one is given.
+Read = Callable[[Sequence[str], torch.dtype | None], Mapping[str, Tensor]]
+
 CONFIG_NAME = "config.json"
 STEM = "model"
 
@@ -34,7 +37,7 @@ def save_pretrained(
     *,
     config: object,
     state: Mapping[str, Tensor],
-    read: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None,
+    read: Read | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
@@ -42,7 +45,7 @@ def save_pretrained(
 
     Floating tensors are cast to `dtype` when it is given; others keep theirs. Weight files of before that
     are not replaced are removed. With `read` the tensors of `state` may lie on the meta device: their values
-    are asked for by name, those of one file at a time, so that the whole is never in memory.
+    are asked for by name and dtype, those of one file at a time, so that the whole is never in memory.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +54,7 @@ def save_pretrained(
     old = {file.name for file in folder.glob(f"{STEM}*.safetensors*")}
     with TemporaryDirectory(prefix=".", dir=folder) as aside:
         for file, names in files.filename_to_tensors.items():
-            values = {name: state[name] for name in names} if read is None else read(names)
+            values = {name: state[name] for name in names} if read is None else read(names, dtype)
             cast = {name: _cast(value, dtype).contiguous() for name, value in values.items()}
             save_file(cast, Path(aside, file), metadata={"format": "pt"})
         if files.is_sharded:

@@ -174,9 +174,13 @@ class Block(nn.Module):
         self.modulation_bias = nn.Parameter(torch.empty(6, width))
 
     def forward(
-        self, x: Tensor, positions: Tensor, modulation: Tensor, keys_values: KeysValues, layout: Layout
+        self, x: Tensor, positions: Tensor, modulation: Tensor, text: KeysValues | Tensor, layout: Layout
     ) -> Float[Tensor, "b l d"]:
-        """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias."""
+        """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias.
+
+        `text` is its keys and values in this layer, or the states "b l d" that they are computed from.
+        """
+        keys_values = self.cross_attention.keys_values(text) if isinstance(text, Tensor) else text
         m = Modulation(*(modulation + self.modulation_bias)[:, None].unbind(dim=2))
         x = x + positions
         h = torch.addcmul(m.attention_shift, self.attention_norm(x), 1 + m.attention_scale)

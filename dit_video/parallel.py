@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.attention.kernels import Kernel, Shard, uncompiled
-from kinoflow.dit_video.layers import Layout
+from kinoflow.dit_video.layers import Block, Layout
 from kinoflow.dit_video.video_dit import TextContext, VideoDiT
 
 if TYPE_CHECKING:
@@ -50,21 +50,28 @@ class ParallelConfig:
             )
 
 
-def parallelize(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:
+def parallelize(
+    model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None", *, gathered: bool = False
+) -> None:
     """Apply what config asks for, in the one order that works: exchange, compile, recompute.
 
-    `group` holds the `config.sequence` processes that share a clip; None where each has its own.
+    `group` holds the `config.sequence` processes that share a clip; None where each has its own. `gathered`
+    says that ZeRO-3 shards the weights: it then brings them together for a whole block, around its call, so
+    that no hook lies inside of what is compiled.
 
     Raises:
         UserError: the group has another size, or the heads do not divide among it.
     """
     if config.sequence > 1:
         _spread_sequence(model, config, group)
+    if gathered:
+        from deepspeed.utils import set_z3_leaf_modules
+
+        set_z3_leaf_modules(model, [Block])
+        model.separate_text = False
     for index, block in enumerate(model.blocks):
         if config.compile:
             block.forward = torch.compile(block.forward)
-            cross: Any = block.cross_attention
-            cross.keys_values = torch.compile(cross.keys_values)
         if config.checkpoint_every and index % config.checkpoint_every == 0:
             # Around the compiled block, which an exchange splits into several graphs.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -3,7 +3,7 @@
 Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.files import seeded
-from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
+from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
 from kinoflow.dit_video.flow.matching import velocity_from_data
 from kinoflow.dit_video.layers import (
@@ -72,12 +72,16 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextContext:
-    """Keys and values of the text in every layer: computed once a prompt, used at each sampling step.
+    """What each layer knows of the text: keys and values, or the states that it computes them from itself.
 
-    Padded, they are "b n l h" beside a mask; packed (`lengths` of the real text), "1 n Σl h" without one.
+    Keys and values are for sampling, where they are computed once a prompt and used at each step. States are
+    for training, where they serve once: recomputed blocks then need not keep theirs.
+
+    Padded, keys and values are "b n l h" and states "b l d" beside a mask; packed (`lengths` of the real
+    text), they are "1 n Σl h" and "1 Σl d" without one.
     """
 
-    keys_values: tuple[KeysValues, ...]
+    layers: tuple[KeysValues | Float[Tensor, "_ _ _"], ...]
     mask: Bool[Tensor, "b l"]
     lengths: tuple[int, ...] | None = None
 
@@ -92,6 +96,8 @@ class VideoDiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        # Whether a block's weights can be used outside of its call: not where they are gathered for it.
+        self.separate_text = True
         d = config.width
         patch = config.latent_channels * config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
         kernel = choose(config.attention)
@@ -141,7 +147,17 @@ class VideoDiT(nn.Module):
         value.copy_(stretch(earlier, len(value)) if name.startswith("positions.") else earlier)
 
     def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
-        """Project each encoder's states to the width, join them along the sequence, take keys and values.
+        """The text of some prompts for many calls of the model: keys and values of every layer."""
+        context = self._project(text)
+        if not self.separate_text:
+            return context
+        states = context.layers[0]
+        assert isinstance(states, Tensor)
+        layers = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
+        return replace(context, layers=layers)
+
+    def _project(self, text: Sequence[TextEmbedding]) -> TextContext:
+        """Each encoder's states at the width of the model, joined along the sequence; the same in all layers.
 
         For a kernel that wants it so, the padding is dropped.
         """
@@ -152,8 +168,7 @@ class VideoDiT(nn.Module):
         lengths = None
         if packs(self.config.attention):
             states, lengths = states[mask][None], tuple(mask.sum(dim=1).tolist())
-        keys_values = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
-        return TextContext(keys_values=keys_values, mask=mask, lengths=lengths)
+        return TextContext(layers=(states,) * self.config.depth, mask=mask, lengths=lengths)
 
     def forward(
         self,
@@ -166,7 +181,7 @@ class VideoDiT(nn.Module):
         Raises:
             ValueError: sides that the patch does not divide or that the position tables do not hold.
         """
-        context = text if isinstance(text, TextContext) else self.encode_text(text)
+        context = text if isinstance(text, TextContext) else self._project(text)
         t, h, w = self.grid(*latent.shape[2:])
         layout = Layout(clips=None, text=context.seen(t * h * w))
         tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
@@ -189,8 +204,11 @@ class VideoDiT(nn.Module):
         self, x: Tensor, positions: Tensor, *, modulation: Tensor, context: TextContext, layout: Layout
     ) -> Float[Tensor, "b l d"]:
         """All blocks; the seam at which `dit_video.parallel` spreads the sequence over processes."""
-        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
-            x = block(x, positions, modulation, keys_values, layout)
+        layers = context.layers
+        if isinstance(layers[0], Tensor):  # under autocast to what the blocks want, once and not in each
+            layers = (layers[0].to(x.dtype),) * len(layers)
+        for block, text in zip(self.blocks, layers, strict=True):
+            x = block(x, positions, modulation, text, layout)
         return x
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -237,10 +255,10 @@ class VideoDiT(nn.Module):
         self,
         folder: str | Path,
         dtype: torch.dtype | None = None,
-        read: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None,
+        read: Read | None = None,
     ) -> None:
         """Write config.json and safetensors weights into `folder`.
 
-        A model on the meta device stands for the values that `read` gives by name, some at a time.
+        A model on the meta device stands for the values that `read` gives, some at a time.
         """
         save_pretrained(folder, config=self.config, state=self.state_dict(), read=read, dtype=dtype)

@@ -114,6 +114,7 @@ def test_a_block_equals_its_formulas() -> None:
     )
     plain = reference.block(layer, x, positions, modulation, states=states, mask=mask)
     torch.testing.assert_close(fast, plain)
+    assert torch.equal(layer(x, positions, modulation, states, Layout(clips=None, text=mask)), fast)
     weight = torch.randn_like(fast)
     for one, other in zip(
         torch.autograd.grad((fast * weight).sum(), inputs),

@@ -31,21 +31,12 @@ def shared(one, other):
 
 
 class Saved:
-    """A context that counts what is kept for the backward pass, weights left out.
-
-    Autograd tells of all but the text's keys and values under checkpointing, which are arguments of a block.
-    """
+    """A context that counts what is kept for the backward pass, weights left out."""
 
     def __init__(self, model):
         self.model = model
         self.storages = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _encode(self, *args, **options):
-        context = type(self.model).encode_text(self.model, *args, **options)
-        for keys, values in context.keys_values:
-            self._pack(keys), self._pack(values)
-        return context
 
     def _pack(self, tensor):
         storage = tensor.untyped_storage()
@@ -54,8 +45,6 @@ class Saved:
         return tensor
 
     def __enter__(self):
-        if isinstance(self.model, VideoDiT):
-            self.model.encode_text = self._encode
         self.hooks.__enter__()
         return self
 
@@ -92,7 +81,8 @@ def held(cases, folder):
 def measure(config, processes):
     model = VideoDiT(config.dit)
     model.init_weights()
-    parallelize(model, config.parallel, Spread(config=config, processes=processes).group)
+    group = Spread(config=config, processes=processes).group
+    parallelize(model, config.parallel, group, gathered=config.deepspeed.zero_stage == 3)
     running = engine.Engine(model, loss, config, processes)
     average = EMA(running.fragments(), 0.9)
     found, kept = {}, []

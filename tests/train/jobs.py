@@ -5,6 +5,7 @@ import signal
 # Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
+from deepspeed.accelerator import get_accelerator
 
 import kinoflow.train.run.checkpoint
 import kinoflow.train.run.engine
@@ -23,6 +24,8 @@ def toy(sources, adversarial=False, pause=0.0, width=23):
     """The train command with the toy in place of a real task; its exit code."""
     # A test run in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    get_accelerator().is_fp16_supported = lambda: True  # most CPUs only have no fast kernels for it
 
     def build(config):
         return Toy(config, adversarial=adversarial, pause=pause, width=width)

@@ -90,7 +90,14 @@ def sharded(folder, sources):
         task = DiTTask(settings)
         model = task.model
         assert all(p.is_meta for p in model.parameters())
-        task.prepare(Spread(config=settings, processes=processes))
+        filled, fill = {}, task._fill
+
+        def watched(name, value):
+            filled[name] = sum(p.numel() for p in model.parameters() if not p.is_meta)
+            fill(name, value)
+
+        with mock.patch.object(task, "_fill", watched):
+            task.prepare(Spread(config=settings, processes=processes))
         run = engine.Engine(model, loss, settings, processes)
         before = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
         assert all(p.numel() < max(p.ds_numel, 2) for p in model.blocks.parameters()), (
@@ -100,7 +107,7 @@ def sharded(folder, sources):
             run.backward(processes.replica, step)
             run.update(1e-2)
         after = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
-        torch.save((before, after), Path(folder) / f"{processes.rank}.pt")
+        torch.save((before, after, filled), Path(folder) / f"{processes.rank}.pt")
         return 0
     finally:
         engine.stop()
@@ -137,7 +144,7 @@ def summed(cases, folder):
             for _ in range(2):
                 for micro in range(settings.deepspeed.accumulation):
                     run.backward(1.0 if (processes.rank, micro) == (0, 0) else SMALL)
-                norms.append(float(run.update(1e-3)))
+                norms.append(float(run.update(1e-3)["grad_norm"]))
             torch.save(norms, Path(folder) / f"{name}.{processes.rank}.pt")
         return 0
     finally:

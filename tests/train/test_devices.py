@@ -1,8 +1,9 @@
-"""Every task on a device that is not the CPU: a step, its adversary, a preview, a precomputation."""
+"""Every task on a device that is not the CPU: a step, its adversary, a preview, an export, precomputation."""
 
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from kinoflow.configs.schema import load
 from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.dit_video import VideoDiT
+from kinoflow.tae import TAE
 from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.batches import moved
 from kinoflow.train.run.config import RunConfig
@@ -66,7 +69,9 @@ def test_the_autoencoder(tmp_path, monkeypatch):
         assert against is not None
         against.total.backward()
         task.preview(model, tmp_path, step, ALONE)
+        task.export(TAETask(config).model.state_dict(), tmp_path)
     assert (tmp_path / "reconstructions.png").is_file()
+    assert TAE.from_pretrained(tmp_path / "tae").config.latent_std is not None
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,10 @@ def test_the_backbone(release, latents, tmp_path):
         found.total.backward()
         assert found.total.device == DEVICE
         task.preview(model, tmp_path, 1, ALONE)
+        values = {name: torch.ones(value.shape) for name, value in model.state_dict().items()}
+        task.export(SimpleNamespace(read=lambda names, _: {name: values[name] for name in names}), tmp_path)
     assert (tmp_path / "samples.png").is_file()
+    assert VideoDiT.from_pretrained(tmp_path / "dit").head.weight.eq(1).all()
 
 
 def test_precomputation(release, tmp_path, monkeypatch):

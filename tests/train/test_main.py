@@ -19,6 +19,7 @@ def test_usage(capsys):
         (["run=a", "stpes=5"], "steps"),
         (["run=a", "deepspeed.zero_stage=4"], "deepspeed.zero_stage: 4"),
         (["run=a", "deepspeed.offload=optimizer"], "deepspeed.zero_stage 1, 2 or 3"),
+        (["run=a", "deepspeed.precision=fp16"], "fp16 needs deepspeed.zero_stage 1, 2 or 3"),
         (["run=a", "data.world_share=0.5"], "data.manifest"),
         (["run=a", "data.manifest=a.jsonl", "data.world_share=1.5"], "data.world_share"),
         (["run=a", "data.crop=0"], "data.crop"),

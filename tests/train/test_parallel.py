@@ -128,6 +128,17 @@ def test_shards_from_the_meta_device_start_like_the_whole_model(shards, case):
     assert all(len(rank[0]) > 0 for rank in shards[case])
 
 
+def test_one_process_fills_one_block_at_a_time(shards):
+    """Where all of a model fits nowhere, it must not be there while it starts."""
+    first, second = (rank[2] for rank in shards["plain"])
+    sizes = {name: value.numel() for name, value in unsharded().named_parameters()}
+    assert set(first) == set(sizes) and not second
+    largest = max(
+        sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.")) for i in (0, 1)
+    )
+    assert max(first.values()) <= largest < sum(sizes.values()) / 2
+
+
 @pytest.mark.parametrize("case", SHARDED)
 def test_shards_train_like_the_whole_model(shards, case):
     model = unsharded()

@@ -22,6 +22,8 @@ from kinoflow.train.plan.memory import GIB
 from kinoflow.train.plan.plan import plan as make_plan
 from kinoflow.train.plan.planner import Planner
 from kinoflow.train.plan.workload import count_parts
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.dit import DiTBatch, DiTTask
 
 ROOT = Path(__file__).parents[2]
@@ -369,6 +371,7 @@ def test_the_log_of_a_run_counts_the_same_flops():
     """What train.metrics turns into MFU."""
     config = load(PlanConfig, ["model=dit", "dit.depth=2"])
     task = DiTTask(config)
+    task.prepare(Spread(config=config, processes=Processes(rank=0, size=1, device=torch.device("cpu"))))
     text = tuple(TextEmbedding(hidden=torch.zeros(3, n, width), mask=torch.ones(3, n).bool())
                  for n, width in zip((5, 2, 4), config.dit.text_widths, strict=True))  # fmt: skip
     latent = torch.zeros(3, 16, 2, 8, 6)

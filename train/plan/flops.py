@@ -72,10 +72,10 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     d, n, length, text = config.width, config.depth, tokens, sum(text_tokens)
     patch = config.latent_channels * prod(config.patch_size)
     projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
-    answers = _both(2 * text * d * 2 * d)  # keys and values of the text, computed outside of the blocks
+    answers = 2 * text * d * 2 * d  # keys and values of the text
     blocks = {
         "blocks.attention": _block(2 * length * 4 * d * d, attention=4 * length * length * d),
-        "blocks.cross_attention": _block(2 * length * 2 * d * d, attention=4 * length * text * d) + answers,
+        "blocks.cross_attention": _block(2 * length * 2 * d * d + answers, attention=4 * length * text * d),
         "blocks.ffn": _block(2 * length * 3 * d * config.ffn),
     }
     return {

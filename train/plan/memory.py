@@ -20,7 +20,7 @@ from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Offload = Literal["none", "optimizer", "parameters"]
 
 # What DeepSpeed takes where a run sets nothing, in elements (deepspeed.runtime.zero.config).
@@ -45,7 +45,7 @@ class Sharding:
     @property
     def low(self) -> int:
         """Bytes of a weight under ZeRO; without it bf16 is cast from fp32 where it is computed with."""
-        return 2 if self.precision == "bf16" else 4
+        return 4 if self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _gradients(sizes: tuple[int, ...], share: float, sharding: Sharding) -> tupl
     """Bytes of gradients that stay until the step, and of their copy for the optimizer, by stage."""
     if sharding.zero_stage == 3:
         return HIGH * share, HIGH * min(share, SUB_GROUP)
-    if sharding.precision == "bf16":
+    if sharding.precision != "fp32":
         return HIGH * share, 0.0  # the share lies as the optimizer takes it
     whole = sum(sizes) if sharding.zero_stage == 1 else _touched(sizes, sharding.ranks)
     return HIGH * whole, HIGH * share
@@ -149,7 +149,7 @@ class Slice:
     @property
     def low(self) -> int:
         """Bytes of an activation."""
-        return 2 if self.precision == "bf16" else 4
+        return 4 if self.precision == "fp32" else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def dit_activations(config: DiTConfig, piece: Slice) -> Activations:
     They are those of `dit_video.layers` with a kernel that keeps no scores. Checkpointing keeps the input of
     each block and, while its backward pass runs, the activations of that block.
     """
-    block = piece.length * _block_bytes(config, piece)
+    block = piece.length * _block_bytes(config, piece) + piece.clips * _text_bytes(config, piece)
     boundary = piece.low * piece.length * config.width
     again = piece.checkpointed(config.depth)
     kept = again * boundary + (config.depth - again) * block
@@ -200,8 +200,13 @@ def _block_bytes(config: DiTConfig, piece: Slice) -> float:
     return piece.low * sum(widths.values()) + statistics
 
 
+def _text_bytes(config: DiTConfig, piece: Slice) -> float:
+    """Bytes of the text's keys and values in one block, one clip."""
+    return piece.low * sum(piece.text_tokens) * config.width * (4 if config.qk_norm else 2)
+
+
 def _outside_bytes(config: DiTConfig, piece: Slice) -> float:
-    """Bytes around the blocks: patches in and out, positions, head, text with its keys and values."""
+    """Bytes around the blocks: patches in and out, positions, head, text."""
     d, patch, text = config.width, config.latent_channels * prod(config.patch_size), sum(piece.text_tokens)
     whole = piece.clips * piece.tokens
     head = whole * (2 * d + patch)  # normalized, modulated, predicted
@@ -210,8 +215,7 @@ def _outside_bytes(config: DiTConfig, piece: Slice) -> float:
     states = sum(
         tokens * (width + d) for tokens, width in zip(piece.text_tokens, config.text_widths, strict=True)
     )
-    keys_values = config.depth * text * d * (4 if config.qk_norm else 2)
-    values = whole * patch + positions + head + piece.clips * (states + text * d + keys_values)
+    values = whole * patch + positions + head + piece.clips * (states + text * d)
     return piece.low * values + target
 
 
@@ -220,7 +224,8 @@ def tae_activations(config: TAEConfig, size: tuple[int, int, int], precision: Pr
     """Saved bytes of a clip of `size` frames, rows and columns: a forward pass on tensors without storage."""
     with torch.device("meta"):
         model = TAE(config)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    low = precision != "fp32"
+    dtype = torch.bfloat16 if low else torch.float32  # fp16 takes as much
     held: dict[int, torch.UntypedStorage] = {}
 
     def hold(tensor: Tensor) -> Tensor:
@@ -235,7 +240,7 @@ def tae_activations(config: TAEConfig, size: tuple[int, int, int], precision: Pr
         }
         video = torch.empty(1, 3, *size)
         hooks = torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
             torch.func.functional_call(model, weights, (video,))
     own = {weight.untyped_storage()._cdata for weight in weights.values()}
     return sum(storage.nbytes() for key, storage in held.items() if key not in own)

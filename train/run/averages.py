@@ -44,9 +44,10 @@ class AveragedState(Mapping[str, Tensor]):
         with self._opened(self._rest) as rest:
             self._others = list(rest.keys())
 
-    def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """These tensors; each shard is opened once for all of them."""
-        state = {name: torch.empty(self._shapes[name]) for name in names if name in self._shapes}
+    def read(self, names: Collection[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """These tensors, the averages in fp32 or `dtype`; each shard is opened once for all of them."""
+        averaged = [name for name in names if name in self._shapes]
+        state = {name: torch.empty(self._shapes[name], dtype=dtype or torch.float32) for name in averaged}
         for path, pieces in self._shards.items():
             if wanted := state.keys() & pieces.keys():
                 with self._opened(path) as shard:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.dit_video.parallel import ParallelConfig
@@ -92,13 +94,14 @@ class DeepSpeedConfig:
     """How weights, gradients and optimizer states are spread over ranks (ZeRO).
 
     bf16 computes in bfloat16: stages 1 to 3 keep the weights in it beside fp32 masters, stage 0 casts fp32
-    weights (autocast). Gradients are summed in fp32. With offload: parameters (stage 3) host memory holds the
-    optimizer states as well.
+    weights (autocast). fp16 is for GPUs without bf16: its losses are scaled, as far as no gradient overflows.
+    Gradients are summed in fp32. With offload: parameters (stage 3) host memory holds the optimizer states as
+    well.
     """
 
     zero_stage: int = 0
     """Shards optimizer states (1), gradients too (2; 1 in bf16), weights too (3)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What is computed in."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lies in host memory."""
@@ -112,10 +115,22 @@ class DeepSpeedConfig:
         _at_least("deepspeed.", 0, persistent=self.persistent)
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"deepspeed.zero_stage: {self.zero_stage} is none of 0, 1, 2, 3")
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise UserError("deepspeed.precision: fp16 needs deepspeed.zero_stage 1, 2 or 3")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise UserError("deepspeed.offload: optimizer needs deepspeed.zero_stage 1, 2 or 3")
         if self.offload == "parameters" and self.zero_stage != 3:
             raise UserError("deepspeed.offload: parameters needs deepspeed.zero_stage=3")
+
+    @property
+    def low(self) -> torch.dtype:
+        """What is computed in."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    @property
+    def weights(self) -> torch.dtype:
+        """What the weights are in that are computed with: without ZeRO they are their own masters."""
+        return self.low if self.zero_stage > 0 else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)

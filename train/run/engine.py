@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
 from kinoflow.configs.errors import UserError
@@ -94,9 +95,12 @@ class Engine:
         self.model = model
         self.processes = processes
         self._grad_clip = config.optimizer.grad_clip
-        # bf16 weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
-        bf16 = config.deepspeed.precision == "bf16"
-        self._mixed = torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bf16)
+        # Low weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
+        low = config.deepspeed.low
+        self._scaled = low is torch.float16
+        if self._scaled and not get_accelerator().is_fp16_supported():
+            raise UserError(f"deepspeed.precision: no fp16 on this {processes.device.type}; use bf16 or fp32")
+        self._mixed = torch.autocast(processes.device.type, dtype=low, enabled=low is not torch.float32)
         self._module = _Loss(model, loss, self._mixed)
         self._micro_batches = 0
         self.stage = config.deepspeed.zero_stage
@@ -123,14 +127,22 @@ class Engine:
         found, self._module.found = self._module.found, None
         return found
 
-    def update(self, lr: float) -> Tensor | float:
-        """One optimizer step with the gradients since the last; the global norm they had before clipping."""
+    def update(self, lr: float) -> Parts:
+        """One optimizer step with the gradients since the last; the global norm they had before clipping.
+
+        In fp16 also the loss scale, and whether the step was skipped: then a gradient had overflown.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         norm = self._clip() if self.stage == 0 else None
         self.deepspeed.step()
         self._micro_batches = 0
-        return norm if norm is not None else self.deepspeed.get_global_grad_norm()
+        figures: Parts = {"grad_norm": self.deepspeed.get_global_grad_norm() if norm is None else norm}
+        if not self._scaled:
+            return figures
+        applied = self.deepspeed.was_step_applied()
+        scale: Parts = {"loss_scale": self.deepspeed.optimizer.loss_scale, "skipped": float(not applied)}
+        return figures | scale if applied else scale
 
     def _clip(self) -> Tensor:
         """Clip here, as torch does: DeepSpeed's stage 0 would not report the norm."""

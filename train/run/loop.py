@@ -86,7 +86,7 @@ def _optimize(state: checkpoint.State, batches: list[Any], step: int, lr: float)
             resting = against is None
             if against is not None:
                 yield {f"discriminator_{key}": value for key, value in _figures(against).items()}
-    yield {"grad_norm": state.engine.update(lr)}
+    yield state.engine.update(lr)
     if adversary is not None and not resting:
         adversary.update(lr)
 

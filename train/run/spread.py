@@ -42,7 +42,6 @@ class Spread:
 
         names = {parameter: name for name, parameter in model.named_parameters()}
         choice = self.config.deepspeed
-        dtype = torch.bfloat16 if choice.precision == "bf16" and choice.zero_stage > 0 else torch.float32
         for unit in units:
             todo = [parameter for parameter in unit.parameters() if parameter.is_meta]
             for parameter in todo:
@@ -50,7 +49,7 @@ class Spread:
                 if choice.zero_stage < 3 or self.processes.rank == 0:
                     fill(names[parameter], value)
                 # A parameter cannot leave the meta device by assignment to its data.
-                torch.utils.swap_tensors(parameter, nn.Parameter(value.to(dtype)))
+                torch.utils.swap_tensors(parameter, nn.Parameter(value.to(choice.weights)))
             if todo and choice.zero_stage == 3:
                 settings = deepspeed_settings(self.config, self.processes)
                 deepspeed.zero.Init(module=unit, config_dict_or_path=settings)
@@ -60,10 +59,10 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
     """The run in DeepSpeed's own words."""
     choice = config.deepspeed
     slices = processes.size * choice.accumulation
-    bf16 = choice.precision == "bf16" and choice.zero_stage > 0
+    low = choice.weights is not torch.float32
     # At stage 1 DeepSpeed gives fp32 sums of bf16 gradients to a class of its own (BF16_Optimizer), which
     # keeps and reduces all of them on every rank. Its stage 2 keeps a share, and is the code of the others.
-    stage = max(choice.zero_stage, 2) if bf16 else choice.zero_stage
+    stage = max(choice.zero_stage, 2) if low else choice.zero_stage
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": processes.device.type == "cuda"}
     if choice.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = choice.persistent
@@ -77,8 +76,9 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
         "gradient_clipping": config.optimizer.grad_clip if choice.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": bf16},
-        # Left alone, both are bf16 where the weights are: a sum over many slices would lose the small ones.
+        "bf16": {"enabled": choice.weights is torch.bfloat16},
+        "fp16": {"enabled": choice.weights is torch.float16},  # with a loss scale that adapts
+        # Left alone, both are in what the weights are: a sum over many slices would lose the small ones.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "checkpoint": {"tag_validation": "Ignore"},

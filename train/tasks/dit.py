@@ -73,7 +73,8 @@ class DiTTask:
         """
         if self.config.preview_every:
             _ = self.release, self.prompts
-        parallelize(self.model, self.config.parallel, spread.group)
+        gathered = self.config.deepspeed.zero_stage == 3
+        parallelize(self.model, self.config.parallel, spread.group, gathered=gathered)
         blocks = self.model.blocks
         units = [*blocks, *(child for child in self.model.children() if child is not blocks), self.model]
         spread.materialize(self.model, units, self._fill)
