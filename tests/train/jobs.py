@@ -1,8 +1,11 @@
 """What the processes of the training tests run: a toy task through the real command, loop and engine."""
 
+import gc
 import signal
 
-# Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
+# Imported once, before the fork: torch's first optimizer imports its compiler, and the first under ZeRO
+# another optimizer that is compiled. Either takes every process seconds.
+import deepspeed.runtime.zero.muon.muon_optimizer
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
@@ -16,6 +19,12 @@ from kinoflow.train.run.config import RunConfig
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
 from tests.train.toys import Toy
+
+# For the same reason: what DeepSpeed and the configuration find out at their first use, and garbage that no
+# process needs to look through again.
+_ = deepspeed.ops.__compatible_ops__
+load(RunConfig, [])
+gc.freeze()
 
 
 def toy(sources, adversarial=False, pause=0.0, width=23):
