@@ -15,9 +15,12 @@ import kinoflow.train.run.loop  # noqa: F401
 from kinoflow.configs.errors import run
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
+from kinoflow.train.mini import judge, text
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks import dit, precompute, tae  # noqa: F401
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
+from tests.train.tiny import tiny_encoders
 from tests.train.toys import Toy
 
 # For the same reason: what DeepSpeed and the configuration find out at their first use, and garbage that no
@@ -43,6 +46,12 @@ def command(arguments):
     return main(arguments)
 
 
+def line(arguments):
+    """The same for a line of a page: what does not shrink by any key is made small."""
+    text._CORPUS, judge._NUM_VALIDATION = 300, 2
+    return main(arguments)
+
+
 def full_disk(sources):
     """A run whose disk is full when it saves: files may not grow beyond 20 kB."""
     import resource
@@ -54,9 +63,6 @@ def full_disk(sources):
 
 def precomputed(folder):
     """Eight clips of the world in four shards, by what processes there are."""
-    from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
-    from tests.train.tiny import tiny_encoders
-
     words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", "buckets=[1x16x16@16]"]
-    precompute(load(PrecomputeConfig, words), tiny_encoders())
+    precompute.precompute(load(precompute.PrecomputeConfig, words), tiny_encoders())
     return 0
