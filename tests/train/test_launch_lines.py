@@ -9,9 +9,11 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,10 @@ ON_GPUS = {
     if line.verb == "" and (line.processes or 0) >= CLUSTER
 }
 
+# What docs/cluster.md repeats of a printed plan.
+FIGURES = (r"^ total +([\d.]+) *$", r"^ step +(\S+ s) *$", r"^ ([\d,]+) steps ", r" steps +(\S+) days *$",
+           r"^ GPU hours +([\d,]+) *$")  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,10 +95,29 @@ def test_no_line_is_wrong(path: Path) -> None:
     assert found or path.suffix != ".yaml"
 
 
+@cache
+def planned(line: Launch) -> str:
+    with redirect_stdout(StringIO()) as said:
+        assert main(list(line.words)) == 0
+    return said.getvalue()
+
+
 @pytest.mark.parametrize("line", PLANS.values(), ids=PLANS)
-def test_a_plan_is_made(line: Launch, capsys: pytest.CaptureFixture) -> None:
-    assert main(list(line.words)) == 0
-    assert "Smallest cluster" in capsys.readouterr().out
+def test_a_plan_is_made(line: Launch) -> None:
+    assert "Smallest cluster" in planned(line)
+
+
+def test_the_page_has_the_plans_figures() -> None:
+    """The table of docs/cluster.md, a row for each of its plans."""
+    page = ROOT / "docs" / "cluster.md"
+    plans = [line for line in map(read, of_file(page)) if line.verb == "plan"]
+    shown = re.search(r"^\| GPUs \|.*\n\| --- .*\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE)
+    assert shown is not None
+    rows = [row.strip("| ").split(" | ") for row in shown[1].splitlines()]
+    for line, (gpus, _, *cells) in zip(plans, rows, strict=True):
+        found = [re.search(figure, planned(line), re.MULTILINE) for figure in FIGURES]
+        assert cells == [each and each[1] for each in found], shlex.join(line.words)
+        assert f"cluster.gpus={gpus.replace(',', '')}" in line.words
 
 
 @pytest.mark.parametrize("line", ON_GPUS.values(), ids=ON_GPUS)
