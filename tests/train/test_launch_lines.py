@@ -2,7 +2,7 @@
 
 It starts as its launcher would start it, in two processes, with a model, clips and a release that are as
 small as they get, and otherwise as it stands: ZeRO stage, precision, sequence parallelism, tables of
-positions. Lines that name the same files and keys are started once.
+positions. Lines that name the same stages and keys are started once.
 """
 
 import json
@@ -63,9 +63,10 @@ def lines() -> Iterator[Launch]:
 
 
 def kind(line: Launch) -> str:
-    """What a start tries of it."""
+    """What a start tries of it; of a model beside a stage nothing, for the start takes a small one."""
     own = sorted(key for key in line.keys if not re.fullmatch(ALIKE, key))
-    words = [line.launcher or "python", line.verb, *(Path(file).stem for file in line.files), *own]
+    stages = [file for file in line.files if "models/" not in file] or line.files
+    words = [line.launcher or "python", line.verb, *(Path(file).stem for file in stages), *own]
     return "-".join(filter(None, words))
 
 
