@@ -15,18 +15,18 @@ from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
-from torch.distributed.run import get_args_parser
 
 from kinoflow import __main__ as kinoflow
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import USAGE as TRAIN_USAGE
+from tests.launch_lines import LAUNCHERS, LineError, read
 from tests.test_configs import SCHEMAS, sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *(ROOT / "docs" / name for name in ("latents.md", "own-videos.md", "planning.md")),
+    *(ROOT / "docs" / name for name in ("cluster.md", "latents.md", "own-videos.md", "planning.md")),
     *sorted((ROOT / "sample" / "mini").glob("*.md")),
 ]
 SHELL = {"bash", "console", "sh", "shell"}
@@ -85,14 +85,8 @@ def command_problems(words: list[str]) -> Iterator[str]:
         yield from make_problems(rest)
     elif program == "kinoflow":
         yield from kinoflow_problems(rest)
-    elif program in {"srun", "deepspeed"}:
-        inner = next((i for i, word in enumerate(rest) if word in {"torchrun", "python"}), None)
-        yield from [f"nothing of ours behind {program}"] if inner is None else command_problems(rest[inner:])
-    elif program == "torchrun":
-        launch = get_args_parser().parse_args(rest)
-        if not launch.module:
-            yield f"torchrun {launch.training_script} has no -m"
-        yield from kinoflow_problems([launch.training_script, *launch.training_script_args])
+    elif program in LAUNCHERS:
+        yield from launch_problems(words)
     elif program in {"python", "python3"} and rest[:1] == ["-m"]:
         yield from [] if rest[1] in OTHERS | {"venv"} else kinoflow_problems(rest[1:])
     elif program not in OTHERS and not (ROOT / words[0]).is_file():
@@ -156,6 +150,16 @@ _parse_args = argparse.ArgumentParser.parse_args
 def parse_and_stop(self: argparse.ArgumentParser, *args: Any, **options: Any) -> NoReturn:
     _parse_args(self, *args, **options)
     raise ParsedError
+
+
+def launch_problems(words: list[str]) -> Iterator[str]:
+    """Of a command that starts `kinoflow train` by any launcher, or by none."""
+    try:
+        launch = read(words)
+    except LineError as error:
+        yield str(error)
+    else:
+        yield from train_problems(list(launch.words))
 
 
 def train_problems(words: list[str]) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """What the processes of the training tests run: a toy task through the real command, loop and engine."""
 
+import gc
 import signal
 
-# Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
+# Imported once, before the fork: torch's first optimizer imports its compiler, and the first under ZeRO
+# another optimizer that is compiled. Either takes every process seconds.
+import deepspeed.runtime.zero.muon.muon_optimizer
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 from deepspeed.accelerator import get_accelerator
@@ -13,11 +16,20 @@ import kinoflow.train.run.loop  # noqa: F401
 from kinoflow.configs.errors import run
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
+from kinoflow.train.mini import judge, text
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks import dit, precompute, tae  # noqa: F401
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
 from tests.train.real_jobs import trained  # noqa: F401
+from tests.train.tiny import tiny_encoders
 from tests.train.toys import Toy
+
+# For the same reason: what DeepSpeed and the configuration find out at their first use, and garbage that no
+# process needs to look through again.
+_ = deepspeed.ops.__compatible_ops__
+load(RunConfig, [])
+gc.freeze()
 
 
 def toy(sources, adversarial=False, pause=0.0, width=23):
@@ -38,6 +50,12 @@ def command(arguments):
     return main(arguments)
 
 
+def line(arguments):
+    """The same for a line of a page: what does not shrink by any key is made small."""
+    text._CORPUS, judge._NUM_VALIDATION = 300, 2
+    return main(arguments)
+
+
 def full_disk(sources):
     """A run whose disk is full when it saves: files may not grow beyond 20 kB."""
     import resource
@@ -49,9 +67,6 @@ def full_disk(sources):
 
 def precomputed(folder, bucket="1x16x16@16"):
     """Eight clips of the world in four shards, by what processes there are."""
-    from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
-    from tests.train.tiny import tiny_encoders
-
     words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", f"buckets=[{bucket}]"]
-    precompute(load(PrecomputeConfig, words), tiny_encoders())
+    precompute.precompute(load(precompute.PrecomputeConfig, words), tiny_encoders())
     return 0

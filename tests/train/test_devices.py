@@ -21,12 +21,10 @@ from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.dit import DiTTask
 from kinoflow.train.tasks.precompute import PrecomputeConfig, load_encoders, precompute
 from kinoflow.train.tasks.tae import TAETask
-from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
 from tests.standin import DEVICE, Accelerator
 from tests.train.test_tae import SOURCES
-from tests.train.tiny import tiny_encoders
+from tests.train.tiny import BUCKET, DIT, write_release
 
-BUCKET = "8x16x16@16"
 ALONE = Processes(rank=0, size=1, device=DEVICE)
 
 
@@ -77,12 +75,7 @@ def test_the_autoencoder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Path:
     """The frozen parts of a release: an autoencoder and three text encoders."""
-    folder = tmp_path_factory.mktemp("release")
-    tiny_encoders().tae.save_pretrained(folder / "tae")
-    write_ul2(folder / "text" / "ul2")
-    write_byt5(folder / "text" / "byt5")
-    write_metaclip(folder / "text" / "metaclip")
-    return folder
+    return write_release(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +89,12 @@ def latents(release, tmp_path_factory) -> Path:
 
 def test_the_backbone(release, latents, tmp_path):
     config = load(RunConfig, [
-        "model=dit", f"run={tmp_path}", f"data.latents={latents}", f"release={release}", "data.batch_size=2",
-        "dit.width=32", "dit.depth=2", "dit.heads=2", "dit.ffn=64", "dit.text_widths=[24,24,16]",
-        "dit.max_tokens=[4,8,8]", "dit.latent_channels=2", "preview_every=1",
+        *DIT, f"run={tmp_path}", f"data.latents={latents}", f"release={release}", "data.batch_size=2",
+        "dit.depth=2", "dit.max_tokens=[4,8,8]", "preview_every=1",
     ])  # fmt: skip
     task = DiTTask(config)
-    task.prepare(
-        spread(config, replace(ALONE, device=torch.device("cpu")))
-    )  # the stand-in has no values to start from
+    # The stand-in has no values to start from.
+    task.prepare(spread(config, replace(ALONE, device=torch.device("cpu"))))
     with Accelerator():
         model = task.model.to(DEVICE)
         found = task.loss(model, moved(task.batch(0, 0, 1), DEVICE), 0)

@@ -1,6 +1,7 @@
 """The frozen parts of a release, as small as they get."""
 
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,6 +11,14 @@ from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.tasks.precompute import Encoders
+from tests.conditioning.writing import write_encoders
+
+BUCKET = "8x16x16@16"
+# A backbone for the latents and the texts of `write_release`.
+DIT = (
+    "model=dit", "dit.width=32", "dit.depth=1", "dit.heads=2", "dit.ffn=64", "dit.text_widths=[24,24,16]",
+    "dit.latent_channels=2",
+)  # fmt: skip
 
 
 class Text:
@@ -45,3 +54,10 @@ def tiny_encoders() -> Encoders:
     tae = TAE(config)
     tae.init_weights()
     return Encoders(tae=tae.eval(), text=cast(PromptEncoder, Text()), device=torch.device("cpu"))
+
+
+def write_release(folder: Path) -> Path:
+    """The frozen parts of a release: an autoencoder and three text encoders; its folder."""
+    tiny_encoders().tae.save_pretrained(folder / "tae")
+    write_encoders(folder / "text")
+    return folder

@@ -209,14 +209,14 @@ def _outside_bytes(config: DiTConfig, piece: Slice) -> float:
     """Bytes around the blocks: patches in and out, positions, head, text."""
     d, patch, text = config.width, config.latent_channels * prod(config.patch_size), sum(piece.text_tokens)
     whole = piece.clips * piece.tokens
-    head = whole * (2 * d + patch)  # normalized, modulated, predicted
-    target = HIGH * whole * patch
+    head = whole * 2 * d  # normalized, modulated
+    compared = HIGH * whole * 2 * patch  # prediction and target, as the loss takes them
     positions = piece.length / piece.clips * d if piece.checkpoint_every else 0  # an input of every block
     states = sum(
         tokens * (width + d) for tokens, width in zip(piece.text_tokens, config.text_widths, strict=True)
     )
     values = whole * patch + positions + head + piece.clips * (states + text * d)
-    return piece.low * values + target
+    return piece.low * values + compared
 
 
 @cache
