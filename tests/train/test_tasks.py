@@ -12,7 +12,6 @@ from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from tests.train.jobs import precomputed
 from tests.train.plain import plain
 from tests.train.test_tae import SOURCES as TINY_TAE
 
@@ -51,9 +50,10 @@ CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory):
+def latents(start_job, tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
-    assert precomputed(folder, "4x16x16@16") == 0
+    job = start_job("precomputed", str(folder), "4x16x16@16")
+    assert job.wait() == [0], job.text()
     return folder
 
 
