@@ -6,16 +6,17 @@ training export and a hub repository all look the same.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
@@ -33,20 +34,29 @@ def save_pretrained(
     *,
     config: object,
     state: Mapping[str, Tensor],
+    read: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write `config` (a dataclass) and `state` into `folder`: all aside, then file by file renamed.
 
     Floating tensors are cast to `dtype` when it is given; others keep theirs. Weight files of before that
-    are not replaced are removed.
+    are not replaced are removed. With `read` the tensors of `state` may lie on the meta device: their values
+    are asked for by name, those of one file at a time, so that the whole is never in memory.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cast = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in state.items()}
+    outline = {name: _cast(tensor.to("meta"), dtype) for name, tensor in state.items()}
+    files = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
     old = {file.name for file in folder.glob(f"{STEM}*.safetensors*")}
     with TemporaryDirectory(prefix=".", dir=folder) as aside:
-        save_torch_state_dict(cast, aside, max_shard_size=max_shard_size)
+        for file, names in files.filename_to_tensors.items():
+            values = {name: state[name] for name in names} if read is None else read(names)
+            cast = {name: _cast(value, dtype).contiguous() for name, value in values.items()}
+            save_file(cast, Path(aside, file), metadata={"format": "pt"})
+        if files.is_sharded:
+            index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+            write_json(Path(aside, f"{STEM}.safetensors.index.json"), index)
         write_json(Path(aside, CONFIG_NAME), to_dict(config))
         written = sorted(Path(aside).iterdir())  # the index comes last
         for file in written:
@@ -56,31 +66,56 @@ def save_pretrained(
         (folder / name).unlink()
 
 
-def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, dict[str, Tensor]]:
-    """Read (config, state) from a local folder or, when no such folder exists, a hub id.
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, "Weights"]:
+    """Read (config, weights) from a local folder or, when no such folder exists, a hub id.
 
     Raises:
         UserError: a missing folder, a missing or damaged file, or a config with unknown keys.
     """
     folder = resolve_folder(source)
-    return load_config(folder, schema), read_weights(folder)
+    return load_config(folder, schema), Weights(folder)
 
 
-def read_weights(folder: Path, stem: str = STEM) -> dict[str, Tensor]:
-    """Every tensor of the folder's safetensors files, which are named `stem`, in one file or sharded.
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a folder's safetensors files, which are named `stem`, in one file or sharded.
+
+    Each is read when it is asked for, and none is kept: what has more weights than memory holds is taken
+    over one by one.
 
     Raises:
         UserError: a missing or damaged file.
     """
-    state: dict[str, Tensor] = {}
-    for weights in weight_files(folder, stem):
-        try:
-            state |= load_file(weights)
-        except FileNotFoundError:
-            raise UserError(f"{weights}: missing; fetch the folder again") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights}: damaged ({error}); fetch the folder again") from None
-    return state
+
+    def __init__(self, folder: Path, stem: str = STEM) -> None:
+        self._files: dict[str, Path] = {}
+        for path in weight_files(folder, stem):
+            with _opened(path) as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; fetch the folder again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); fetch the folder again") from None
 
 
 def load_config(folder: Path, schema: type[Schema]) -> Schema:
@@ -118,6 +153,11 @@ def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Pat
         raise UserError(f"{source}: neither a folder here nor readable from the hub ({reason})") from None
 
 
+def part_folder(release: str | Path, part: str) -> Path:
+    """The folder of one part of a release, which is a folder or a hub id of which that part is fetched."""
+    return resolve_folder(release, [f"{part}/*"]) / part
+
+
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     """The safetensors files of a model folder, in a fixed order."""
     index = folder / f"{stem}.safetensors.index.json"
@@ -131,24 +171,24 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load fp32 copies of `state` strictly.
+    """Load fp32 copies of `state` strictly, one tensor at a time.
 
     Raises:
         UserError: a name or shape that does not fit, with the first one that differs.
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    wrong = sorted(
-        name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name] != state[name].shape
-    )
-    if wrong:
-        raise UserError(
-            f"{source}: weights do not fit config.json, first at {wrong[0]}; fetch the folder again"
-        )
-    model.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True
-    )
+    taken = {}
+    for name in sorted(own.keys() | state.keys()):
+        value = state[name] if name in own and name in state else None
+        if value is None or own[name] != value.shape:
+            raise misfit(name, source)
+        taken[name] = value.float() if value.is_floating_point() else value
+    model.load_state_dict(taken, assign=True)
+
+
+def misfit(name: str, source: str | Path) -> UserError:
+    """What to say of weights whose tensor of this name is missing, or not what config.json describes."""
+    return UserError(f"{source}: weights do not fit config.json, first at {name}; fetch the folder again")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -228,21 +228,6 @@ class FactorizedPositions(nn.Module):
         grid = self.time[:t, None, None] + self.height[None, :h, None] + self.width[None, None, :w]
         return rearrange(grid, "t h w d -> 1 (t h w) d")
 
-    @torch.no_grad()
-    def grow(self, sizes: tuple[int, int, int]) -> None:
-        """Lengthen the tables for a later stage: more pixels or frames between the ends that are known.
-
-        Raises:
-            ValueError: a table that would become shorter.
-        """
-        for axis, old, new in zip(("time", "height", "width"), self.sizes, sizes, strict=True):
-            if new < old:
-                raise ValueError(
-                    f"dit.max_tokens: the {axis} table has {old} rows and cannot shrink to {new}"
-                )
-            setattr(self, axis, nn.Parameter(stretch(getattr(self, axis), new)))
-        self.sizes = sizes
-
 
 def stretch(table: Float[Tensor, "old d"], length: int) -> Float[Tensor, "new d"]:
     """The table at `length` places: row i stands at i · length / old, what lies between is linear.

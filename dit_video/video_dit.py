@@ -3,7 +3,7 @@
 Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from kinoflow.dit_video.layers import (
     Layout,
     RMSNorm,
     TimeEmbedding,
+    stretch,
 )
 
 # Matrices that start at zero beside the blocks' own.
@@ -129,6 +130,16 @@ class VideoDiT(nn.Module):
         else:
             nn.init.trunc_normal_(value, std=value.shape[1] ** -0.5, generator=generator)
 
+    @torch.no_grad()
+    def continue_parameter(
+        self, name: str, value: Float[Tensor, "..."], earlier: Float[Tensor, "..."]
+    ) -> None:
+        """Write the parameter of this name, whole, from that of the stage before.
+
+        Position tables are stretched: more pixels or frames between the ends that are known.
+        """
+        value.copy_(stretch(earlier, len(value)) if name.startswith("positions.") else earlier)
+
     def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
         """Project each encoder's states to the width, join them along the sequence, take keys and values.
 
@@ -207,15 +218,6 @@ class VideoDiT(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def grow(self, max_tokens: tuple[int, int, int]) -> None:
-        """Stretch the position tables for longer or larger clips than those of the stage before.
-
-        Raises:
-            ValueError: a table that would become shorter.
-        """
-        self.positions.grow(max_tokens)
-        self.config = replace(self.config, max_tokens=max_tokens)
-
     @classmethod
     def from_pretrained(cls, source: str | Path, attention: KernelName | None = None) -> "VideoDiT":
         """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
@@ -231,6 +233,14 @@ class VideoDiT(nn.Module):
         load_state(model, state, source)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and safetensors weights into `folder`."""
-        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        read: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Write config.json and safetensors weights into `folder`.
+
+        A model on the meta device stands for the values that `read` gives by name, some at a time.
+        """
+        save_pretrained(folder, config=self.config, state=self.state_dict(), read=read, dtype=dtype)

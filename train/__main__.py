@@ -55,7 +55,7 @@ def _command(argv: list[str]) -> int:
     if argv[0] == "export":
         from kinoflow.train.tasks.export import main as export
 
-        return export(argv[1:], _task)
+        return export(argv[1:], task_of)
     return _train(argv)
 
 
@@ -92,7 +92,7 @@ def _train(sources: list[str]) -> int:
         from kinoflow.train.mini import judge
 
         return judge.main(config)
-    return start(config, _task)
+    return start(config, task_of)
 
 
 def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
@@ -128,7 +128,8 @@ def _closing(config: RunConfig, code: int) -> None:
         )
 
 
-def _task(config: RunConfig) -> Task:
+def task_of(config: RunConfig) -> Task:
+    """What the loop trains: the autoencoder or the backbone."""
     if config.model == "tae":
         from kinoflow.train.tasks.tae import TAETask
 

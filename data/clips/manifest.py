@@ -263,24 +263,31 @@ def _no_constant(name: str) -> None:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, _Row]]:
+    """Some thousand rows at a time: as Python objects they take many times their bytes."""
     pyarrow = _pyarrow(path)
+    done = 0
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from enumerate(_parquet_batch(pyarrow, batch), start=done + 1)
+                done += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a Parquet file ({reason}); export it again") from error
+
+
+def _parquet_batch(pyarrow: "types.ModuleType", batch: Any) -> Iterable[_Row]:
     try:
-        yield from enumerate(table.to_pylist(), start=1)
+        return batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, ArithmeticError):  # text that is none, impossible times
-        for index in range(table.num_rows):
-            yield index + 1, _parquet_row(pyarrow, table, index)
+        return [_parquet_row(pyarrow, batch, index) for index in range(batch.num_rows)]
 
 
-def _parquet_row(pyarrow: "types.ModuleType", table: Any, index: int) -> _Row:
+def _parquet_row(pyarrow: "types.ModuleType", batch: Any, index: int) -> _Row:
     row = {}
-    for name in table.column_names:
+    for name in batch.schema.names:
         try:
-            row[name] = table[name][index].as_py()
+            row[name] = batch[name][index].as_py()
         except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:
             return UserError(f"{name}: cannot be read ({one_line(error)})")
     return row

@@ -21,10 +21,11 @@ _ROUNDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """The bucket of a step, by position, and the clips of that bucket it takes."""
+    """The bucket of a step, by position, the clips of that bucket it takes, and how often it had them all."""
 
     bucket: int
     indices: Int64[np.ndarray, " b"]
+    epochs: Int64[np.ndarray, " b"]
 
 
 class Sampler:
@@ -57,7 +58,9 @@ class Sampler:
         before = self._turns_before(step - within)[bucket] + int((turns[:within] == bucket).sum())
         part = size // world_size
         positions = np.arange(part, dtype=np.int64) + before * size + rank * part
-        return Draw(bucket=bucket, indices=permuted(positions, self._lengths[bucket], self._seed + bucket))
+        length = self._lengths[bucket]
+        indices = permuted(positions, length, self._seed + bucket)
+        return Draw(bucket=bucket, indices=indices, epochs=positions // length)
 
     def _turns_before(self, step: int) -> list[int]:
         return np.diff(np.round(step * self._shares)).astype(np.int64).tolist()

@@ -12,6 +12,7 @@ Texts are ragged: the states of caption k of clip i are rows offsets[i * caption
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents import kino
 
 INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
+_OPEN = 256  # each mapped file is an open one, and systems allow a process 1,024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,14 @@ def is_finished(folder: Path, bucket: str, shard: int) -> bool:
     return shard_path(folder, bucket, shard).is_dir()
 
 
+def _unfinished(folder: Path, index: LatentIndex, bucket: str) -> list[int]:
+    """The shards of a bucket that are not there: one listing, not a question for each of them."""
+    place = shard_path(folder, bucket, 0).parent
+    there = {entry.name for entry in os.scandir(place)} if place.is_dir() else set()
+    shards = range(index.num_shards(bucket))
+    return [shard for shard in shards if shard_path(folder, bucket, shard).name not in there]
+
+
 def read_stamps(folder: Path, bucket: str, shard: int) -> list[str]:
     """The stamps of a finished shard; none where it was written without."""
     path = shard_path(folder, bucket, shard) / STAMPS
@@ -173,12 +183,11 @@ class LatentDataset:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         for bucket in self.index.buckets:
-            for shard in range(self.index.num_shards(bucket)):
-                if not is_finished(self.folder, bucket, shard):
-                    raise UserError(f"{shard_path(self.folder, bucket, shard)} is missing: run the same "
-                                      "precompute command again, it makes what is left")  # fmt: skip
+            if missing := _unfinished(self.folder, self.index, bucket):
+                raise UserError(f"{shard_path(self.folder, bucket, missing[0])} is missing: run the same "
+                                  "precompute command again, it makes what is left")  # fmt: skip
         self._null = [self._load(self.folder / NULL / f"text_{i}.npy") for i in range(len(self.index.widths))]
-        self._open = lru_cache(maxsize=1024)(self._load)
+        self._open = lru_cache(maxsize=_OPEN)(self._load)
 
     @property
     def buckets(self) -> tuple[str, ...]:
@@ -270,14 +279,13 @@ def describe(folder: Path) -> dict[str, Any]:
         UserError: no index, or a damaged one.
     """
     index = read_index(folder)
-    shards = [(bucket, shard) for bucket in index.buckets for shard in range(index.num_shards(bucket))]
     return {
         "clips": sum(index.buckets.values()),
         "buckets": dict(index.buckets),
         "captions_per_clip": index.captions_per_clip,
         "text_widths": {f"text_{i}": width for i, width in enumerate(index.widths)},
-        "shards": len(shards),
-        "shards_missing": sum(not is_finished(folder, bucket, shard) for bucket, shard in shards),
+        "shards": sum(map(index.num_shards, index.buckets)),
+        "shards_missing": sum(len(_unfinished(folder, index, bucket)) for bucket in index.buckets),
         "made_from": dict(index.made_from),
         "latent_mean": list(index.latent_mean),
         "latent_std": list(index.latent_std),

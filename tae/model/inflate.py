@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.pretrained import CONFIG_NAME, load_state, read_weights, resolve_folder
+from kinoflow.configs.pretrained import CONFIG_NAME, Weights, load_state, resolve_folder
 from kinoflow.configs.schema import dump
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.layers import Attention, Downsample, ResBlock, Upsample
@@ -68,7 +68,7 @@ def inflate(source: str | Path) -> TAE:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
     config = _config(image, path)
-    state = {_renamed(name): tensor for name, tensor in read_weights(folder, STEM).items()}
+    state = {_renamed(name): tensor for name, tensor in Weights(folder, STEM).items()}
     model = TAE(config)
     with torch.random.fork_rng(devices=[]):  # what the source has no value for: the same at every inflation
         torch.manual_seed(0)

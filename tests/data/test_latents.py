@@ -1,7 +1,9 @@
 """Latent folders: round trip, damage, resume, several writers."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,19 @@ def test_missing_shard_and_index(folder):
     (folder / "index.json").unlink()
     with pytest.raises(UserError, match=r"index\.json is missing"):
         LatentDataset(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the open files of a process")
+def test_many_shards_are_few_open_files(tmp_path):
+    """A mapped file is an open one, and a process may have 1,024 where nobody raised that."""
+    index = replace(INDEX, buckets={NAMES[1]: 400})
+    latents.begin(tmp_path, index, NULL)
+    for shard in range(100):
+        latents.write_shard(tmp_path, NAMES[1], shard, content(NAMES[1], index.shard_clips(NAMES[1], shard)))
+    data, before = LatentDataset(tmp_path), len(list(Path("/proc/self/fd").iterdir()))
+    values = [data.get(NAMES[1], np.array([clip]), np.array([0])).latent.flatten()[0] for clip in range(400)]
+    assert [float(value) for value in values] == [2 * clip for clip in range(400)]
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 256
 
 
 def test_truncated_file_is_named(folder):

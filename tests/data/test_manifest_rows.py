@@ -2,9 +2,11 @@
 
 import datetime
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -137,6 +139,28 @@ def test_decimals_of_parquet_are_exact(tmp_path: Path) -> None:
     assert (entry.frames, entry.fps) == (24, Fraction(23976, 1000))
     assert [problem.row for problem in listing.bad] == [2, 3]
     assert "frames: Decimal('24.5') is not a whole" in listing.bad[0].reason
+
+
+def test_long_parquet_lists_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad row far behind is told by its number in the whole."""
+    count = 70_000
+    assert count > 65_536, "what pyarrow gives at a time"
+    monkeypatch.setattr(manifest, "_parquet_batch", _counting(sizes := [], manifest._parquet_batch))
+    widths = [64] * count
+    widths[count - 2] = -1
+    listing = parquet(tmp_path / "c.parquet", path=[f"{i}.mp4" for i in range(count)], width=widths)
+    assert len(listing) == count - 1
+    assert [problem.row for problem in listing.bad] == [count - 1]
+    assert listing.entries[-1].path == f"{count - 1}.mp4"
+    assert sum(sizes) == count and len(sizes) > 1
+
+
+def _counting(sizes: list[int], read: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def counted(pyarrow: Any, batch: Any) -> Any:
+        sizes.append(batch.num_rows)
+        return read(pyarrow, batch)
+
+    return counted
 
 
 def test_values_of_parquet_that_are_none_of_ours(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kinoflow.train.__main__ import main, start
 from kinoflow.train.run.config import RunConfig
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
+from tests.train.real_jobs import trained  # noqa: F401
 from tests.train.toys import Toy
 
 
@@ -43,11 +44,11 @@ def full_disk(sources):
     return toy(sources)
 
 
-def precomputed(folder):
+def precomputed(folder, bucket="1x16x16@16"):
     """Eight clips of the world in four shards, by what processes there are."""
     from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
     from tests.train.tiny import tiny_encoders
 
-    words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", "buckets=[1x16x16@16]"]
+    words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", f"buckets=[{bucket}]"]
     precompute(load(PrecomputeConfig, words), tiny_encoders())
     return 0

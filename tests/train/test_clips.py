@@ -69,6 +69,31 @@ def test_the_world_has_its_share_of_the_steps(tmp_path: Path, listed: str, share
         assert torch.equal(both, clips.batch(step, 0, 1))
 
 
+def test_clips_of_a_list_come_mixed_and_each_once_an_epoch(tmp_path: Path) -> None:
+    """Neighbours in a list are often cut from one video."""
+    count = 24
+    for level in range(count):
+        clip = np.full((8, 32, 48, 3), 10 * level, np.uint8)
+        write(tmp_path / f"{level:02d}.mp4", clip, fps=16)
+    lines = [f'{{"path": "{level:02d}.mp4"}}\n' for level in range(count)]
+    (tmp_path / "clips.jsonl").write_text("".join(lines))
+    clips = source(tmp_path, manifest=str(tmp_path / "clips.jsonl"))
+    values = torch.cat([clips.batch(step, 0, 1) for step in range(2 * count // 3)]).add(1).mul(127.5)
+    levels = values.mean(dim=(1, 2, 3, 4)).div(10).round().int().view(2, count).tolist()
+    assert all(sorted(epoch) == list(range(count)) for epoch in levels)
+    assert levels[0] != levels[1]
+    steps = [levels[0][i : i + 3] for i in range(0, count, 3)]
+    assert sum(max(step) - min(step) > 2 for step in steps) > len(steps) / 2
+
+
+def test_a_bucket_that_no_clip_fills_and_a_batch_that_does_not_divide(tmp_path: Path, listed: str) -> None:
+    config = DataConfig(buckets=(BUCKET, "64x32x48@16"), manifest=listed)
+    with pytest.raises(UserError, match=r"^data\.buckets: no clip .* fills 64x32x48@16"):
+        ClipSource(config, 5, tmp_path / "quarantine.jsonl")
+    with pytest.raises(UserError, match="does not divide into 2 slices"):
+        source(tmp_path, world_share=1).batch(0, 0, 2)
+
+
 def test_a_run_without_clips_or_buckets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.manifest: .*data\.world_share=1"):
         source(tmp_path)

@@ -11,6 +11,7 @@ import torch
 from kinoflow.configs.schema import load
 from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.tae.training.perceptual import PerceptualDistance
+from kinoflow.train.run.batches import moved
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
@@ -23,6 +24,7 @@ from tests.train.test_tae import SOURCES
 from tests.train.tiny import tiny_encoders
 
 BUCKET = "8x16x16@16"
+ALONE = Processes(rank=0, size=1, device=DEVICE)
 
 
 def test_the_stand_in_refuses_two_devices():
@@ -34,8 +36,8 @@ def test_the_stand_in_refuses_two_devices():
         assert float((here.to(DEVICE) + there).sum()) == 0.5
 
 
-def spread(config: RunConfig) -> Spread:
-    return Spread(config=config, processes=Processes(rank=0, size=1, device=DEVICE))
+def spread(config: RunConfig, processes: Processes = ALONE) -> Spread:
+    return Spread(config=config, processes=processes)
 
 
 def test_the_autoencoder(tmp_path, monkeypatch):
@@ -55,7 +57,7 @@ def test_the_autoencoder(tmp_path, monkeypatch):
     with Accelerator():
         model, critic = task.model.to(DEVICE), task.discriminator.to(DEVICE)
         step = config.loss.adversarial_start
-        batch = task.batch(step, 0, 1).to(DEVICE)
+        batch = moved(task.batch(step, 0, 1), DEVICE)
         found = task.loss(model, batch, step)
         assert set(found.parts) >= {"generator", "perceptual"}
         assert found.total.device == DEVICE
@@ -63,7 +65,7 @@ def test_the_autoencoder(tmp_path, monkeypatch):
         against = task.discriminator_loss(critic, batch, found.output, step)
         assert against is not None
         against.total.backward()
-        task.preview(model, tmp_path, step)
+        task.preview(model, tmp_path, step, ALONE)
     assert (tmp_path / "reconstructions.png").is_file()
 
 
@@ -94,13 +96,15 @@ def test_the_backbone(release, latents, tmp_path):
         "dit.max_tokens=[4,8,8]", "dit.latent_channels=2", "preview_every=1",
     ])  # fmt: skip
     task = DiTTask(config)
-    task.prepare(spread(config))
+    task.prepare(
+        spread(config, replace(ALONE, device=torch.device("cpu")))
+    )  # the stand-in has no values to start from
     with Accelerator():
         model = task.model.to(DEVICE)
-        found = task.loss(model, task.batch(0, 0, 1).to(DEVICE), 0)
+        found = task.loss(model, moved(task.batch(0, 0, 1), DEVICE), 0)
         found.total.backward()
         assert found.total.device == DEVICE
-        task.preview(model, tmp_path, 1)
+        task.preview(model, tmp_path, 1, ALONE)
     assert (tmp_path / "samples.png").is_file()
 
 
@@ -115,8 +119,8 @@ def test_precomputation(release, tmp_path, monkeypatch):
     ]
     config = load(PrecomputeConfig, words)
     encoders = load_encoders(config)
-    moved = replace(encoders, tae=encoders.tae.to(DEVICE), text=encoders.text.to(DEVICE), device=DEVICE)
+    there = replace(encoders, tae=encoders.tae.to(DEVICE), text=encoders.text.to(DEVICE), device=DEVICE)
     with Accelerator():
-        precompute(config, moved)
+        precompute(config, there)
     batch = LatentDataset(tmp_path / "out").get(BUCKET, np.arange(2), np.zeros(2, np.int64))
     assert batch.latent.shape[0] == 2

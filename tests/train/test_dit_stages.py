@@ -23,23 +23,22 @@ def task(*sources: str) -> DiTTask:
     return DiTTask(load(RunConfig, [*SHAPE, *sources]))
 
 
-def prepare(made: DiTTask) -> None:
+def prepared(made: DiTTask) -> VideoDiT:
     processes = Processes(rank=0, size=1, device=torch.device("cpu"))
     made.prepare(Spread(config=made.config, processes=processes))
+    return made.model
 
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    model = task("dit.max_tokens=[1,2,3]").model
-    assert isinstance(model, VideoDiT)
-    model.save_pretrained(tmp_path / "dit")
+    prepared(task("dit.max_tokens=[1,2,3]")).save_pretrained(tmp_path / "dit")
     return tmp_path
 
 
 def test_a_stage_grows_the_tables_of_the_one_before(earlier: Path) -> None:
     before = VideoDiT.from_pretrained(earlier / "dit")
-    model = task("dit.max_tokens=[4,6,9]", f"init_from={earlier}").model
-    assert isinstance(model, VideoDiT) and model.training
+    model = prepared(task("dit.max_tokens=[4,6,9]", f"init_from={earlier}"))
+    assert model.training
     assert model.config.max_tokens == (4, 6, 9)
     grown, small = (
         model.positions(4, 6, 9).reshape(4, 6, 9, 16),
@@ -50,8 +49,7 @@ def test_a_stage_grows_the_tables_of_the_one_before(earlier: Path) -> None:
 
 
 def test_the_kernel_is_the_stages_own(earlier: Path) -> None:
-    model = task("dit.max_tokens=[1,2,3]", "dit.attention=math", f"init_from={earlier}").model
-    assert isinstance(model, VideoDiT)
+    model = prepared(task("dit.max_tokens=[1,2,3]", "dit.attention=math", f"init_from={earlier}"))
     assert VideoDiT.from_pretrained(earlier / "dit").config.attention == "sdpa"
     assert model.config.attention == "math"
     assert all(
@@ -61,7 +59,7 @@ def test_the_kernel_is_the_stages_own(earlier: Path) -> None:
 
 def test_what_does_not_fit_is_named(earlier: Path) -> None:
     with pytest.raises(
-        UserError, match=r"dit\.max_tokens: the width table has 3 rows and cannot shrink to 2"
+        UserError, match=r"dit\.max_tokens: the width table of .* has 3 rows and cannot shrink to 2"
     ):
         task("dit.max_tokens=[1,2,2]", f"init_from={earlier}")
     with pytest.raises(UserError, match="is another model"):
@@ -98,9 +96,9 @@ def test_previews_without_a_release_or_prompts_are_refused_at_the_start(tmp_path
         ([release, f"preview_prompts={tmp_path / 'empty.txt'}"], r"^preview_prompts: .*empty"),
     ):
         with pytest.raises(UserError, match=line):
-            prepare(task("preview_every=5", *sources))
-    prepare(task("preview_every=5", release, "preview_prompts=world"))
-    prepare(task())
+            prepared(task("preview_every=5", *sources))
+    prepared(task("preview_every=5", release, "preview_prompts=world"))
+    prepared(task())
 
 
 def test_prompts_of_previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

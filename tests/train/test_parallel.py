@@ -13,7 +13,9 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.optimizer import adamw
 from tests.dit_video.test_model import CONFIG, build, latent, text
 from tests.train.parallel_jobs import KERNELS, ONE_BLOCK, config, loss, result
-from tests.train.test_zero import COMMON, lines, plain
+from tests.train.plain import plain
+from tests.train.test_zero import COMMON, lines
+from tests.train.toys import Toy
 
 SOURCES = ["model=dit", "dit.width=32", "dit.depth=2", "dit.heads=4", "dit.ffn=48", "dit.latent_channels=4",
            "dit.text_widths=[6,5]", "dit.max_tokens=[3,4,4]", "seed=7", "deepspeed.zero_stage=3",
@@ -174,10 +176,11 @@ def test_processes_that_do_not_divide_are_refused(start_job, tmp_path):
 def test_neighbours_see_the_same_clips_and_count_them_once(start_job, tmp_path):
     """The loop with two processes on one replica is the plain loop on the whole batch."""
     own = ["model=dit", "parallel.sequence=2", "deepspeed.zero_stage=2", f"run={tmp_path}"]
+    settings = load(RunConfig, COMMON)
     job = start_job("toy", [*COMMON, *own], False, size=2)
     assert job.wait() == [0, 0], job.text()
     logged = lines(tmp_path)
-    assert [line["loss"] for line in logged] == pytest.approx(plain()["losses"], rel=1e-5)
+    assert [line["loss"] for line in logged] == pytest.approx(plain(Toy(settings), settings).losses, rel=1e-5)
     rate = 8 / (logged[-1]["seconds"] - logged[-2]["seconds"])  # a batch of 8 a line
     assert logged[-1]["samples_per_second"] == pytest.approx(rate, rel=0.2)
 

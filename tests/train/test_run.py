@@ -16,6 +16,7 @@ from kinoflow.configs.schema import dump, load
 from kinoflow.sample.__main__ import main as sample
 from kinoflow.sample.release import ReleaseConfig, read_card
 from kinoflow.train.run import checkpoint
+from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.processes import Processes
@@ -94,7 +95,7 @@ def test_killed_run_goes_on_exactly(whole, start_job, tmp_path, number):
     assert job.wait() == [0], job.text()
     assert figures(tmp_path) == figures(whole)
     last = "checkpoints/00000024"
-    before, after = checkpoint.averaged_state(whole / last), checkpoint.averaged_state(tmp_path / last)
+    before, after = AveragedState(whole / last), AveragedState(tmp_path / last)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -11,11 +11,10 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
-from kinoflow.train.run.checkpoint import averaged_state
+from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.ema import decay_at
-from kinoflow.train.run.optimizer import learning_rate, parameter_groups
 from tests.train.parallel_jobs import SMALL
+from tests.train.plain import plain
 from tests.train.toys import Toy
 
 STEPS = 12
@@ -51,39 +50,6 @@ SUMMED = {
 }  # fmt: skip
 
 
-def plain(adversarial=False):
-    """What training means: one process, torch alone."""
-    config = load(RunConfig, COMMON)
-    task = Toy(config, adversarial=adversarial)
-    model, critic = task.model, task.discriminator
-    modules = [model] if critic is None else [model, critic]
-    optimizers = [
-        torch.optim.AdamW(parameter_groups(module, 0.1), betas=config.optimizer.betas) for module in modules
-    ]
-    average = {name: value.detach().clone() for name, value in model.named_parameters()}
-    losses, norms = [], []
-    for step in range(STEPS):
-        batch = task.batch(step, 0, 1)
-        loss = task.loss(model, batch, step)
-        loss.total.backward()
-        if critic is not None:
-            critic.zero_grad()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 11.0).item())
-        against = task.discriminator_loss(critic, batch, loss.output, step) if critic is not None else None
-        if critic is not None and against is not None:
-            against.total.backward()
-            torch.nn.utils.clip_grad_norm_(critic.parameters(), 11.0)
-        for optimizer in optimizers if against is not None else optimizers[:1]:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.optimizer, step, STEPS)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.total.item())
-        for name, value in model.named_parameters():
-            average[name].lerp_(value.detach(), 1 - decay_at(0.9, step))
-    return {"model": model, "average": average, "losses": losses, "norms": norms}
-
-
 def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -115,16 +81,17 @@ def runs(start_job, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def references():
-    return {False: plain(), True: plain(adversarial=True)}
+    config = load(RunConfig, COMMON)
+    return {adversarial: plain(Toy(config, adversarial=adversarial), config) for adversarial in (False, True)}
 
 
 @pytest.mark.parametrize("case", CASES | CRITIC)
 def test_parameters_equal_a_plain_loop(runs, references, case):
     reference = references[case in CRITIC]
-    state = averaged_state(runs / case / "second" / "checkpoints" / f"{STEPS:08d}")
-    assert set(state) == set(reference["model"].state_dict())
+    state = AveragedState(runs / case / "second" / "checkpoints" / f"{STEPS:08d}")
+    assert set(state) == set(reference.model.state_dict())
     start = Toy(load(RunConfig, COMMON)).model.state_dict()
-    for name, value in reference["model"].state_dict().items():
+    for name, value in reference.model.state_dict().items():
         assert (state[name] - value).abs().max() <= 1e-5, name
         assert name == "scale" or (start[name] - value).abs().max() > 1e-2, "training must have moved it"
 
@@ -132,10 +99,10 @@ def test_parameters_equal_a_plain_loop(runs, references, case):
 @pytest.mark.parametrize("case", CASES | CRITIC)
 def test_average_equals_a_plain_one(runs, references, case):
     reference = references[case in CRITIC]
-    state = averaged_state(runs / case / "first" / "checkpoints" / f"{STEPS:08d}")
-    for name, value in reference["average"].items():
+    state = AveragedState(runs / case / "first" / "checkpoints" / f"{STEPS:08d}")
+    for name, value in reference.average.items():
         assert (state[name] - value).abs().max() <= 1e-5, name
-        assert (reference["model"].state_dict()[name] - value).abs().max() > 1e-4, "an average lags behind"
+        assert (reference.model.state_dict()[name] - value).abs().max() > 1e-4, "an average lags behind"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -143,9 +110,9 @@ def test_log_has_the_global_loss_and_norm(runs, references, case):
     reference = references[False]
     logged = lines(runs / case / "first")
     assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
-    assert [line["loss"] for line in logged] == pytest.approx(reference["losses"], rel=1e-5)
-    assert [line["grad_norm"] for line in logged] == pytest.approx(reference["norms"], rel=1e-4)
-    assert max(reference["norms"]) > 11 > min(reference["norms"]), "clipping must bite in some steps only"
+    assert [line["loss"] for line in logged] == pytest.approx(reference.losses, rel=1e-5)
+    assert [line["grad_norm"] for line in logged] == pytest.approx(reference.norms, rel=1e-4)
+    assert max(reference.norms) > 11 > min(reference.norms), "clipping must bite in some steps only"
     assert logged[-1]["tokens_per_second"] == pytest.approx(7 * logged[-1]["samples_per_second"])
     assert logged[-1]["peak_memory_bytes"] > 2**20
 
@@ -164,15 +131,15 @@ def test_resume_is_exact(runs, case):
 def test_preview_shows_the_average(runs, case):
     folder = runs / case / "first"
     model = Toy(load(RunConfig, COMMON)).model
-    model.load_state_dict(averaged_state(folder / "checkpoints" / f"{STEPS:08d}"))
+    model.load_state_dict(AveragedState(folder / "checkpoints" / f"{STEPS:08d}"))
     shown = torch.load(folder / "previews" / f"{STEPS:08d}" / "output.pt")
     assert torch.allclose(shown, model(torch.ones(2, 7)), atol=1e-4)
 
 
 def test_bf16_learns_beside_fp32_masters(runs, references):
     losses = [line["loss"] for line in lines(runs / "bf16" / "first")]
-    assert losses == pytest.approx(references[False]["losses"], rel=0.1)
-    state = averaged_state(runs / "bf16" / "first" / "checkpoints" / "00000012")
+    assert losses == pytest.approx(references[False].losses, rel=0.1)
+    state = AveragedState(runs / "bf16" / "first" / "checkpoints" / "00000012")
     shift = state["shift"]
     assert shift.dtype == torch.float32 and not torch.equal(shift, shift.bfloat16().float())
 
@@ -226,4 +193,4 @@ def test_missing_shard_is_refused(runs, tmp_path):
     shutil.copytree(runs / "zero2" / "first" / "checkpoints" / "00000012", checkpoint)
     (checkpoint / "ema_00001.safetensors").unlink()
     with pytest.raises(UserError, match="an EMA shard is missing"):
-        averaged_state(checkpoint)
+        AveragedState(checkpoint)

@@ -63,9 +63,11 @@ class Toy:
         total = (fake - discriminator(target(batch))).square().mean()
         return Loss(total=total, parts={"fake": fake.mean()})
 
-    def preview(self, model, folder, step):
+    def preview(self, model, folder, step, processes):
         assert not model.training
-        torch.save(model(torch.ones(2, 7)), folder / "output.pt")
+        output = model(torch.ones(2, 7))
+        if processes.rank == 0:
+            torch.save(output, folder / "output.pt")
 
     def samples(self, batch):
         return len(batch)
@@ -80,7 +82,7 @@ class Toy:
         (folder / "tae").mkdir()
         for name in ("config.json", "model.safetensors"):
             (folder / "tae" / name).touch()
-        torch.save(state, folder / "tae" / "toy.pt")
+        torch.save(dict(state), folder / "tae" / "toy.pt")
 
 
 def target(batch):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing_folder, write_json
+from kinoflow.configs.pretrained import part_folder
 from kinoflow.configs.schema import dump
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world import Split, labels, sample_scene
@@ -88,7 +89,7 @@ def main(config: RunConfig) -> int:
 
 def _start(config: RunConfig) -> Judge:
     if config.init_from is not None:
-        return Judge.from_pretrained(Path(config.init_from) / "judge")
+        return Judge.from_pretrained(part_folder(config.init_from, "judge"))
     judge = Judge(JudgeConfig())
     judge.init_weights()
     return judge

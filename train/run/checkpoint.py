@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, renamed when whole, resumed exactly, read for an export."""
+"""Checkpoints of a run: written aside, renamed when whole, resumed exactly."""
 
 import json
 import shutil
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_text
@@ -124,35 +122,6 @@ def newest(folder: Path) -> Path | None:
             return candidate
         print(f"checkpoint {candidate} is damaged ({damage}): going on from the one before", flush=True)
     return None
-
-
-def averaged_state(checkpoint: Path) -> dict[str, Float[Tensor, "..."]]:
-    """The whole EMA state dict (fp32; buffers and frozen parameters as they are) from the shard files alone.
-
-    Raises:
-        UserError: a shard is unreadable or elements are missing.
-    """
-    state: dict[str, Tensor] = {}
-    filled: dict[str, int] = {}
-    try:
-        for path in sorted(checkpoint.glob("ema_*.safetensors")):
-            with safe_open(path, framework="pt") as shard:
-                index = json.loads(shard.metadata()["fragments"])
-                for name, piece in index.items():
-                    value = shard.get_tensor(name)
-                    whole = state.setdefault(name, torch.empty(piece["shape"]))
-                    whole.view(-1)[piece["start"] : piece["start"] + value.numel()] = value
-                    filled[name] = filled.get(name, 0) + value.numel()
-        rest = load_file(checkpoint / "rest.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{checkpoint}: {error}; export from an older checkpoint") from error
-    for name, value in state.items():
-        if filled[name] != value.numel():
-            raise UserError(f"{checkpoint}: {name} has {filled[name]} of {value.numel()} elements, "
-                                  "an EMA shard is missing")  # fmt: skip
-    if not state:
-        raise UserError(f"{checkpoint}: no EMA shards (ema_*.safetensors), nothing to export")
-    return {**rest, **state}
 
 
 def _save_ema(path: Path, ema: EMA) -> None:

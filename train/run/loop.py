@@ -7,6 +7,7 @@ from typing import Any
 
 from kinoflow.data.prefetch import prefetch
 from kinoflow.train.run import checkpoint
+from kinoflow.train.run.batches import moved, pinned
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.engine import Engine
@@ -41,7 +42,8 @@ def train(task: Task, config: RunConfig, processes: Processes) -> int:
     slices, own = config.deepspeed.accumulation, processes.replica * config.deepspeed.accumulation
 
     def batches(step: int) -> list[Any]:
-        return [task.batch(step, own + i, processes.replicas * slices) for i in range(slices)]
+        made = [task.batch(step, own + i, processes.replicas * slices) for i in range(slices)]
+        return [pinned(batch) for batch in made] if processes.device.type == "cuda" else made
 
     log = Log(folder, device=processes.device, rank=processes.rank, processes=processes.size, start=begin,
               steps=config.steps, pending=pending)  # fmt: skip
@@ -51,7 +53,7 @@ def train(task: Task, config: RunConfig, processes: Processes) -> int:
         for step, local in enumerate(prepared, begin):
             done, lr = step + 1, learning_rate(config.optimizer, step, config.steps)
             if processes.device.type != "cpu":
-                local = [batch.to(processes.device) for batch in local]  # noqa: PLW2901
+                local = [moved(batch, processes.device) for batch in local]  # noqa: PLW2901
             log.add(*_optimize(state, local, step, lr))
             ema.update(step)
             log.count(*(sum(map(count, local)) / processes.sequence for count in counts))

@@ -31,24 +31,27 @@ class Spread:
         return own
 
     def materialize(
-        self, model: nn.Module, units: Iterable[nn.Module], init: Callable[[str, Tensor], None]
+        self, model: nn.Module, units: Iterable[nn.Module], fill: Callable[[str, Tensor], None]
     ) -> None:
-        """Give what is on the meta device its values by `init`, of which ZeRO-3 keeps this process's part.
+        """Give what is on the meta device its values by `fill`, of which ZeRO-3 keeps this process's part.
 
-        One unit of the model at a time, so that the whole is never in one place.
+        One unit of the model at a time, so that the whole is never in one place. ZeRO-3 sends the values of
+        process 0 to the others, which do not ask for them.
         """
         import deepspeed
 
         names = {parameter: name for name, parameter in model.named_parameters()}
-        dtype = torch.bfloat16 if self.config.deepspeed.precision == "bf16" else torch.float32
+        choice = self.config.deepspeed
+        dtype = torch.bfloat16 if choice.precision == "bf16" and choice.zero_stage > 0 else torch.float32
         for unit in units:
             todo = [parameter for parameter in unit.parameters() if parameter.is_meta]
             for parameter in todo:
                 value = torch.empty(parameter.shape, device=self.processes.device)
-                init(names[parameter], value)
+                if choice.zero_stage < 3 or self.processes.rank == 0:
+                    fill(names[parameter], value)
                 # A parameter cannot leave the meta device by assignment to its data.
                 torch.utils.swap_tensors(parameter, nn.Parameter(value.to(dtype)))
-            if todo:
+            if todo and choice.zero_stage == 3:
                 settings = deepspeed_settings(self.config, self.processes)
                 deepspeed.zero.Init(module=unit, config_dict_or_path=settings)
 

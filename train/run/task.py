@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from kinoflow.train.run.averages import AveragedState
+    from kinoflow.train.run.processes import Processes
     from kinoflow.train.run.spread import Spread
 
 Parts = dict[str, float | Tensor]
@@ -28,7 +30,8 @@ class Loss:
 class Task(Protocol):
     """One kind of training. All randomness follows from (seed, step, position): no global state.
 
-    A batch is a Tensor or an object with `.to(device)`. The loop calls `batch` from background threads.
+    A batch is a Tensor, or a dataclass of Tensors, tuples and such dataclasses. The loop calls `batch` from
+    background threads.
     """
 
     @property
@@ -68,8 +71,11 @@ class Task(Protocol):
         """
         ...
 
-    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Write samples into the folder. The model carries the averaged weights."""
+    def preview(self, model: nn.Module, folder: Path, step: int, processes: "Processes") -> None:
+        """Write samples into the folder, which is there. The model carries the averaged weights.
+
+        Every process calls it; under ZeRO-3 all must compute as often.
+        """
         ...
 
     def samples(self, batch: Any) -> int:
@@ -84,6 +90,6 @@ class Task(Protocol):
         """Forward and backward of the batch, which the log turns into MFU; 0 where nobody counts them."""
         ...
 
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write this model's part of a release folder from an averaged fp32 state dict."""
+    def export(self, state: "AveragedState", folder: Path) -> None:
+        """Write this model's part of a release folder from the averages of a checkpoint."""
         ...

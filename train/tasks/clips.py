@@ -13,13 +13,13 @@ from kinoflow.configs.files import seeded
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
 from kinoflow.data.clips.fit import Clips
+from kinoflow.data.clips.order import Sampler
 from kinoflow.data.world import caption, render, sample_scene
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.train.run.config import DataConfig
 
 _CAPTION_STREAMS = 1_000_003
 _STEP_STRIDE = 10_000
-_LIST_STRIDE = 7919
 
 
 def read_buckets(config: DataConfig) -> tuple[Bucket, ...]:
@@ -36,8 +36,9 @@ def read_buckets(config: DataConfig) -> tuple[Bucket, ...]:
 class ClipSource:
     """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
 
-    World clips are drawn from seed and position and never repeat; those of a list come round again, and bad
-    ones are written to `quarantine`. `warning` is a line about bad rows of the list, empty without any.
+    World clips are drawn from seed and position and never repeat. Those of a list come in an order that mixes
+    all of it, none again before the others of its bucket came, and bad ones are written to `quarantine`.
+    `warning` is a line about bad rows of the list, empty without any.
 
     Raises:
         UserError: no buckets, neither a list nor the toy world, or a list that cannot be read.
@@ -55,29 +56,48 @@ class ClipSource:
         if config.manifest is not None:
             listing = manifest.read(config.manifest)
             self.listed, self.warning = Clips(listing, self.buckets, seed, quarantine), listing.warning
+            self._order = self._sampler(self.listed)
+
+    def _sampler(self, listed: Clips) -> Sampler:
+        for bucket in self.buckets:
+            if listed.count(bucket) == 0:
+                raise UserError(f"data.buckets: no clip of data.manifest fills {bucket}; leave it out")
+        return Sampler(
+            [listed.count(bucket) for bucket in self.buckets],
+            weights=[bucket.weight for bucket in self.buckets],
+            batch_sizes=[bucket.batch_size or self.batch_size for bucket in self.buckets],
+            seed=self.seed,
+        )
 
     def bucket(self, step: int) -> Bucket:
         """The bucket of this step: one for all ranks, so that all do the same work."""
-        return choose(self.seed, step, self.buckets)
+        if self.listed is None:
+            return choose(self.seed, step, self.buckets)
+        return self.buckets[self._order.draw(step).bucket]
 
     def batch(self, step: int, index: int, slices: int) -> Float[Tensor, "b 3 frames height width"]:
         """Slice `index` of `slices` of the clips of a step, RGB in [-1, 1]."""
-        bucket = self.bucket(step)
-        positions = self.positions(step, index, slices)
-        return to_tensor([self._cropped(self._clip(position, bucket), position) for position in positions])
+        bucket, positions = self.bucket(step), self.positions(step, index, slices)
+        if self.listed is None or self._from_world(step):
+            clips = [draw(self.seed * 10**9 + position, bucket) for position in positions]
+        else:
+            found, count = self._order.draw(step, index, slices), self.listed.count(bucket)
+            turns = (found.epochs * count + found.indices).tolist()
+            clips = [self.listed.get(turn, bucket).video for turn in turns]
+        return to_tensor([self._cropped(clip, at) for clip, at in zip(clips, positions, strict=True)])
 
     def positions(self, step: int, index: int, slices: int) -> range:
-        """Where this slice of the step's clips lies in the endless stream of clips."""
-        share = (self.bucket(step).batch_size or self.batch_size) // slices
+        """Where this slice of the step's clips lies in the endless stream of clips.
+
+        Raises:
+            UserError: the bucket's batch does not divide.
+        """
+        bucket = self.bucket(step)
+        share, rest = divmod(bucket.batch_size or self.batch_size, slices)
+        if rest:
+            raise UserError(f"data.buckets: the batch of {bucket} does not divide into {slices} slices")
         first = step * _STEP_STRIDE + index * share
         return range(first, first + share)
-
-    def _clip(self, position: int, bucket: Bucket) -> UInt8[np.ndarray, "frames height width 3"]:
-        step = position // _STEP_STRIDE
-        if self.listed is None or self._from_world(step):
-            return draw(self.seed * 10**9 + position, bucket)
-        # Steps are far apart in the stream; a prime stride walks the whole list in a mixed order.
-        return self.listed.get(step * _LIST_STRIDE + position % _STEP_STRIDE, bucket).video
 
     def _cropped(
         self, clip: UInt8[np.ndarray, "frames height width 3"], position: int

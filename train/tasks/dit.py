@@ -17,10 +17,11 @@ from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import seeded
+from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.data.video import write
+from kinoflow.data.video import read, write
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video import DiTConfig, VideoDiT
@@ -30,7 +31,9 @@ from kinoflow.sample.generate import generate
 from kinoflow.sample.release import text_config
 from kinoflow.tae import TAE, accelerate
 from kinoflow.train.plan.flops import dit_flops, total
+from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Loss
 
@@ -46,13 +49,6 @@ class DiTBatch:
     time: Float[Tensor, " b"]
     texts: tuple[TextEmbedding, ...]
 
-    def to(self, device: torch.device) -> "DiTBatch":
-        """The same on another device."""
-        texts = tuple(TextEmbedding(hidden=e.hidden.to(device), mask=e.mask.to(device)) for e in self.texts)
-        return DiTBatch(
-            latent=self.latent.to(device), noise=self.noise.to(device), time=self.time.to(device), texts=texts
-        )
-
 
 class DiTTask:
     """Mean squared error of the velocity, text dropped now and then for classifier-free guidance."""
@@ -62,14 +58,12 @@ class DiTTask:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        if config.init_from is None:
-            # Under ZeRO-3 `prepare` gives the values, block by block: the whole may fit nowhere.
-            with torch.device("meta" if config.deepspeed.zero_stage == 3 else "cpu"):
-                self.model: VideoDiT = VideoDiT(config.dit)
-            if config.deepspeed.zero_stage < 3:
-                self.model.init_weights()
-        else:
-            self.model = _continued(Path(config.init_from) / "dit", config.dit)
+        # `prepare` gives the values, block by block: the whole may fit nowhere.
+        with torch.device("meta"):
+            self.model: VideoDiT = VideoDiT(config.dit)
+        self._earlier: Weights | None = None
+        if config.init_from is not None:
+            self._earlier = _earlier(part_folder(config.init_from, "dit"), self.model)
 
     def prepare(self, spread: Spread) -> None:
         """Spread the backbone and give it values; see that previews have what they need.
@@ -82,7 +76,14 @@ class DiTTask:
         parallelize(self.model, self.config.parallel, spread.group)
         blocks = self.model.blocks
         units = [*blocks, *(child for child in self.model.children() if child is not blocks), self.model]
-        spread.materialize(self.model, units, self.model.init_parameter)
+        spread.materialize(self.model, units, self._fill)
+
+    def _fill(self, name: str, value: Tensor) -> None:
+        """Write the starting value of a parameter: the earlier stage's, else a random one."""
+        if self._earlier is None:
+            self.model.init_parameter(name, value)
+        else:
+            self.model.continue_parameter(name, value, self._earlier[name])
 
     @cached_property
     def latents(self) -> LatentDataset:
@@ -157,15 +158,25 @@ class DiTTask:
     ) -> None:
         """There is none."""
 
-    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
-        """A clip of each prompt, with the same noise at every preview: an mp4 each and one contact sheet."""
+    def preview(self, model: nn.Module, folder: Path, step: int, processes: Processes) -> None:
+        """A clip of each prompt, with the same noise at every preview: an mp4 each and one contact sheet.
+
+        The prompts are shared out: with as many replicas as prompts it takes as long as one of them.
+        """
         bucket, prompts = max(self.buckets, key=_size), self.prompts
-        clips = self._generate(model, prompts, bucket)
-        for i, clip in enumerate(clips):
-            write(
-                folder / f"{i}.mp4", clip, fps=bucket.fps, metadata={"prompt": prompts[i], "step": str(step)}
-            )
-        contact_sheet(folder / "samples.png", list(clips), columns=6, captions=prompts)
+        rounds = -(-len(prompts) // processes.replicas)
+        own = [processes.replica + i * processes.replicas for i in range(rounds)]
+        if self.config.deepspeed.zero_stage < 3:
+            own = [i for i in own if i < len(prompts)]
+        for i in own:
+            clip = self._generate(model, prompts[i % len(prompts)], i, bucket)
+            if i < len(prompts) and processes.rank % processes.sequence == 0:
+                metadata = {"prompt": prompts[i], "step": str(step)}
+                write(folder / f"{i}.mp4", clip, fps=bucket.fps, metadata=metadata)
+        from_first(None, processes)  # all are written
+        if processes.rank == 0:
+            clips = [read(folder / f"{i}.mp4") for i in range(len(prompts))]
+            contact_sheet(folder / "samples.png", clips, columns=6, captions=prompts)
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -196,15 +207,15 @@ class DiTTask:
                             "preview_every=0")  # fmt: skip
         return Path(self.config.release)
 
-    def _generate(self, model: nn.Module, prompts: list[str], bucket: Bucket) -> np.ndarray:
+    def _generate(self, model: nn.Module, prompt: str, seed: int, bucket: Bucket) -> np.ndarray:
         tae, encoder = self._frozen
         training = model.training
         frames = generate(
-            cast(VideoDiT, model.eval()), tae, encoder, prompts, frames=bucket.frames, height=bucket.height,
-            width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=range(len(prompts)),
+            cast(VideoDiT, model.eval()), tae, encoder, [prompt], frames=bucket.frames, height=bucket.height,
+            width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=[seed],
         )  # fmt: skip
         model.train(training)
-        return frames.numpy()
+        return frames[0].numpy()
 
     @cached_property
     def _frozen(self) -> tuple[TAE, PromptEncoder]:
@@ -227,11 +238,9 @@ class DiTTask:
         text = [embedding.hidden.shape[1] for embedding in batch.texts]
         return len(batch.latent) * total(dit_flops(self.config.dit, t * h * w, text)).model
 
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
-        """Write `folder`/dit in fp16."""
-        model = VideoDiT(self.config.dit)
-        model.load_state_dict(state)
-        model.save_pretrained(folder / "dit", dtype=torch.float16)
+    def export(self, state: AveragedState, folder: Path) -> None:
+        """Write `folder`/dit in fp16, a few of its tensors in memory at a time."""
+        self.model.save_pretrained(folder / "dit", dtype=torch.float16, read=state.read)
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -255,17 +264,21 @@ def _shape(bucket: Bucket) -> tuple[int, int, int, Fraction]:
     return bucket.frames, bucket.height, bucket.width, bucket.fps
 
 
-def _continued(folder: Path, config: DiTConfig) -> VideoDiT:
-    """The model of an earlier stage with position tables as long as this stage's.
+def _earlier(folder: Path, model: VideoDiT) -> Weights:
+    """The weights of an earlier stage, which `model` goes on from with position tables at least as long.
 
     Raises:
         UserError: it differs in more than that, or its tables are longer.
     """
-    model = VideoDiT.from_pretrained(folder, config.attention).train()
-    if replace(model.config, max_tokens=config.max_tokens) != config:
-        raise UserError(f"dit: {folder} is another model ({model.config}); give this run the same dit.*")
-    try:
-        model.grow(config.max_tokens)
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from None
-    return model
+    before, config = load_config(folder, DiTConfig), model.config
+    if replace(before, max_tokens=config.max_tokens, attention=config.attention) != config:
+        raise UserError(f"dit: {folder} is another model ({before}); give this run the same dit.*")
+    for axis, old, new in zip(("time", "height", "width"), before.max_tokens, config.max_tokens, strict=True):
+        if new < old:
+            raise UserError(
+                f"dit.max_tokens: the {axis} table of {folder} has {old} rows and cannot shrink to {new}"
+            )
+    weights = Weights(folder)
+    if different := weights.keys() ^ dict(model.named_parameters()).keys():
+        raise misfit(min(different), folder)
+    return weights

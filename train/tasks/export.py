@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import dump, load
 from kinoflow.sample.release import CARD_NAME, Release, read_card
-from kinoflow.train.run.checkpoint import averaged_state, newest
+from kinoflow.train.run.averages import AveragedState
+from kinoflow.train.run.checkpoint import newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
 
@@ -42,7 +43,7 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     found = newest(run)
     if found is None:
         raise UserError(f"{run}: no checkpoint to export, train it first")
-    state = averaged_state(found)
+    state = AveragedState(found)
     release.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{release.name}.", dir=release.parent) as place:
         aside = Path(place)

@@ -1,6 +1,7 @@
 """One training step of the temporal autoencoder (Movie Gen, section 3.1.1)."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
+from kinoflow.configs.pretrained import part_folder
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.tae import TAE
 from kinoflow.tae.codec.metrics import psnr
@@ -23,6 +25,7 @@ from kinoflow.tae.training.discriminator import PatchDiscriminator
 from kinoflow.tae.training.losses import discriminator_hinge, generator_hinge, kl_loss, outlier_penalty
 from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Loss
 from kinoflow.train.tasks.clips import ClipSource
@@ -38,10 +41,6 @@ class TAEBatch:
     video: Float[Tensor, "b 3 frames height width"]
     noise: Float[Tensor, "b c t h w"]
 
-    def to(self, device: torch.device) -> "TAEBatch":
-        """The same on another device."""
-        return TAEBatch(video=self.video.to(device), noise=self.noise.to(device))
-
 
 class TAETask:
     """Reconstruction, KL, outlier, perceptual and adversarial terms, each where its weight is not zero."""
@@ -53,7 +52,7 @@ class TAETask:
             model = TAE(config.tae)
             model.init_weights()
         else:
-            model = TAE.from_pretrained(Path(config.init_from) / "tae")
+            model = TAE.from_pretrained(part_folder(config.init_from, "tae"))
             model = (model if config.grow == Growth() else grown(model, config.grow)).train()
             # DeepSpeed sends and flattens parameters as one run of memory; channels-last is for inference.
             model = model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
@@ -125,8 +124,10 @@ class TAETask:
     def _adversarial(self, step: int) -> bool:
         return self.config.loss.adversarial > 0 and step >= self.config.loss.adversarial_start
 
-    def preview(self, model: nn.Module, folder: Path, step: int) -> None:
+    def preview(self, model: nn.Module, folder: Path, step: int, processes: Processes) -> None:
         """A contact sheet of clips, the same at every preview, each above its reconstruction."""
+        if processes.rank > 0 and self.config.deepspeed.zero_stage < 3:
+            return
         clips = self.clips.shown(PREVIEW_CLIPS).to(next(model.parameters()).device)
         with torch.no_grad():
             output = cast(Reconstruction, model(clips)).video.clamp(-1, 1)
@@ -136,7 +137,8 @@ class TAETask:
             quality = psnr(*(video.add(1).div(2).transpose(0, 1) for video in (fake, real))).mean()
             rows += [to_bytes(real).cpu().numpy(), to_bytes(fake).cpu().numpy()]
             captions += ["clip", f"step {step}: {float(quality):.2f} dB"]
-        contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
+        if processes.rank == 0:
+            contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
 
     def samples(self, batch: TAEBatch) -> int:
         """Clips of the batch."""
@@ -150,7 +152,7 @@ class TAETask:
         """Not counted: discriminator and perceptual network would have to be."""
         return 0.0
 
-    def export(self, state: dict[str, Tensor], folder: Path) -> None:
+    def export(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write `folder`/tae in fp16 with per-channel latent statistics, which a frozen encoder keeps.
 
         Otherwise they are measured on training clips.

@@ -1,0 +1,127 @@
+"""The real tasks on two processes, at every ZeRO stage and in every way, against one plain loop."""
+
+import json
+
+import pytest
+import torch
+
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import VideoDiT
+from kinoflow.train.__main__ import task_of
+from kinoflow.train.run.averages import AveragedState
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.spread import Spread
+from tests.train.jobs import precomputed
+from tests.train.plain import plain
+from tests.train.test_tae import SOURCES as TINY_TAE
+
+STEPS = 3
+# A large eps: where a gradient is all rounding, Adam would make steps of full size of it.
+COMMON = [f"steps={STEPS}", "log_every=1", "checkpoint_every=100", "ema_decay=0.9", "seed=3",
+          "data.workers=0", "optimizer.lr=0.01", "deepspeed.persistent=0", "data.batch_size=4",
+          "optimizer.eps=1e-3"]  # fmt: skip
+BACKBONE = ["model=dit", "dit.width=16", "dit.depth=2", "dit.heads=2", "dit.ffn=24", "dit.latent_channels=2",
+            "dit.text_widths=[2,3]", "dit.max_tokens=[4,8,8]"]  # fmt: skip
+# The adversary joins in the second step.
+AUTOENCODER = [*TINY_TAE, "loss.adversarial_start=1", "data.buckets=['4x8x8@16']", "data.batch_size=4"]
+EVERY_STAGE = {
+    "plain": [],
+    "accumulated": ["deepspeed.accumulation=2"],
+    "recomputed": ["parallel.checkpoint_every=1"],
+    "sequence": ["parallel.sequence=2"],
+    "optimizer_offload": ["deepspeed.offload=optimizer"],
+}
+LAST_STAGE = {
+    "parameters_offload": ["deepspeed.offload=parameters"],
+    "all": ["deepspeed.accumulation=2", "parallel.sequence=2", "parallel.checkpoint_every=2",
+            "deepspeed.offload=parameters"],
+}  # fmt: skip
+WAYS = {
+    f"zero{stage}-{way}": [f"deepspeed.zero_stage={stage}", *words]
+    for stage in range(4)
+    for way, words in (EVERY_STAGE | (LAST_STAGE if stage == 3 else {})).items()
+    if stage > 0 or "offload" not in way
+}
+CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
+    f"tae-{way}": words
+    for way, words in WAYS.items()
+    if not any(word.startswith("parallel.") for word in words)
+}
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    assert precomputed(folder, "4x16x16@16") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """A release whose backbone has no zeros left, and shorter position tables."""
+    folder = tmp_path_factory.mktemp("earlier")
+    model = VideoDiT(load(RunConfig, [*BACKBONE, "dit.max_tokens=[2,4,4]"]).dit)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    model.save_pretrained(folder / "dit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(latents, earlier):
+    """What each task's runs have in common."""
+    data = f"data.latents={latents}"
+    return {"dit": [*COMMON, *BACKBONE, data, f"init_from={earlier}"], "tae": [*COMMON, *AUTOENCODER]}
+
+
+@pytest.fixture(scope="module")
+def runs(start_job, sources, tmp_path_factory):
+    """The folder of a run for each case, on two processes."""
+    folder = tmp_path_factory.mktemp("tasks")
+    cases = {name: [*sources[name[:3]], *words] for name, words in CASES.items()}
+    job = start_job("trained", cases, str(folder), size=2)
+    assert job.wait() == [0, 0], job.text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def references(sources):
+    """Each task in one process, with torch alone."""
+    found = {}
+    for model, words in sources.items():
+        config = load(RunConfig, words)
+        task = task_of(config)
+        processes = Processes(rank=0, size=1, device=torch.device("cpu"))
+        task.prepare(Spread(config=config, processes=processes))
+        start = {name: value.detach().clone() for name, value in task.model.named_parameters()}
+        found[model] = start, plain(task, config)
+    return found
+
+
+def weights(folder):
+    """Parameters put together from the masters of both ranks."""
+    found = {}
+    for rank in range(2):
+        for name, shape, start, master in torch.load(folder / f"weights.{rank}.pt"):
+            whole = found.setdefault(name, torch.full(shape, torch.nan))
+            whole.view(-1)[start : start + master.numel()] = master.reshape(-1)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_a_plain_loop(runs, references, case):
+    start, reference = references[case[:3]]
+    folder = runs / case
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in logged] == pytest.approx(reference.losses, rel=1e-5)
+    assert [line["grad_norm"] for line in logged] == pytest.approx(reference.norms, rel=1e-4)
+    found, average = weights(folder), AveragedState(folder / "checkpoints" / f"{STEPS:08d}")
+    assert set(found) == set(start) == set(average)
+    moved = 0
+    for name, value in reference.model.named_parameters():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(average[name], reference.average[name], rtol=1e-4, atol=2e-5, msg=name)
+        moved += bool((value - start[name]).abs().max() > 1e-3)
+    assert moved > len(start) / 2
