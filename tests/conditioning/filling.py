@@ -1,12 +1,15 @@
-"""An encoder that needs no checkpoint, and a process that fills a cache with its states."""
+"""An encoder that needs no checkpoint, and processes that fill a cache with its states."""
 
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+import kinoflow.conditioning.cache
 from kinoflow.conditioning.cache import CachedEncoder
 from kinoflow.conditioning.embedding import Encoded, TextEmbedding
 
@@ -43,11 +46,44 @@ def cached(folder, encoder, *, name="ul2", identity="checkpoint", dtype=torch.fl
 
 TEXTS = [f"text {i}" for i in range(60)]
 
-if __name__ == "__main__":
+
+def fill(folder):
+    """Keep all texts; how many were encoded for that."""
     encoder = HashEncoder(pause=0.005)
-    one = cached(sys.argv[1], encoder)
-    print("ready", flush=True)
-    sys.stdin.readline()  # so that both start together
+    one = cached(folder, encoder)
     for text in TEXTS:
         one([text])
-    print(len(encoder.seen), flush=True)
+    return len(encoder.seen)
+
+
+def fill_together(folder, count):
+    """In so many processes that start at once; each prints its number."""
+    start, release = os.pipe()
+    for _ in range(count):
+        if not os.fork():
+            os.close(release)
+            os.read(start, 1)  # its end comes when the one that forks lets go
+            os.write(1, b"%d\n" % fill(folder))
+            os._exit(0)
+    os.close(release)
+    return max(os.wait()[1] for _ in range(count))
+
+
+def stop_in_the_middle(folder, whole):
+    """Say "half" when so many texts are kept and half of the next one's file is written, and wait."""
+    written = []
+
+    def save(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        written.append(path)
+        if len(written) > whole:
+            os.truncate(path, path.stat().st_size // 2)
+            print("half", flush=True)
+            sys.stdin.read()
+
+    kinoflow.conditioning.cache.save_file = save
+    fill(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(globals()[sys.argv[1]](sys.argv[2], int(sys.argv[3])))

@@ -145,18 +145,16 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert rest.seen == TEXTS[5:10]
 
 
+def filling(name, folder, count):
+    """A function of filling.py in a process of its own."""
+    command = [sys.executable, "-m", "tests.conditioning.filling", name, str(folder), str(count)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_two_processes_fill_one_cache(tmp_path):
-    command = [sys.executable, "-m", "tests.conditioning.filling", str(tmp_path)]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [each.stdout.readline() for each in both] == ["ready\n"] * 2
-    for each in both:
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    counts = [int(each.communicate(timeout=900)[0]) for each in both]
-    assert [each.returncode for each in both] == [0, 0]
+    both = filling("fill_together", tmp_path, 2)
+    counts = [int(line) for line in both.communicate(timeout=900)[0].splitlines()]
+    assert both.returncode == 0 and len(counts) == 2
     assert sum(counts) >= len(TEXTS)
     assert len(entries(tmp_path)) == len(TEXTS)  # nothing half written is left
     never = HashEncoder()
@@ -166,19 +164,16 @@ def test_two_processes_fill_one_cache(tmp_path):
 
 
 def test_a_killed_process_leaves_whole_entries(tmp_path):
-    command = [sys.executable, "-m", "tests.conditioning.filling", str(tmp_path)]
-    one = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert one.stdout.readline() == "ready\n"
-    one.stdin.write("go\n")
-    one.stdin.flush()
-    while len(entries(tmp_path)) < 5:
-        assert one.poll() is None
+    """Killed while it writes its sixth one, whose half lies beside them under a hidden name."""
+    one = filling("stop_in_the_middle", tmp_path, 5)
+    assert one.stdout.readline() == "half\n"
     one.kill()
     one.communicate()
-    done = {path.name for path in entries(tmp_path) if path.suffix == ".safetensors"}
+    assert [path.name[0] == "." for path in entries(tmp_path)].count(True) == 1
+    assert len(entries(tmp_path)) == 6
     rest = HashEncoder()
     states = cached(tmp_path, rest)(TEXTS)
-    assert len(rest.seen) == len(TEXTS) - len(done) > 0
+    assert rest.seen == TEXTS[5:]
     assert torch.equal(states.hidden, HashEncoder().encode(TEXTS).states.hidden)
 
 
@@ -224,7 +219,8 @@ def test_a_hit_needs_no_transformers(checkpoints, tmp_path):
     prompts = PROMPTS[:2]
     expected = PromptEncoder.from_pretrained(checkpoints, cache=tmp_path)(prompts, FPS)
     script = (
-        "import sys; from fractions import Fraction; from conditioning.prompt_encoder import PromptEncoder\n"
+        "import sys; from fractions import Fraction\n"
+        "from kinoflow.conditioning.prompt_encoder import PromptEncoder\n"
         f"states = PromptEncoder.from_pretrained({str(checkpoints)!r}, cache={str(tmp_path)!r})"
         f"({prompts!r}, Fraction(16))\n"
         "print('transformers' in sys.modules, *[float(each.hidden.double().sum()) for each in states])"

@@ -1,18 +1,13 @@
 """The autoencoder's shapes, frame rule and starting values."""
 
 import inspect
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.schema import to_dict
 from kinoflow.tae import TAE, TAEConfig, accelerate
 from kinoflow.tae.model import chunks
 from kinoflow.tae.model.layers import (
@@ -26,7 +21,6 @@ from kinoflow.tae.model.layers import (
 )
 from kinoflow.tae.tiles.tiled import TiledTAE
 
-ROOT = Path(__file__).parents[2]
 TINY = TAEConfig(
     channels=32,
     multipliers=(1, 1, 2, 2),
@@ -227,37 +221,6 @@ def test_spurious_frames_are_not_computed() -> None:
         patch.setitem(chunks.CHUNK_BYTES, "cpu", 1)
         model.decode(torch.randn(1, 4, 3, 2, 2), 17)
     assert sum(seen) == 17 + 1  # the last convolution in time looks one frame ahead
-
-
-COMPILED = """
-import sys, torch
-from kinoflow.configs.schema import from_dict
-from kinoflow.tae import TAE, TAEConfig
-import json
-torch.manual_seed(0)
-model, video = TAE(from_dict(TAEConfig, json.loads(sys.argv[1]))), torch.rand(1, 3, 9, 16, 16) * 2 - 1
-model.init_weights()
-compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-outputs, gradients = [], []
-for one in (model, compiled):
-    model.zero_grad()
-    outputs.append(one(video).video)
-    outputs[-1].square().mean().backward()
-    gradients.append([parameter.grad for parameter in model.parameters()])
-with torch.no_grad():
-    outputs += [model(video).video, compiled(video).video]
-for output in outputs[1:]:
-    torch.testing.assert_close(output, outputs[0])
-torch.testing.assert_close(gradients[1], gradients[0])
-"""
-
-
-@LAYOUTS
-def test_a_compiled_model_is_the_eager_one(config: TAEConfig) -> None:
-    """In one graph; in a process of its own, without the annotations' checks, which no compiler can trace."""
-    command = [sys.executable, "-c", COMPILED, json.dumps(to_dict(config))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["streamed", "whole"])

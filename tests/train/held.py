@@ -16,8 +16,8 @@ from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Loss
 
-TEXT_TOKENS = (40, 8, 20)
-LATENT = (4, 16, 16)
+TEXT_TOKENS = (10, 2, 5)
+LATENT = (4, 8, 8)
 
 
 def storage_bytes(tensors):

@@ -10,6 +10,7 @@ e width of an encoder's states, N blocks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import torch
@@ -104,6 +105,7 @@ def _block(projections: float, attention: float = 0.0) -> Flops:
     return Flops(forward=forward, backward=2 * forward, recomputed=forward, attention=attention)
 
 
+@cache
 def tae_flops(config: TAEConfig, frames: int, height: int, width: int) -> dict[str, Flops]:
     """FLOPs of one clip through encoder and decoder, counted on the meta device.
 

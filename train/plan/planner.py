@@ -13,7 +13,7 @@ from typing import Any
 from kinoflow.configs.errors import UserError
 from kinoflow.train.plan.config import PlanConfig, PlanInputs, read_inputs
 from kinoflow.train.plan.flops import Flops, total
-from kinoflow.train.plan.memory import zero_states
+from kinoflow.train.plan.memory import States, zero_states
 from kinoflow.train.plan.text import EncoderSize, encoder_sizes
 from kinoflow.train.plan.workload import Clip, DiTWorkload, TAEWorkload, Workload
 
@@ -54,13 +54,13 @@ class Planner:
 
     def memory(self, inputs: PlanInputs) -> Memory:
         """The peak of one GPU, for the bucket that needs most."""
+        states = [zero_states(sizes, inputs.sharding) for sizes in self.work.sizes]
         return max(
-            (self._memory_of(clip, inputs) for clip in self.work.clips), key=lambda memory: memory.peak
+            (self._memory_of(clip, inputs, states) for clip in self.work.clips),
+            key=lambda memory: memory.peak,
         )
 
-    def _memory_of(self, clip: Clip, inputs: PlanInputs) -> Memory:
-        states = [zero_states(sizes, inputs.sharding) for sizes in self.work.sizes]
-
+    def _memory_of(self, clip: Clip, inputs: PlanInputs, states: list[States]) -> Memory:
         def over_modules(kind: str) -> float:
             return sum(getattr(state, kind) for state in states)
 
