@@ -98,7 +98,8 @@ class Engine:
         # Low weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
         low = config.deepspeed.low
         self._scaled = low is torch.float16
-        if self._scaled and not get_accelerator().is_fp16_supported():
+        accelerator: Any = get_accelerator()
+        if self._scaled and not accelerator.is_fp16_supported():
             raise UserError(f"deepspeed.precision: no fp16 on this {processes.device.type}; use bf16 or fp32")
         self._mixed = torch.autocast(processes.device.type, dtype=low, enabled=low is not torch.float32)
         self._module = _Loss(model, loss, self._mixed)
