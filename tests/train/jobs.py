@@ -2,8 +2,10 @@
 
 import signal
 
-# Imported once, before the fork: torch's first optimizer imports its compiler, which takes seconds.
+# Imported once, before the fork: torch's first optimizer imports its compiler, and DeepSpeed's first ZeRO
+# optimizer the rest of it, which takes seconds.
 import torch._dynamo
+import torch._inductor.compile_fx
 import torch.utils.tensorboard  # noqa: F401
 
 import kinoflow.train.run.checkpoint
