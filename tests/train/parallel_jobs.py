@@ -1,6 +1,7 @@
 """What the processes of test_parallel.py and test_zero.py run: a spread backbone, ZeRO-3 from meta, sums."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -96,7 +97,9 @@ def sharded(folder, sources):
             filled[name] = sum(p.numel() for p in model.parameters() if not p.is_meta)
             fill(name, value)
 
-        with mock.patch.object(task, "_fill", watched):
+        # Graphs are those of inductor, without the minutes that it takes.
+        traced = partial(torch.compile, backend="aot_eager")
+        with mock.patch.object(task, "_fill", watched), mock.patch("torch.compile", traced):
             task.prepare(Spread(config=settings, processes=processes))
         run = engine.Engine(model, loss, settings, processes)
         before = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
@@ -107,7 +110,9 @@ def sharded(folder, sources):
             run.backward(processes.replica, step)
             run.update(1e-2)
         after = [(f.name, f.shape, f.start, f.read().clone()) for f in run.fragments()]
-        torch.save((before, after, filled), Path(folder) / f"{processes.rank}.pt")
+        counters = torch._dynamo.utils.counters
+        graphs = dict(counters["graph_break"]), counters["stats"]["unique_graphs"]
+        torch.save((before, after, filled, graphs), Path(folder) / f"{processes.rank}.pt")
         return 0
     finally:
         engine.stop()

@@ -24,6 +24,8 @@ SHARDED = {
     "plain": [],
     "checkpointed": ["parallel.checkpoint_every=1"],
     "sequence": ["parallel.sequence=2", "parallel.checkpoint_every=2"],
+    "compiled": ["parallel.compile=true"],
+    "compiled_checkpointed": ["parallel.compile=true", "parallel.checkpoint_every=1"],
 }
 
 
@@ -137,6 +139,12 @@ def test_one_process_fills_one_block_at_a_time(shards):
         sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.")) for i in (0, 1)
     )
     assert max(first.values()) <= largest < sum(sizes.values()) / 2
+
+
+@pytest.mark.parametrize("case", [case for case in SHARDED if case.startswith("compiled")])
+def test_no_gathering_lies_inside_of_a_compiled_block(shards, case):
+    for *_, (breaks, graphs) in shards[case]:
+        assert breaks == {} and graphs >= 1
 
 
 @pytest.mark.parametrize("case", SHARDED)
