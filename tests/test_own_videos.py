@@ -59,13 +59,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "captions.csv").write_text(TABLE, encoding="utf-8")
     for name in ("configs", "sample"):
         (desk / name).symlink_to(ROOT / name)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+    # The shell reads the lines as it does a person's; the commands share the import of their libraries.
     for line in shortened():
-        script = f'kinoflow() {{ "$PYTHON" -m kinoflow "$@"; }}\n{line}'
-        done = subprocess.run(
-            ["bash", "-ec", script], cwd=desk, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        script = f"kinoflow() {{ printf '%s\\0' \"$@\" >> words; echo >> words; }}\n{line}"
+        subprocess.run(["bash", "-ec", script], cwd=desk, check=True)
+    assert (desk / "words").read_text().count("\n") == len(LINES)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.forked", "words"], cwd=desk, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return desk
 
 

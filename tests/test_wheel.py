@@ -1,5 +1,6 @@
 """What pip installs: one package, that runs in a folder whose files are called like its rooms."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,12 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
 def run(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+    own = {
+        key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+    }  # which goes before a wheel
+    done = subprocess.run(
+        words, cwd=folder, env=own, capture_output=True, text=True, timeout=900, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
