@@ -38,7 +38,8 @@ class Pooling(TAE):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.config = TAEConfig(latent_channels=3)
+        none = (0, 0, 0, 0)
+        self.config = TAEConfig(channels=32, encoder_blocks=none, decoder_blocks=none, latent_channels=3)
         self.unused = nn.Parameter(torch.zeros(1))
 
     def encode(self, video: Tensor) -> Posterior:
