@@ -11,7 +11,7 @@ import pytest
 from tests.tae.mutating import make_sources
 
 ROOT = Path(__file__).parents[2]
-FILES, BATCH = 1000, 250
+FILES, BATCH = 1000, 500
 
 
 @pytest.fixture(scope="module")
