@@ -98,11 +98,14 @@ def _share(budget: int, tile: int) -> float:
 
 def next_smaller(request: TilingRequest, failed: TilePlan) -> TilePlan | None:
     """The cheapest plan with clearly smaller tiles than one that failed."""
-    return next((plan for plan in _plans(request) if plan.positions <= _SMALLER * failed.positions), None)
+    return next(_plans(request, most=_SMALLER * failed.positions), None)
 
 
-def _plans(request: TilingRequest, budget: int | None = None) -> Iterator[TilePlan]:
-    """Plans from the cheapest on, without those whose frames alone exceed `budget`.
+def _plans(
+    request: TilingRequest, budget: int | None = None, most: float | None = None
+) -> Iterator[TilePlan]:
+    """Plans from the cheapest on, without those whose frames alone exceed `budget` or that compute more than
+    `most` positions at a time.
 
     What they take is counted only when they are asked for: it takes a second for large frames.
     """
@@ -115,6 +118,8 @@ def _plans(request: TilingRequest, budget: int | None = None) -> Iterator[TilePl
     candidates.sort(key=lambda candidate: candidate[0])
     for cost, tile, space in candidates:
         shape = _computed(request, tile, space)
+        if most is not None and math.prod(shape) > most:
+            continue
         if budget is not None and _least(request, tile, space, shape) > _share(budget, tile):
             continue
         size = _bytes(request, tile, space, shape)
