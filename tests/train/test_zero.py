@@ -34,16 +34,7 @@ CRITIC = {
     "critic2": ["deepspeed.zero_stage=2"],
 }
 BF16 = {"bf16": ["deepspeed.zero_stage=1", "deepspeed.precision=bf16"]}
-# In fp16 the first loss scales are too large, and their steps are skipped.
-FP16 = {
-    f"fp16_zero{stage}": [
-        f"deepspeed.zero_stage={stage}",
-        "deepspeed.precision=fp16",
-        "deepspeed.persistent=0",
-    ]
-    for stage in (1, 2, 3)
-}
-ALL = CASES | CRITIC | BF16 | FP16
+ALL = CASES | CRITIC | BF16
 SLICES = 64  # of a global batch, on two ranks
 SUMMED = {
     f"{precision}_zero{stage}_{offload}_{persistent}": [
@@ -133,7 +124,7 @@ def test_resume_is_exact(runs, case):
         "lines after the checkpoint are replaced"
     )
     for key in ("loss", "error", "grad_norm", "lr"):
-        assert [line[key] for line in second] == [line[key] for line in first]
+        assert [line.get(key) for line in second] == [line.get(key) for line in first]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -151,20 +142,6 @@ def test_bf16_learns_beside_fp32_masters(runs, references):
     state = AveragedState(runs / "bf16" / "first" / "checkpoints" / "00000012")
     shift = state["shift"]
     assert shift.dtype == torch.float32 and not torch.equal(shift, shift.bfloat16().float())
-
-
-@pytest.mark.parametrize("case", FP16)
-def test_fp16_scales_its_losses(runs, references, case):
-    logged = lines(runs / case / "first")
-    skipped = [int(line["skipped"]) for line in logged]
-    count = sum(skipped)
-    assert 0 < count < STEPS / 2 and skipped == [1] * count + [0] * (STEPS - count)
-    scales = [line["loss_scale"] for line in logged]
-    assert scales[0] in (2**15, 2**16) and scales[-1] < scales[0]
-    assert all("grad_norm" in line for line in logged[count:])
-    assert logged[-1]["loss"] < 0.9 * logged[0]["loss"]
-    state = AveragedState(runs / case / "first" / "checkpoints" / "00000012")
-    assert not torch.equal(state["shift"], state["shift"].half().float()), "masters are fp32"
 
 
 @pytest.fixture(scope="module")
