@@ -20,18 +20,20 @@ from tests.train.held import LATENT, TEXT_TOKENS, Saved, batch, loss
 
 MODEL = ["model=dit", "dit.width=320", "dit.depth=3", "dit.heads=4", "dit.ffn=896",
          "dit.text_widths=[64,48,32]", "dit.max_tokens=[4,8,8]", "data.batch_size=4"]  # fmt: skip
+# ZeRO 3 keeps weights of fewer than 100,000 elements whole: only its cases need a model as wide as that.
+NARROW = ["dit.width=160", "dit.ffn=448"]
 CASES = {
     name: [*MODEL, f"deepspeed.precision={name[:4]}", f"deepspeed.zero_stage={name[9]}", *more]
     for name, more in {
-        "fp32_zero0": [],
-        "fp32_zero1": [],
-        "fp32_zero2": [],
+        "fp32_zero0": NARROW,
+        "fp32_zero1": NARROW,
+        "fp32_zero2": NARROW,
         "fp32_zero3": [],
-        "bf16_zero1": [],
-        "bf16_zero2": [],
+        "bf16_zero1": NARROW,
+        "bf16_zero2": NARROW,
         "bf16_zero3": [],
-        "bf16_zero2_sequence": ["parallel.sequence=2"],
-        "bf16_zero2_plain_keys": ["parallel.sequence=2", "dit.qk_norm=false"],
+        "bf16_zero2_sequence": [*NARROW, "parallel.sequence=2"],
+        "bf16_zero2_plain_keys": [*NARROW, "parallel.sequence=2", "dit.qk_norm=false"],
         "fp32_zero3_checkpoint": ["parallel.checkpoint_every=2"],
         "bf16_zero2_both": ["parallel.sequence=2", "parallel.checkpoint_every=1"],
     }.items()
