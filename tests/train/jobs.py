@@ -12,7 +12,7 @@ from deepspeed.accelerator import get_accelerator
 
 import kinoflow.train.run.checkpoint
 import kinoflow.train.run.engine
-import kinoflow.train.run.loop  # noqa: F401
+import kinoflow.train.run.loop
 from kinoflow.configs.errors import run
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
@@ -43,6 +43,19 @@ def toy(sources, adversarial=False, pause=0.0, width=23):
         return Toy(config, adversarial=adversarial, pause=pause, width=width)
 
     return run(lambda: start(load(RunConfig, sources), build), "kinoflow train")
+
+
+def toys(cases):
+    """Runs of the toy in one process group: of each its sources, and whether there is a critic."""
+    processes = kinoflow.train.run.engine.start(1)
+    try:
+        for sources, adversarial in cases:
+            config = load(RunConfig, sources)
+            task = Toy(config, adversarial=adversarial)
+            assert kinoflow.train.run.loop.train(task, config, processes) == 0
+        return 0
+    finally:
+        kinoflow.train.run.engine.stop()
 
 
 def command(arguments):

@@ -68,14 +68,13 @@ def runs(start_job, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("zero")
     for name, more in (("first", []), ("second", ["ema_decay=0", "preview_every=2"])):
-        jobs = []
+        cases = []
         for case, own in ALL.items():
             if name == "second":
                 only_checkpoint(folder / case / "first", folder / case / "second", 6)
-            sources = [*COMMON, *own, *more, f"run={folder / case / name}"]
-            jobs.append(start_job("toy", sources, case in CRITIC, size=2))
-        for job in jobs:
-            assert job.wait() == [0, 0], job.text()
+            cases.append(([*COMMON, *own, *more, f"run={folder / case / name}"], case in CRITIC))
+        job = start_job("toys", cases, size=2)
+        assert job.wait() == [0, 0], job.text()
     return folder
 
 
