@@ -37,8 +37,6 @@ def toy(sources, adversarial=False, pause=0.0, width=23):
     # A test run in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    get_accelerator().is_fp16_supported = lambda: True  # most CPUs only have no fast kernels for it
-
     def build(config):
         return Toy(config, adversarial=adversarial, pause=pause, width=width)
 
@@ -47,6 +45,7 @@ def toy(sources, adversarial=False, pause=0.0, width=23):
 
 def toys(cases):
     """Runs of the toy in one process group: of each its sources, and whether there is a critic."""
+    get_accelerator().is_fp16_supported = lambda: True  # most CPUs only have no fast kernels for it
     processes = kinoflow.train.run.engine.start(1)
     try:
         for sources, adversarial in cases:

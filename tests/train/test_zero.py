@@ -34,7 +34,16 @@ CRITIC = {
     "critic2": ["deepspeed.zero_stage=2"],
 }
 BF16 = {"bf16": ["deepspeed.zero_stage=1", "deepspeed.precision=bf16"]}
-ALL = CASES | CRITIC | BF16
+# In fp16 the first loss scales are too large: their steps are skipped, and halve the scale.
+FP16 = {
+    f"fp16_zero{stage}": [
+        f"deepspeed.zero_stage={stage}",
+        "deepspeed.precision=fp16",
+        "deepspeed.persistent=0",
+    ]
+    for stage in (1, 2, 3)
+}
+ALL = CASES | CRITIC | BF16 | FP16
 SLICES = 64  # of a global batch, on two ranks
 SUMMED = {
     f"{precision}_zero{stage}_{offload}_{persistent}": [
@@ -141,6 +150,20 @@ def test_bf16_learns_beside_fp32_masters(runs, references):
     state = AveragedState(runs / "bf16" / "first" / "checkpoints" / "00000012")
     shift = state["shift"]
     assert shift.dtype == torch.float32 and not torch.equal(shift, shift.bfloat16().float())
+
+
+@pytest.mark.parametrize("case", FP16)
+def test_fp16_scales_its_losses(runs, references, case):
+    logged = lines(runs / case / "first")
+    skipped = [line["skipped"] == 1 for line in logged]
+    assert skipped[0] and sum(skipped) < STEPS / 2
+    scales = [line["loss_scale"] for line in logged]
+    assert scales[0] == 2**16, "DeepSpeed forgives the first"
+    assert scales[1:] == [scale / 2**skip for scale, skip in zip(scales, skipped[1:], strict=False)]
+    assert [("grad_norm" not in line) for line in logged] == skipped
+    assert logged[-1]["loss"] < 0.9 * logged[0]["loss"]
+    state = AveragedState(runs / case / "first" / "checkpoints" / "00000012")
+    assert not torch.equal(state["shift"], state["shift"].half().float()), "masters are fp32"
 
 
 @pytest.fixture(scope="module")
