@@ -65,7 +65,7 @@ LIBRARIES: dict[str, set[str]] = {
     "deepspeed": {
         "train/run/engine.py",
         "train/run/spread.py",
-        "train/run/checkpoint.py",
+        "train/run/masters.py",
         "dit_video/parallel.py",
     },
     "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},

@@ -78,6 +78,11 @@ class Clips:
             f"(bad clips: {self._quarantine})"
         )
 
+    def name(self, index: int, bucket: Bucket) -> str:
+        """The path in the list of what `get` gives, as far as it is known to be good."""
+        found = next(self._candidates(index, bucket), None)
+        return "no good clip" if found is None else self._manifest.entries[found[1]].path
+
     def stamp(self, index: int, bucket: Bucket) -> str:
         """What `get` would say in `Sample.stamp`, without reading the clip: another where it changed.
 

@@ -4,6 +4,7 @@ A row that cannot be used costs that row: `read` tells of it beside the good one
 """
 
 import codecs
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,6 +79,13 @@ class Manifest:
     entries: tuple[ClipEntry, ...]
     rows: tuple[int, ...]
     bad: tuple[Problem, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the clips in their order, wherever the list lies."""
+        return hashlib.sha256(
+            "\0".join(entry.path for entry in self.entries).encode(errors="replace")
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self.entries)

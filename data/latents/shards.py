@@ -11,6 +11,7 @@
 Texts are ragged: the states of caption k of clip i are rows offsets[i * captions + k] up to the next offset.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -193,6 +194,16 @@ class LatentDataset:
     def buckets(self) -> tuple[str, ...]:
         """The names of the buckets."""
         return tuple(self.index.buckets)
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for what was precomputed from what, wherever the folder lies."""
+        content = json.dumps(asdict(self.index), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def place(self, bucket: str, index: int) -> str:
+        """Where a clip lies, for people."""
+        return f"{self._path(bucket, index)} clip {index % self.index.shard_size}"
 
     def num_clips(self, bucket: str) -> int:
         """The number of clips of a bucket."""

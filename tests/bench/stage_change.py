@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
                       MASTER_PORT=str(port), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")  # fmt: skip
     from kinoflow.conditioning.embedding import TextEmbedding
     from kinoflow.configs.schema import load
-    from kinoflow.train.run import checkpoint, engine
+    from kinoflow.train.run import engine
+    from kinoflow.train.run.checkpoint import Checkpoints, State
     from kinoflow.train.run.config import RunConfig
     from kinoflow.train.run.ema import EMA
     from kinoflow.train.run.spread import Spread
@@ -65,8 +67,10 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
     batch = DiTBatch(latent=latent, noise=torch.randn_like(latent), time=torch.rand(1), texts=(text,))
     running.backward(batch, 0)
     running.update(1e-4)
-    state = checkpoint.State(config=config, engine=running, adversary=None, ema=ema)
-    checkpoint.save(Path(config.run), state, 1, {})
+    state = State(config=config, engine=running, adversary=None, ema=ema)
+    with closing(Checkpoints(Path(config.run), state)) as checkpoints:
+        checkpoints.save(1, {})
+        checkpoints.finish()
     figures = {"base": base, "prepared": prepared, "started": started, "stepped": resident()}
     Path(folder, f"figures.{rank}.json").write_text(json.dumps(figures))
     engine.stop()

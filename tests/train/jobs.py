@@ -32,26 +32,25 @@ load(RunConfig, [])
 gc.freeze()
 
 
-def toy(sources, adversarial=False, pause=0.0, width=23):
+def toy(sources, adversarial=False, pause=0.0, width=23, spoiled=()):
     """The train command with the toy in place of a real task; its exit code."""
     # A test run in the background inherits an ignored SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def build(config):
-        return Toy(config, adversarial=adversarial, pause=pause, width=width)
+        return Toy(config, adversarial=adversarial, pause=pause, width=width, spoiled=spoiled)
 
     return run(lambda: start(load(RunConfig, sources), build), "kinoflow train")
 
 
 def toys(cases):
-    """Runs of the toy in one process group: of each its sources, and whether there is a critic."""
+    """Runs of the toy in one process group: of each its sources, and how the toy is made."""
     get_accelerator().is_fp16_supported = lambda: True  # most CPUs only have no fast kernels for it
     processes = kinoflow.train.run.engine.start(1)
     try:
-        for sources, adversarial in cases:
+        for sources, how in cases:
             config = load(RunConfig, sources)
-            task = Toy(config, adversarial=adversarial)
-            assert kinoflow.train.run.loop.train(task, config, processes) == 0
+            assert kinoflow.train.run.loop.train(Toy(config, **how), config, processes) == 0
         return 0
     finally:
         kinoflow.train.run.engine.stop()
@@ -69,11 +68,11 @@ def line(arguments):
 
 
 def full_disk(sources):
-    """A run whose disk is full when it saves: files may not grow beyond 20 kB."""
+    """A run whose disk is full when it saves: files may not grow beyond 8 kB."""
     import resource
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
     return toy(sources)
 
 

@@ -1,5 +1,6 @@
 """What training means: one process, torch alone, the whole batch at once."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,10 @@ class Trained:
 
 
 def plain(task, config):
-    """Train the task's model, and its adversary where there is one, to config.steps."""
+    """Train the task's model, and its adversary where there is one, to config.steps.
+
+    A step whose gradient is no number is left out.
+    """
     model, critic = task.model, task.discriminator
     modules = [model] if critic is None else [model, critic]
     choice = config.optimizer
@@ -39,6 +43,10 @@ def plain(task, config):
         if critic is not None and against is not None:
             against.total.backward()
             nn.utils.clip_grad_norm_(critic.parameters(), choice.grad_clip)
+        if not math.isfinite(norms[-1]):
+            for module in modules:
+                module.zero_grad()
+            continue
         for optimizer in optimizers if against is not None else optimizers[:1]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(choice, step, config.steps)

@@ -18,8 +18,6 @@ from kinoflow.sample.release import ReleaseConfig, read_card
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.ema import EMA
-from kinoflow.train.run.processes import Processes
 from kinoflow.train.tasks import export
 from tests.train.toys import Toy
 
@@ -121,7 +119,7 @@ def test_a_folder_named_with_digits_that_are_no_number_is_no_checkpoint(tmp_path
 
 def test_damaged_checkpoint_falls_back(whole, start_job, tmp_path):
     copied(whole, tmp_path)
-    shard = next((tmp_path / "checkpoints" / "00000024" / "model").iterdir())
+    shard = tmp_path / "checkpoints" / "00000024" / "model_00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     job = start_job("toy", [*COMMON, f"run={tmp_path}"], True)
     assert job.wait() == [0], job.text()
@@ -135,27 +133,12 @@ def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "00000016"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ValueError("a bug")], ids=repr)
-def test_what_cuts_a_checkpoint_off_leaves_nothing(tmp_path, error):
-    class Failing:
-        processes = Processes(rank=0, size=1, device=torch.device("cpu"))
-
-        def save(self, folder, tag):
-            (folder / tag).mkdir()
-            (folder / tag / "half").write_text("half")
-            raise error
-
-    config = load(RunConfig, COMMON)
-    state = checkpoint.State(config=config, engine=Failing(), adversary=None, ema=EMA([], 0.9))
-    with pytest.raises(type(error)):
-        checkpoint.save(tmp_path, state, 8, {})
-    assert list((tmp_path / "checkpoints").iterdir()) == []
-
-
 @pytest.mark.parametrize(("change", "code", "line"), [
     ("optimizer.lr=0.5", 0, "resuming with optimizer.lr: 0.0001 -> 0.5"),
     ("tae.latent_channels=4", 2, "tae.latent_channels"),
-    ("deepspeed.zero_stage=1", 2, "deepspeed.zero_stage"),
+    ("deepspeed.zero_stage=1", 0, "resuming with deepspeed.zero_stage: 0 -> 1"),
+    ("seed=1", 2, "seed: "),
+    ("data.batch_size=16", 2, "data.batch_size: "),
     ("data.batch_size=0", 2, "data.batch_size"),
 ])  # fmt: skip
 def test_changed_settings(whole, start_job, tmp_path, *, change, code, line):
@@ -248,5 +231,8 @@ def test_export_without_a_checkpoint(tmp_path):
 def test_full_disk_is_one_line(start_job, tmp_path):
     job = start_job("full_disk", [*COMMON, f"run={tmp_path}"])
     assert job.wait() == [2], job.text()
-    assert "00000008: cannot be written, is the disk full?" in job.text() and len(said(job)) == 1
+    assert (
+        re.search(r"00000008: cannot be written \(.*\), is the disk full\?", job.text())
+        and len(said(job)) == 1
+    )
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -11,6 +11,7 @@ from kinoflow.train.__main__ import task_of
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
+from kinoflow.train.run.shards import Shards
 from kinoflow.train.run.spread import Spread
 from tests.train.plain import plain
 from tests.train.test_tae import SOURCES as TINY_TAE
@@ -100,16 +101,6 @@ def references(sources):
     return found
 
 
-def weights(folder):
-    """Parameters put together from the masters of both ranks."""
-    found = {}
-    for rank in range(2):
-        for name, shape, start, master in torch.load(folder / f"weights.{rank}.pt"):
-            whole = found.setdefault(name, torch.full(shape, torch.nan))
-            whole.view(-1)[start : start + master.numel()] = master.reshape(-1)
-    return found
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_a_plain_loop(runs, references, case):
     start, reference = references[case[:3]]
@@ -117,11 +108,12 @@ def test_two_processes_equal_a_plain_loop(runs, references, case):
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in logged] == pytest.approx(reference.losses, rel=1e-5)
     assert [line["grad_norm"] for line in logged] == pytest.approx(reference.norms, rel=1e-4)
-    found, average = weights(folder), AveragedState(folder / "checkpoints" / f"{STEPS:08d}")
-    assert set(found) == set(start) == set(average)
+    last = folder / "checkpoints" / f"{STEPS:08d}"
+    found, average = Shards(last, "model"), AveragedState(last)
+    assert {f"master/{name}" for name in start} <= set(found) and set(start) == set(average)
     moved = 0
     for name, value in reference.model.named_parameters():
-        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(found[f"master/{name}"], value.detach(), rtol=1e-4, atol=2e-5, msg=name)
         torch.testing.assert_close(average[name], reference.average[name], rtol=1e-4, atol=2e-5, msg=name)
         moved += bool((value - start[name]).abs().max() > 1e-3)
     assert moved > len(start) / 2

@@ -81,7 +81,9 @@ def runs(start_job, tmp_path_factory):
         for case, own in ALL.items():
             if name == "second":
                 only_checkpoint(folder / case / "first", folder / case / "second", 6)
-            cases.append(([*COMMON, *own, *more, f"run={folder / case / name}"], case in CRITIC))
+            cases.append(
+                ([*COMMON, *own, *more, f"run={folder / case / name}"], {"adversarial": case in CRITIC})
+            )
         job = start_job("toys", cases, size=2)
         assert job.wait() == [0, 0], job.text()
     return folder
@@ -199,20 +201,13 @@ def test_sigterm_stops_all_ranks_at_one_step(start_job, tmp_path):
     os.kill(job.processes[1].pid, signal.SIGTERM)
     assert job.wait() == [143, 143], job.text()
     saved = int((tmp_path / "checkpoints" / "latest").read_text())
-    assert 6 < saved < 1000 and saved % 5 == 0
-
-
-def test_other_world_size_is_refused(runs, start_job, tmp_path):
-    only_checkpoint(runs / "zero2" / "first", tmp_path, 12)
-    job = start_job("toy", [*COMMON, "steps=20", "deepspeed.zero_stage=2", f"run={tmp_path}"])
-    assert job.wait() == [2]
-    assert "was made by 2 processes and this run has 1" in job.text()
-    assert "Traceback" not in job.text()
+    assert 6 <= saved < 1000
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if "partial" in path.name] == []
 
 
 def test_missing_shard_is_refused(runs, tmp_path):
     checkpoint = tmp_path / "00000012"
     shutil.copytree(runs / "zero2" / "first" / "checkpoints" / "00000012", checkpoint)
     (checkpoint / "ema_00001.safetensors").unlink()
-    with pytest.raises(UserError, match="an EMA shard is missing"):
+    with pytest.raises(UserError, match=r"a file ema_\*.safetensors is missing"):
         AveragedState(checkpoint)

@@ -32,20 +32,31 @@ class Critic(nn.Module):
 
 
 class Toy:
-    """A regression; with `adversarial` a critic joins from step 3 on. pause slows every step down."""
+    """A regression; with `adversarial` a critic joins from step 3 on. pause slows every step down.
 
-    def __init__(self, config, *, adversarial=False, pause=0.0, width=23):
+    In the steps `spoiled` the last sample of the global batch is no number.
+    """
+
+    def __init__(self, config, *, adversarial=False, pause=0.0, width=23, spoiled=()):
         torch.manual_seed(config.seed)
-        self.config, self.pause = config, pause
+        self.config, self.pause, self.spoiled = config, pause, spoiled
         self.model = Net(width)
         self.discriminator = Critic() if adversarial else None
+
+    source = "toys"
+
+    def names(self, step, index, slices):
+        return [f"toy {step} {index}/{slices}"]
 
     def prepare(self, spread):
         """There is nothing to do."""
 
     def batch(self, step, index, slices):
         generator = torch.Generator().manual_seed(self.config.seed * 1000 + step)
-        return torch.randn(self.config.data.batch_size, 7, generator=generator).chunk(slices)[index]
+        batch = torch.randn(self.config.data.batch_size, 7, generator=generator)
+        if step in self.spoiled:
+            batch[-1, 3] = torch.nan
+        return batch.chunk(slices)[index]
 
     def loss(self, model, batch, step):
         time.sleep(self.pause)

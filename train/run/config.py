@@ -183,6 +183,10 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0 keeps none of them."""
+    patience: float = 1800.0
+    """Seconds after which a run that stands still ends, and says which process is behind."""
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
     preview_prompts: str | None = None
@@ -191,7 +195,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
                   keep_checkpoints=self.keep_checkpoints)  # fmt: skip
-        _at_least("", 0, preview_every=self.preview_every, seed=self.seed)
+        _at_least("", 0, preview_every=self.preview_every, keep_every=self.keep_every, seed=self.seed)
+        _at_least("", 1, patience=self.patience)
         if self.threads is not None:
             _at_least("", 1, threads=self.threads)
         if not 0 <= self.ema_decay < 1:

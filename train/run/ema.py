@@ -1,11 +1,13 @@
 """An exponential moving average of fp32 master weights that stays sharded as ZeRO shards them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from kinoflow.train.run.shards import Piece, Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +42,22 @@ class EMA:
     def update(self, step: int) -> None:
         """Move the average towards the masters after optimizer step `step` (from 0)."""
         weight = 1 - decay_at(self.decay, step)
-        for fragment, value in zip(self.fragments, self.values, strict=True):
+        for fragment, value in self._pairs():
             value.lerp_(fragment.read(), weight)  # one at a time: copies would add up to a whole shard
 
-    def load(self, values: dict[str, Float[Tensor, " n"]]) -> None:
-        """Take over saved values, one flat tensor per fragment name."""
-        for fragment, value in zip(self.fragments, self.values, strict=True):
-            value.copy_(values[fragment.name].view(value.shape))
+    def load(self, shards: Shards) -> None:
+        """Take over saved values, of any number of processes."""
+        sizes = {f.name: (f.start, f.start + v.numel()) for f, v in self._pairs()}
+        found = shards.parts(sizes)
+        for fragment, value in self._pairs():
+            value.copy_(found[fragment.name].view(value.shape))
 
-    def pieces(self) -> dict[str, Float[Tensor, " n"]]:
-        """The average of each fragment, flat."""
-        return {f.name: value.reshape(-1) for f, value in zip(self.fragments, self.values, strict=True)}
+    def pieces(self) -> dict[str, Piece]:
+        """The average of each fragment, copied to host memory."""
+        return {
+            f.name: Piece(shape=f.shape, start=f.start, value=v.to("cpu", copy=True).reshape(-1))
+            for f, v in self._pairs()
+        }
+
+    def _pairs(self) -> Iterator[tuple[Fragment, Tensor]]:
+        return zip(self.fragments, self.values, strict=True)

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine behind a few verbs: start, backward, update, fragments, averaged, save and load."""
+"""DeepSpeed's engine behind a few verbs: start, backward, update, fragments, averaged, pieces and load."""
 
 import logging
 import os
@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +18,16 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param
 
 from kinoflow.configs.errors import UserError
 from kinoflow.train.run import launch
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA, Fragment
+from kinoflow.train.run.masters import Masters
 from kinoflow.train.run.optimizer import adamw, whole_shape
 from kinoflow.train.run.processes import Processes, device_of
+from kinoflow.train.run.shards import Piece, Shards
 from kinoflow.train.run.spread import deepspeed_settings
 from kinoflow.train.run.task import Loss, Parts
 
@@ -57,7 +58,10 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
         raise UserError(
             f"parallel.sequence: {sequence} does not divide the {dist.get_world_size()} processes"
         )
-    return Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence)
+    control = dist.new_group(backend="gloo") if backend == "nccl" and dist.get_world_size() > 1 else None
+    assert not isinstance(control, int), "this process is in the group of all"
+    return Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence,
+                     control=control)  # fmt: skip
 
 
 def stop() -> None:
@@ -105,14 +109,16 @@ class Engine:
         self._module = _Loss(model, loss, self._mixed)
         self._micro_batches = 0
         self.stage = config.deepspeed.zero_stage
-        # Offloaded masters, and the average with them, stay in host memory.
-        self._home = torch.device("cpu") if config.deepspeed.offload != "none" else processes.device
         wrapped = deepspeed.initialize(
             model=self._module,
             optimizer=adamw(self._module, config.optimizer),
             config=deepspeed_settings(config, processes),
         )
         self.deepspeed: Any = wrapped[0]
+        # Offloaded masters, and the average with them, stay in host memory.
+        home = torch.device("cpu") if config.deepspeed.offload != "none" else processes.device
+        optimizer = self.deepspeed.optimizer
+        self._masters = Masters(model, optimizer, stage=self.stage, rank=processes.rank, home=home)
         if self.stage == 0 and processes.size == 1:
             self.deepspeed.enable_backward_allreduce = False  # it would flatten and copy every gradient
 
@@ -128,63 +134,88 @@ class Engine:
         found, self._module.found = self._module.found, None
         return found
 
+    @property
+    def working(self) -> bool:
+        """Whether there are gradients since the last step."""
+        return self._micro_batches > 0
+
     def update(self, lr: float) -> Parts:
         """One optimizer step with the gradients since the last; the global norm they had before clipping.
 
-        In fp16 also the loss scale, and whether the step was skipped: then a gradient had overflown.
+        Where that is no finite number the step is skipped, on all ranks alike: `skipped` is then 1, and there
+        is no norm. In fp16 that is how the loss scale, which is told as well, finds its place.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         norm = self._clip() if self.stage == 0 else None
         self.deepspeed.step()
         self._micro_batches = 0
-        figures: Parts = {"grad_norm": self.deepspeed.get_global_grad_norm() if norm is None else norm}
-        if not self._scaled:
-            return figures
-        applied = self.deepspeed.was_step_applied()
-        scale: Parts = {"loss_scale": self.deepspeed.optimizer.loss_scale, "skipped": float(not applied)}
-        return figures | scale if applied else scale
+        if norm is None:
+            applied, norm = self.deepspeed.was_step_applied(), self.deepspeed.get_global_grad_norm()
+        else:
+            applied = bool(norm.isfinite())
+        figures: dict[str, Any] = {"skipped": float(not applied)}
+        if self._scaled:
+            figures["loss_scale"] = self.deepspeed.optimizer.loss_scale
+        return figures | {"grad_norm": norm} if applied else figures
 
     def _clip(self) -> Tensor:
-        """Clip here, as torch does: DeepSpeed's stage 0 would not report the norm."""
-        parameters = list(self.model.parameters())
-        if self._grad_clip > 0:
-            return nn.utils.clip_grad_norm_(parameters, self._grad_clip)
-        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        """Clip here, as torch does: DeepSpeed's stage 0 would not report the norm, nor look at it."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not norm.isfinite():
+            for parameter in self.model.parameters():
+                parameter.grad = None  # AdamW leaves alone what has none
+        elif self._grad_clip > 0:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self._grad_clip, norm)
+        return norm
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write folder/tag; every rank writes its own shards."""
-        self.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def pieces(self) -> dict[str, Piece]:
+        """What this process keeps of masters and optimizer, copied to host memory."""
+        return self._masters.pieces()
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Take over what save wrote, under the same number of ranks and ZeRO stage."""
-        self.deepspeed.load_checkpoint(str(folder), tag=tag)
+    def counters(self) -> dict[str, float]:
+        """The optimizer's own counts, equal on every process."""
+        return self._masters.counters()
+
+    def load(self, shards: Shards, counters: dict[str, float]) -> None:
+        """Take over what `pieces` and `counters` gave to a checkpoint; every process must enter together."""
+        self._masters.load(shards, counters)
+        if self.stage > 0:
+            self._write(lambda _, parameter: _whole_master(parameter))
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Those of all that is trained, wherever it is kept."""
+        return {name: list(whole_shape(parameter)) for name, parameter in self._trained()}
+
+    def rest(self) -> dict[str, Tensor]:
+        """Buffers and frozen parameters, copied to host memory; every process must enter together."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self._rest()}
+
+    @torch.no_grad()
+    def load_rest(self, saved: dict[str, Tensor]) -> None:
+        """Take over what `rest` gave; every process must enter together."""
+        for name, value in self._rest():
+            value.copy_(saved[name])
+
+    def _rest(self) -> Iterator[tuple[str, Tensor]]:
+        """One at a time; ZeRO-3 keeps what is done to a parameter before the next one is asked for."""
+        parameters = dict(self.model.named_parameters())
+        for name, value in self.model.state_dict().items():
+            if name not in parameters:
+                yield name, value
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    yield name, parameter.data
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def fragments(self) -> list[Fragment]:
         """The fp32 masters of this rank."""
-        found = (self._fragment(name, parameter) for name, parameter in self._trained())
-        return [fragment for fragment in found if fragment is not None]
-
-    def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
-        shape = whole_shape(parameter)
-        if self.stage == 0:
-            return Fragment(name=name, shape=shape, start=0, read=lambda: parameter.data)
-        if self.stage < 3:
-            return _flat_fragment(name, parameter)
-        part = safe_get_local_fp32_param(parameter).numel()
-        start = self.processes.rank * part
-        kept = min(part, prod(shape) - start)  # the last part is padded
-        if kept <= 0:
-            return None
-
-        def read() -> Tensor:
-            """What is offloaded comes as a copy on the device."""
-            return safe_get_local_fp32_param(parameter).detach()[:kept].to(self._home)
-
-        return Fragment(name=name, shape=shape, start=start, read=read)
+        return self._masters.fragments()
 
     @contextmanager
     def averaged(self, ema: EMA) -> Iterator[nn.Module]:
@@ -228,16 +259,3 @@ def _whole_master(parameter: nn.Parameter) -> Tensor:
     master = safe_get_full_fp32_param(parameter)
     assert master is not None, "ZeRO keeps a master of whatever is trained"
     return master
-
-
-def _flat_fragment(name: str, parameter: Any) -> Fragment | None:
-    """What this rank optimizes of a parameter under ZeRO-1 and 2, None where it is all elsewhere.
-
-    DeepSpeed's public access to a rank's own part (deepspeed.utils.safe_get_local_fp32_param) is for ZeRO-3
-    alone, and the one to the whole parameter sends it around: the mapping behind both is read here.
-    """
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return None
-    start, shape = mapping.lp_fragment_address.start, tuple(parameter.shape)
-    return Fragment(name=name, shape=shape, start=start, read=lambda: parameter._hp_mapping.hp_fragment.data)

@@ -51,6 +51,15 @@ class Task(Protocol):
         """
         ...
 
+    @property
+    def source(self) -> str:
+        """A name for the clips it learns from, equal only while they are: a resumed run needs the same."""
+        ...
+
+    def names(self, step: int, index: int, slices: int) -> list[str]:
+        """The clips of `batch`, in words that let a person find them."""
+        ...
+
     def batch(self, step: int, index: int, slices: int) -> Any:
         """Slice `index` of the `slices` equal slices of the global batch of this step."""
         ...

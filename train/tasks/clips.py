@@ -53,8 +53,10 @@ class ClipSource:
         self.seed = seed
         self.world_share, self.crop = config.world_share, config.crop
         self.listed, self.warning = None, ""
+        self.source = "world"
         if config.manifest is not None:
             listing = manifest.read(config.manifest)
+            self.source = listing.fingerprint
             self.listed, self.warning = Clips(listing, self.buckets, seed, quarantine), listing.warning
             self._order = self._sampler(self.listed)
 
@@ -79,12 +81,27 @@ class ClipSource:
         """Slice `index` of `slices` of the clips of a step, RGB in [-1, 1]."""
         bucket, positions = self.bucket(step), self.positions(step, index, slices)
         if self.listed is None or self._from_world(step):
-            clips = [draw(self.seed * 10**9 + position, bucket) for position in positions]
+            clips = [draw(self._world_index(position), bucket) for position in positions]
         else:
-            found, count = self._order.draw(step, index, slices), self.listed.count(bucket)
-            turns = (found.epochs * count + found.indices).tolist()
+            turns = self._turns(step, index, slices, self.listed.count(bucket))
             clips = [self.listed.get(turn, bucket).video for turn in turns]
         return to_tensor([self._cropped(clip, at) for clip, at in zip(clips, positions, strict=True)])
+
+    def names(self, step: int, index: int, slices: int) -> list[str]:
+        """What `batch` is made of: paths, or numbers of the world's clips."""
+        bucket = self.bucket(step)
+        if self.listed is None or self._from_world(step):
+            return [f"world {self._world_index(at)}" for at in self.positions(step, index, slices)]
+        turns = self._turns(step, index, slices, self.listed.count(bucket))
+        return [self.listed.name(turn, bucket) for turn in turns]
+
+    def _turns(self, step: int, index: int, slices: int, count: int) -> list[int]:
+        """Indices of clips of the list; each round through all of them cuts elsewhere in time."""
+        found = self._order.draw(step, index, slices)
+        return (found.epochs * count + found.indices).tolist()
+
+    def _world_index(self, position: int) -> int:
+        return self.seed * 10**9 + position
 
     def positions(self, step: int, index: int, slices: int) -> range:
         """Where this slice of the step's clips lies in the endless stream of clips.

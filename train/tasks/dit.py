@@ -124,6 +124,16 @@ class DiTTask:
             seed=self.config.seed,
         )
 
+    @property
+    def source(self) -> str:
+        """Of the latents, wherever the folder lies."""
+        return self.latents.fingerprint
+
+    def names(self, step: int, index: int, slices: int) -> list[str]:
+        """Where the latents of a batch lie."""
+        draw = self.sampler.draw(step, index, slices)
+        return [self.latents.place(self.latents.buckets[draw.bucket], i) for i in draw.indices.tolist()]
+
     def batch(self, step: int, index: int, slices: int) -> DiTBatch:
         draw = self.sampler.draw(step, index, slices)
         count = len(draw.indices)

@@ -82,6 +82,15 @@ class TAETask:
                 # gradients of its two biases into one C++ kernel that declares a name twice.
                 part.compile(dynamic=False)
 
+    @property
+    def source(self) -> str:
+        """Of the clip list, or the toy world."""
+        return self.clips.source
+
+    def names(self, step: int, index: int, slices: int) -> list[str]:
+        """Paths in the list, or numbers of the world's clips."""
+        return self.clips.names(step, index, slices)
+
     def batch(self, step: int, index: int, slices: int) -> TAEBatch:
         video = self.clips.batch(step, index, slices)
         shape = self.model.config.latent_shape(*video.shape[2:])
