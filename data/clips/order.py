@@ -1,9 +1,10 @@
 """Which clips a step takes: a function of (seed, step) alone, whatever the number of processes.
 
 An epoch over n clips is a keyed permutation of range(n) evaluated at single points, so nothing of size n
-is held. Buckets take turns by their weights: after s steps (s a multiple of 64) bucket j has had
-round(s * C_j) - round(s * C_{j-1}) of them, C the cumulated weights, shuffled inside each 64 steps. Both are
-closed forms: a resumed run needs no state, and no clip comes twice before all of its bucket came.
+is held. Buckets take turns by their weights: a step belongs to the bucket in whose share of [0, 1) its radical
+inverse lies (van der Corput 1935: its bits, mirrored at the point), so that each 64 steps have every bucket's
+share within one; inside each 64 they are shuffled. How often a bucket came before is counted by the bits of the
+step. All are closed forms: a resumed run needs no state, and no clip comes twice before all of its bucket came.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from kinoflow.configs.files import seeded
 
 _BLOCK = 64
 _ROUNDS = 4
+_BITS = 48  # of the number of a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,11 @@ class Sampler:
         if min(weights) < 0 or sum(weights) <= 0:
             raise UserError("buckets: weights must not be negative, and one must be positive")
         self._lengths, self._batch_sizes, self._seed = list(lengths), list(batch_sizes), seed
-        self._shares = np.concatenate([[0.0], np.cumsum(np.asarray(weights, np.float64)) / sum(weights)])
+        shares = np.cumsum(np.asarray(weights, np.float64)) / sum(weights)
+        # Whole numbers, so that drawing and counting cannot differ; the last bucket with a weight ends at 1.
+        self._ends = [round(share * 2**_BITS) for share in shares.tolist()]
+        last = max(bucket for bucket, weight in enumerate(weights) if weight > 0)
+        self._ends[last:] = [2**_BITS] * (len(self._ends) - last)
 
     def draw(self, step: int, rank: int = 0, world_size: int = 1) -> Draw:
         """Slice `rank` of `world_size` of this step's batch.
@@ -63,13 +69,31 @@ class Sampler:
         return Draw(bucket=bucket, indices=indices, epochs=positions // length)
 
     def _turns_before(self, step: int) -> list[int]:
-        return np.diff(np.round(step * self._shares)).astype(np.int64).tolist()
+        return np.diff([0, *(_inverses_below(end, step) for end in self._ends)]).tolist()
 
     def _block(self, block: int) -> Int64[np.ndarray, " steps"]:
-        begin, end = self._turns_before(block * _BLOCK), self._turns_before((block + 1) * _BLOCK)
-        counts = [after - before for before, after in zip(begin, end, strict=True)]
-        turns = np.repeat(np.arange(len(counts)), counts)
+        inverses = [_inverse(step) for step in range(block * _BLOCK, (block + 1) * _BLOCK)]
+        turns = np.searchsorted(self._ends, inverses, side="right")
         return np.random.default_rng(seeded("turns", self._seed, block)).permutation(turns)
+
+
+def _inverse(step: int) -> int:
+    """The radical inverse of a step in base 2, times 2^_BITS."""
+    return int(f"{step:0{_BITS}b}"[::-1], 2)
+
+
+def _inverses_below(end: int, steps: int) -> int:
+    """How many of the first `steps` radical inverses are less than `end`, both times 2^_BITS.
+
+    The steps fall into runs of 2^k, one for each bit of their number, whose inverses lie 2^-k apart.
+    """
+    count, first = 0, 0
+    for k in reversed(range(steps.bit_length())):
+        if steps >> k & 1:
+            gap = 2 ** (_BITS - k)
+            count += min(max(-(-(end - _inverse(first)) // gap), 0), 2**k)
+            first += 2**k
+    return count
 
 
 def permuted(positions: Int64[np.ndarray, " n"], length: int, seed: int) -> Int64[np.ndarray, " n"]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.order import Sampler, permuted
@@ -55,13 +57,33 @@ def test_buckets_follow_their_weights_and_use_each_clip_once_per_epoch():
     order = sampler()
     draws = [order.draw(step) for step in range(64 * 20)]
     counts = np.bincount([draw.bucket for draw in draws])
-    assert np.abs(counts - np.array(WEIGHTS) * len(draws)).max() <= 1
+    assert np.abs(counts - np.array(WEIGHTS) * len(draws)).max() <= 2
     for bucket, length in enumerate(LENGTHS):
         seen = np.concatenate([draw.indices for draw in draws if draw.bucket == bucket])
         for epoch in range(len(seen) // length):
             assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length))
     runs = np.diff(np.flatnonzero(np.array([draw.bucket for draw in draws]) == 2))
     assert runs.min() < 5 < runs.max() < 128, "turns are shuffled, never far apart"
+
+
+@given(
+    weights=st.lists(st.floats(0, 1e6) | st.sampled_from([0.3, 0.001, 0.699, 1e-9]), min_size=1, max_size=9),
+    block=st.integers(0, 2**20),
+)
+@example(weights=[0.3, 0.001, 0.699], block=2)
+def test_turns_are_counted_as_they_are_taken(weights, block):
+    """Each 64 steps have a bucket's share within one, and what came before is what was counted."""
+    assume(sum(weights) > 0)
+    count = len(weights)
+    order = Sampler([10**9] * count, weights=weights, batch_sizes=[1] * count, seed=1)
+    turns = order._block(block)
+    taken = np.bincount(turns, minlength=count)
+    shares = np.array(weights) / sum(weights)
+    assert len(turns) == 64 and np.abs(taken - 64 * shares).max() <= 1 + 1e-6
+    assert all(taken[np.array(weights) == 0] == 0)
+    before, after = (np.array(order._turns_before(64 * at)) for at in (block, block + 1))
+    assert (after - before == taken).all() and before.sum() == 64 * block
+    assert np.abs(before - 64 * block * shares).max() <= 1 + np.log2(1 + block)
 
 
 def test_seeds_differ():

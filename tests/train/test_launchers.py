@@ -95,6 +95,10 @@ def test_deepspeed_with_a_hostfile_goes_on(desk, trained):
     text = deepspeed(desk, ["--hostfile", str(desk / "hosts"), "--master_addr", "127.0.0.1"], words)
     assert (desk / "bin" / "pdsh.hosts").read_text().split() == ["node-a", "node-b"]
     assert (desk / "bin" / "ssh.asked").read_text() == "node-a hostname\n"
-    assert "resuming with preview_prompts: None -> two words.txt" in text and "step 1/4" not in text and "step 3/4" in text
+    assert (
+        "resuming with preview_prompts: None -> two words.txt" in text
+        and "step 1/4" not in text
+        and "step 3/4" in text
+    )
     assert checkpoint(desk, 4)["processes"] == 2
     assert logged(desk) == [1, 2, 3, 4]
