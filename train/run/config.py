@@ -40,7 +40,7 @@ class DataConfig:
     latents: str | None = None
     """Folder of `kinoflow train precompute`, for the transformer."""
     buckets: tuple[str, ...] | None = None
-    """Frames x height x width @ fps, ' weight=2'; null: the latents'."""
+    """Frames x height x width @ fps; null: the latents'."""
     batch_size: int = 8
     """Clips of one optimizer step, over all ranks and micro-batches."""
     workers: int = 1
