@@ -195,9 +195,9 @@ def transformer(desk: Path) -> bool:
     ]
     subprocess.run(made, cwd=desk, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     widths = json.loads((desk / "latents" / "index.json").read_text())["widths"]
-    words = ["model=dit", "dit.width=32", "dit.depth=1", "dit.heads=2", "dit.ffn=64", "dit.latent_channels=16",
-             "dit.max_tokens=[2,4,4]", f"dit.text_widths={widths}", *COMMON, "steps=12",
-             "data.latents=latents"]  # fmt: skip
+    words = ["model=dit", "dit.width=32", "dit.depth=1", "dit.heads=2", "dit.ffn=64",
+             "dit.latent_channels=16", "dit.max_tokens=[2,4,4]", f"dit.text_widths={widths}", *COMMON,
+             "steps=12", "data.latents=latents"]  # fmt: skip
     shard = next((desk / "latents").glob("1x32x32*/00001/latent.npy"))
     values = np.load(shard)
     values[0, 0, 0, 0, 0] = np.nan
