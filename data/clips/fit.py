@@ -19,8 +19,6 @@ from kinoflow.data.clips import pace
 from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
 
-_CHUNK = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -137,13 +135,8 @@ class Clips:
         start = seeded("start", self._seed, index) % pace.starts(times, bucket.span)
         begin = times.time_of(start)
         wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
-        pieces, done = [], wanted[0]
-        for chunk in video.stream(path, wanted[0], wanted[-1] + 1, chunk=_CHUNK):
-            inside = [i - done for i in wanted if done <= i < done + len(chunk)]
-            done += len(chunk)
-            if inside:
-                pieces.append(fit(chunk[inside], bucket.height, bucket.width))
-        return np.concatenate(pieces)
+        frames = video.frames_at(path, wanted)
+        return np.concatenate([fit(frame[None], bucket.height, bucket.width) for frame in frames])
 
     def _set_aside(self, entry: ClipEntry, reason: str) -> None:
         if entry.path not in self._bad:
