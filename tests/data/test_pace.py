@@ -88,9 +88,7 @@ def test_only_the_window_is_decoded(listing, tmp_path, monkeypatch):
     for index in range(10):
         clips.get(index, bucket)
     assert len(asked) == 10
-    assert max(wanted[-1] + 1 - wanted[0] for wanted in asked) <= 27, (
-        "half a second at 60 frames a second and less"
-    )
+    assert max(wanted[-1] + 1 - wanted[0] for wanted in asked) <= 27, "half a second at 60 Hz"
 
 
 def test_a_clip_too_short_in_time_does_not_serve(tmp_path):
