@@ -26,6 +26,7 @@ TINY_LATENTS = (
     "buckets=[1x32x32@16]",
     "clips=2",
     "shard_size=1",
+    "workers=0",
     "batch_size=1",
     "release=sample/mini",
 )

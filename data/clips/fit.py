@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,12 @@ from kinoflow.data import video
 from kinoflow.data.clips import pace
 from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
+from kinoflow.data.clips.patience import WAITS, GoneError, OutageError, patiently
+from kinoflow.data.clips.workers import Workers
+
+T = TypeVar("T")
+# More bad clips than this, and than this share of the list, are no accident.
+_FEW, _LARGE_SHARE = 10, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +43,24 @@ class Clips:
 
     Each bucket draws on the clips that fill it (data.clips.buckets.admissible). A clip that can't be read is
     written to `quarantine` (JSON lines) and the next good one of the same bucket takes its place: the same
-    one on every machine. Clips in the file are not tried again; delete the file after a repair. Bad rows of
-    the list stand in it too, with their numbers.
+    one on every machine. Clips in the file are not tried again; delete the file after a repair. Those that
+    were only not there are, by whoever comes next. Bad rows of the list stand in it too, with their numbers.
+    A disk that is away for a moment is waited for; for longer, or with a large share of the list bad, it ends
+    in an error.
+
+    `workers` cut the clips; by default that happens here and now.
     """
 
     def __init__(
-        self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str]
-    ) -> None:
+        self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str],
+        workers: Workers | None = None,
+    ) -> None:  # fmt: skip
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
+        self._workers, self._lock = workers or Workers(0), threading.Lock()
         before = _quarantined(self._quarantine)
-        self._bad = {line["path"] for line in before if "row" not in line}
+        # What was not there may be there again.
+        self._bad = {line["path"] for line in before if "row" not in line and not line.get("gone")}
+        self._gone: set[Path] = set()
         for problem in manifest.bad:
             line = {"row": problem.row, "path": problem.path, "reason": problem.reason}
             if line not in before:
@@ -61,16 +77,14 @@ class Clips:
     def get(self, index: int, bucket: Bucket) -> Sample:
         """Clip `index`, modulo `count`, of those that serve the bucket; each round cuts elsewhere in time.
 
-        Raises UserError when every clip of the bucket is bad, or the quarantine file can't be written.
+        Raises UserError when every clip of the bucket is bad, the clips' folder is away, or the quarantine
+        file can't be written.
         """
         for turn, position in self._candidates(index, bucket):
             entry, stamp = self._manifest.entries[position], self._stamp(turn, position)
-            try:
-                cut = self._cut(self._manifest.resolve(entry), bucket, turn)
-            except UserError as error:
-                self._set_aside(entry, str(error))
-                continue
-            return Sample(video=cut, caption=entry.caption, position=position, stamp=stamp)
+            frames = self._read(entry, partial(self._cut, bucket=bucket, turn=turn))
+            if frames is not None:
+                return Sample(video=frames, caption=entry.caption, position=position, stamp=stamp)
         raise UserError(
             f"{self._manifest.path}: no good clip fills {bucket}; add longer clips, or remove the bucket "
             f"(bad clips: {self._quarantine})"
@@ -116,32 +130,42 @@ class Clips:
             return admissible(
                 buckets, duration=duration, fps=entry.fps, width=entry.width, height=entry.height
             )
-        path = self._manifest.resolve(entry)
-        try:
-            info, times = video.probe(path), pace.times_of(path)
-        except UserError as error:
-            self._set_aside(entry, str(error))
+        found = self._read(entry, lambda path: (video.probe(path), pace.times_of(path)))
+        if found is None:
             return ()
+        info, times = found
         duration, rate = times.time_of(-1), pace.usual_rate(times)
         return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
-    def _cut(self, path: Path, bucket: Bucket, index: int) -> UInt8[np.ndarray, "frames height width 3"]:
-        """Decode a window of the clip, keeping only the bucket's frames, already small."""
-        times = pace.times_of(path)
-        duration, rate = times.time_of(-1), pace.usual_rate(times)
-        if not bucket.filled_by(duration=duration, fps=rate):
-            length = f"{float(duration):.2f} seconds at {float(rate):.4g} fps"
-            raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
-        start = seeded("start", self._seed, index) % pace.starts(times, bucket.span)
-        begin = times.time_of(start)
-        wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
-        frames = video.frames_at(path, wanted)
-        return np.concatenate([fit(frame[None], bucket.height, bucket.width) for frame in frames])
+    def _cut(self, path: Path, bucket: Bucket, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        return self._workers.call(cut, path, bucket, self._seed, turn)
 
-    def _set_aside(self, entry: ClipEntry, reason: str) -> None:
-        if entry.path not in self._bad:
+    def _read(self, entry: ClipEntry, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of the entry's file; None of a bad one, which is set aside."""
+        path = self._manifest.resolve(entry)
+        waits = () if path.parent in self._gone else WAITS
+        try:
+            return patiently(lambda: read(path), path, waits)
+        except OutageError:
+            raise
+        except GoneError as error:
+            if not path.parent.exists():
+                self._gone.add(path.parent)
+            self._set_aside(entry, str(error), gone=True)
+        except UserError as error:
+            self._set_aside(entry, str(error))
+        return None
+
+    def _set_aside(self, entry: ClipEntry, reason: str, **more: bool) -> None:
+        with self._lock:  # threads may ask for the same clip
+            if entry.path in self._bad:
+                return
             self._bad.add(entry.path)
-            self._write({"path": entry.path, "reason": reason})
+            self._write({"path": entry.path, "reason": reason, **more})
+        bad, count = len(self._bad), len(self._manifest.entries)
+        if bad > max(_FEW, _LARGE_SHARE * count):
+            raise OutageError(f"{self._quarantine}: {bad} of {count} clips cannot be read, the last: {reason}"
+                              "; mend the disk, or take them out of the list")  # fmt: skip
 
     def _write(self, line: dict[str, Any]) -> None:
         """Append one line in one write, so that the lines of several processes don't mix."""
@@ -166,6 +190,24 @@ def _quarantined(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("path"), str):
             lines.append(line)
     return lines
+
+
+def cut(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Decode a window of a clip, another one in each turn, keeping only the bucket's frames, already small.
+
+    Raises:
+        UserError: it cannot be read, or does not fill the bucket.
+    """
+    times = pace.times_of(path)
+    duration, rate = times.time_of(-1), pace.usual_rate(times)
+    if not bucket.filled_by(duration=duration, fps=rate):
+        length = f"{float(duration):.2f} seconds at {float(rate):.4g} fps"
+        raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
+    start = seeded("start", seed, turn) % pace.starts(times, bucket.span)
+    begin = times.time_of(start)
+    wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
+    frames = video.frames_at(path, wanted)
+    return np.concatenate([fit(frame[None], bucket.height, bucket.width) for frame in frames])
 
 
 def fit(

@@ -1,10 +1,11 @@
 """Which clips a step takes: a function of (seed, step) alone, whatever the number of processes.
 
 An epoch over n clips is a keyed permutation of range(n) evaluated at single points, so nothing of size n is
-held. Buckets take turns by their weights: a step belongs to the bucket in whose share of [0, 1) its radical
-inverse lies (van der Corput 1935: its bits, mirrored at the point). So each 64 steps have every bucket's share
-within one; inside each 64 they are shuffled. How often a bucket came before is counted by the bits of the step.
-All are closed forms: a resumed run needs no state, and no clip comes twice before all of its bucket came.
+held. Buckets take turns by their weights: a step belongs to the bucket in whose share of [0, 1) its
+radical inverse lies (van der Corput 1935: its bits, mirrored at the point). So each 64 steps have every
+bucket's share within one; inside each 64 they are shuffled. How often a bucket came before is counted by the
+bits of the step. All are closed forms: a resumed run needs no state, and no clip comes twice before all of
+its bucket came.
 """
 
 from collections.abc import Sequence

@@ -132,15 +132,20 @@ class NearestTemporalConv(TemporalConv):
         super().__init__(channels)
         self.factor = factor
 
-    def forward(self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
-        phases = [phase.movedim(1, -1) for phase in self._phases(input, before, after)]
-        return torch.stack(phases, dim=2).flatten(1, 2).movedim(-1, 1)
+    def forward(
+        self, input: Tensor, before: Tensor | None = None, after: Tensor | None = None, *, join: bool = True
+    ) -> Tensor | list[Tensor]:
+        """The frames, or without `join` of each block the first ones, then the second ones, and so on."""
+        phases = self._phases(input, before, after)
+        if not join:
+            return phases
+        return torch.stack([phase.movedim(1, -1) for phase in phases], dim=2).flatten(1, 2).movedim(-1, 1)
 
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """What comes of a chunk of one frame is given frame by frame: nothing is copied to join them."""
         for before, chunk, after in neighbours(chunks):
             if chunk.shape[2] == 1:
-                yield from self._phases(chunk, before, after)
+                yield from self(chunk, before, after, join=False)  # by a call, before which ZeRO-3 gathers
             else:
                 yield self(chunk, before, after)
 

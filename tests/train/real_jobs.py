@@ -1,6 +1,7 @@
 """What the processes of test_tasks.py run: the real tasks through task, loop and engine, case after case."""
 
 from kinoflow.configs.schema import load
+from kinoflow.tae.model import chunks
 from kinoflow.train.__main__ import task_of
 from kinoflow.train.run import engine, loop
 from kinoflow.train.run.config import RunConfig
@@ -8,6 +9,7 @@ from kinoflow.train.run.config import RunConfig
 
 def trained(cases, folder):
     """A run in FOLDER/CASE for each case."""
+    chunks.CHUNK_BYTES["cpu"] = 1  # previews go frame by frame, as those of real clips do
     processes = engine.start(1)
     try:
         for name, sources in cases.items():

@@ -1,5 +1,6 @@
 """Which clips a step of training takes: its bucket, its crop, the world's share beside a list."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,22 @@ def listed(tmp_path: Path) -> str:
 
 
 def source(folder: Path, **keys: object) -> ClipSource:
-    config = DataConfig(buckets=(BUCKET,), batch_size=3, **keys)  # pyright: ignore[reportArgumentType]
+    config = DataConfig(buckets=(BUCKET,), batch_size=3, **{"workers": 0, **keys})  # pyright: ignore[reportArgumentType]
     return ClipSource(config, 5, folder / "quarantine.jsonl")
 
 
 def is_gray(clips: torch.Tensor) -> bool:
     return bool((clips.std() < 0.02).item())
+
+
+def test_workers_make_what_the_loop_makes(tmp_path: Path, listed: str) -> None:
+    keys = {"manifest": listed, "world_share": 0.5}
+    alone, two = source(tmp_path, **keys), source(tmp_path, **keys, workers=2)
+    with closing(two):
+        for step in range(6):
+            assert (alone.batch(step, 0, 1) == two.batch(step, 0, 1)).all()
+            assert alone.names(step, 0, 1) == two.names(step, 0, 1)
+    assert {name[:5] for step in range(6) for name in alone.names(step, 0, 1)} == {"gray.", "world"}
 
 
 def test_a_crop_is_a_window_of_the_whole_clip(tmp_path: Path) -> None:

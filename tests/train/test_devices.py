@@ -81,7 +81,14 @@ def release(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def latents(release, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("latents")
-    words = [f"out={folder}", "source=world", "clips=4", f"buckets=[{BUCKET}]", f"release={release}"]
+    words = [
+        f"out={folder}",
+        "source=world",
+        "clips=4",
+        "workers=0",
+        f"buckets=[{BUCKET}]",
+        f"release={release}",
+    ]
     config = load(PrecomputeConfig, words)
     precompute(config, load_encoders(config))
     return folder
@@ -113,6 +120,7 @@ def test_precomputation(release, tmp_path, monkeypatch):
         f"out={tmp_path / 'out'}",
         "source=world",
         "clips=2",
+        "workers=0",
         f"buckets=[{BUCKET}]",
         f"release={release}",
     ]

@@ -153,7 +153,7 @@ def of_precomputation(line: Launch, desk: Path, out: Path) -> list[str]:
     config = load(PrecomputeConfig, line.sources)
     clips = ["clips=4"] if config.source == "world" else [f"source={desk / 'clips.jsonl'}", "clips=null"]
     return [f"out={out}", f"release={desk / 'release'}", f"buckets=[{BUCKET}]", *clips, "shard_size=1",
-            "batch_size=2", "compile=false", "threads=1"]  # fmt: skip
+            "batch_size=2", "compile=false", "threads=1", "workers=0"]  # fmt: skip
 
 
 def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
@@ -171,7 +171,13 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
     elif config.model == "tae":
         # The perceptual network's weights come with another package.
         small = ["tae.channels=32", "discriminator.channels=8", "discriminator.depth=2", "loss.perceptual=0"]
-        words += [*small, "data.crop=null", "data.buckets=[4x16x16@16]", "data.batch_size=2"]
+        words += [
+            *small,
+            "data.crop=null",
+            "data.buckets=[4x16x16@16]",
+            "data.batch_size=2",
+            "data.workers=0",
+        ]
         words += [f"data.manifest={desk / 'clips.jsonl'}"] if config.data.manifest else []
         TAE(replace(config.tae, channels=32)).save_pretrained(start / "tae")
     elif config.model == "judge":

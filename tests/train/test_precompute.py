@@ -35,7 +35,15 @@ def encoders():
 
 def config(folder, *more):
     buckets = "buckets=[8x16x16@16,1x16x16@24 weight=0.5]"
-    sources = [buckets, "clips=9", "captions_per_clip=2", "shard_size=4", "batch_size=3", "seed=1"]
+    sources = [
+        "workers=0",
+        buckets,
+        "clips=9",
+        "captions_per_clip=2",
+        "shard_size=4",
+        "batch_size=3",
+        "seed=1",
+    ]
     return load(PrecomputeConfig, [*WORLD, *sources, f"out={folder}", *more])
 
 
@@ -106,7 +114,12 @@ def test_real_clips_from_a_list(encoders, tmp_path):
     video.write(tmp_path / "a.mp4", frames, fps=Fraction(16))
     entry = manifest.ClipEntry(path="a.mp4", caption="noise")
     manifest.write(tmp_path / "clips.jsonl", [entry])
-    settings = [f"source={tmp_path / 'clips.jsonl'}", "buckets=[8x16x16@16]", f"out={tmp_path / 'out'}"]
+    settings = [
+        f"source={tmp_path / 'clips.jsonl'}",
+        "buckets=[8x16x16@16]",
+        f"out={tmp_path / 'out'}",
+        "workers=0",
+    ]
     precompute(load(PrecomputeConfig, [*WORLD, *settings]), encoders)
     data = LatentDataset(tmp_path / "out")
     assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1
@@ -135,7 +148,12 @@ def again(encoders, tmp_path):
     """Numbers of the shards that are other folders than before, after precomputing once more."""
     out = tmp_path / "out" / "8x16x16@16"
     before = {path.name: path.stat().st_ino for path in out.glob("*")}
-    settings = [f"source={tmp_path / 'clips.jsonl'}", "buckets=[8x16x16@16]", f"out={tmp_path / 'out'}"]
+    settings = [
+        f"source={tmp_path / 'clips.jsonl'}",
+        "buckets=[8x16x16@16]",
+        f"out={tmp_path / 'out'}",
+        "workers=0",
+    ]
     precompute(load(PrecomputeConfig, [*WORLD, *settings, "shard_size=2"]), encoders)
     return sorted(int(path.name) for path in out.iterdir() if path.stat().st_ino != before.get(path.name))
 

@@ -22,6 +22,7 @@ from kinoflow.train.tasks.tae import TAETask, every_nth
 
 START = 2
 SOURCES = [
+    "data.workers=0",
     "tae.channels=32",
     "tae.multipliers=[1,1]",
     "tae.strides=[[2,2,2]]",

@@ -24,7 +24,8 @@ COMMON = [f"steps={STEPS}", "log_every=1", "checkpoint_every=100", "ema_decay=0.
 BACKBONE = ["model=dit", "dit.width=16", "dit.depth=2", "dit.heads=2", "dit.ffn=24", "dit.latent_channels=2",
             "dit.text_widths=[2,3]", "dit.max_tokens=[4,8,8]"]  # fmt: skip
 # The adversary joins in the second step.
-AUTOENCODER = [*TINY_TAE, "loss.adversarial_start=1", "data.buckets=['4x8x8@16']", "data.batch_size=4"]
+AUTOENCODER = [*TINY_TAE, "loss.adversarial_start=1", "data.buckets=['4x8x8@16']", "data.batch_size=4",
+               "data.workers=0", f"preview_every={STEPS}"]  # fmt: skip
 EVERY_STAGE = {
     "plain": [],
     "accumulated": ["deepspeed.accumulation=2"],

@@ -80,6 +80,9 @@ class Toy:
         if processes.rank == 0:
             torch.save(output, folder / "output.pt")
 
+    def close(self):
+        """Nothing is open."""
+
     def samples(self, batch):
         return len(batch)
 

@@ -40,15 +40,18 @@ class DataConfig:
     latents: str | None = None
     """Folder of `kinoflow train precompute`, for the transformer."""
     buckets: tuple[str, ...] | None = None
-    """Frames x height x width @ fps, ' weight=2'; null: the latents'."""
+    """Frames x height x width @ fps; null: the latents'."""
     batch_size: int = 8
     """Clips of one optimizer step, over all ranks and micro-batches."""
     workers: int = 1
-    """Background threads that prepare the next batches; 0 prepares them in the loop."""
+    """Processes that decode and draw clips (of latents threads); 0 does it in the loop."""
+    clip_seconds: float = 60.0
+    """A clip that takes a worker longer is set aside."""
 
     def __post_init__(self) -> None:
         _at_least("data.", 1, batch_size=self.batch_size)
         _at_least("data.", 0, workers=self.workers)
+        _at_least("data.", 0.1, clip_seconds=self.clip_seconds)
         if self.crop is not None:
             _at_least("data.", 8, crop=self.crop)
         if not 0 <= self.world_share <= 1:

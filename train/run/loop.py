@@ -36,7 +36,8 @@ def train(task: Task, config: RunConfig, processes: Processes) -> int:
             disk takes no checkpoint, or steps in a row had no finite gradient.
     """
     folder = Path(config.run)
-    with locked(folder, processes), Watch(folder, processes, config.patience) as watch:
+    watching = Watch(folder, processes, config.patience)
+    with locked(folder, processes), closing(task), watching as watch:
         task.prepare(Spread(config=config, processes=processes))
         engine = Engine(task.model, task.loss, config, processes)
         adversary = None

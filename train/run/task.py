@@ -87,6 +87,10 @@ class Task(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what makes batches; the run is over."""
+        ...
+
     def samples(self, batch: Any) -> int:
         """The number of clips in this batch; buckets may differ in it."""
         ...

@@ -1,6 +1,7 @@
 """Training clips of a bucket, from a list or drawn, addressed by (seed, step, position)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
-from kinoflow.data.clips.fit import Clips
+from kinoflow.data.clips.fit import Clips, Sample
 from kinoflow.data.clips.order import Sampler
-from kinoflow.data.world import caption, render, sample_scene
+from kinoflow.data.clips.workers import Workers
+from kinoflow.data.world import Scene, caption, render, sample_scene
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.train.run.config import DataConfig
 
@@ -53,11 +55,13 @@ class ClipSource:
         self.seed = seed
         self.world_share, self.crop = config.world_share, config.crop
         self.listed, self.warning = None, ""
+        self.workers = Workers(config.workers, config.clip_seconds)
         self.source = "world"
         if config.manifest is not None:
             listing = manifest.read(config.manifest)
             self.source = listing.fingerprint
-            self.listed, self.warning = Clips(listing, self.buckets, seed, quarantine), listing.warning
+            self.listed = Clips(listing, self.buckets, seed, quarantine, self.workers)
+            self.warning = listing.warning
             self._order = self._sampler(self.listed)
 
     def _sampler(self, listed: Clips) -> Sampler:
@@ -81,11 +85,23 @@ class ClipSource:
         """Slice `index` of `slices` of the clips of a step, RGB in [-1, 1]."""
         bucket, positions = self.bucket(step), self.positions(step, index, slices)
         if self.listed is None or self._from_world(step):
-            clips = [draw(self._world_index(position), bucket) for position in positions]
+            clips = self.workers.map(partial(self._drawn, bucket), positions)
         else:
             turns = self._turns(step, index, slices, self.listed.count(bucket))
-            clips = [self.listed.get(turn, bucket).video for turn in turns]
+            clips = [sample.video for sample in self.workers.map(partial(self._listed, bucket), turns)]
         return to_tensor([self._cropped(clip, at) for clip, at in zip(clips, positions, strict=True)])
+
+    def _drawn(self, bucket: Bucket, position: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        scene = sample_scene(self._world_index(position), split="train")
+        return self.workers.call(renderer(bucket), scene)
+
+    def _listed(self, bucket: Bucket, turn: int) -> Sample:
+        assert self.listed is not None
+        return self.listed.get(turn, bucket)
+
+    def close(self) -> None:
+        """End the processes that read clips."""
+        self.workers.close()
 
     def names(self, step: int, index: int, slices: int) -> list[str]:
         """What `batch` is made of: paths, or numbers of the world's clips."""
@@ -144,8 +160,13 @@ class ClipSource:
 
 def draw(index: int, bucket: Bucket, split: str = "train") -> UInt8[np.ndarray, "frames height width 3"]:
     """The world's clip of this index."""
-    scene = sample_scene(index, split="heldout" if split == "heldout" else "train")
-    return render(scene, frames=bucket.frames, height=bucket.height, width=bucket.width, fps=bucket.fps)
+    return renderer(bucket)(sample_scene(index, split="heldout" if split == "heldout" else "train"))
+
+
+def renderer(bucket: Bucket) -> Callable[[Scene], UInt8[np.ndarray, "frames height width 3"]]:
+    """What a worker is sent: it knows no task."""
+    size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+    return partial(render, **size)
 
 
 def describe(index: int, bucket: Bucket, choice: int) -> str:

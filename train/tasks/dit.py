@@ -234,6 +234,9 @@ class DiTTask:
         tae = accelerate(TAE.from_pretrained(release / "tae").to(device))
         return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def samples(self, batch: DiTBatch) -> int:
         """Clips of the batch."""
         return len(batch.latent)

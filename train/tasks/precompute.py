@@ -8,8 +8,9 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +28,16 @@ from kinoflow.configs.schema import load
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.fit import Clips
+from kinoflow.data.clips.workers import Workers
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
+from kinoflow.data.world import sample_scene
 from kinoflow.sample.release import text_config
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.tae import TAE, Posterior
 from kinoflow.train.run import launch
 from kinoflow.train.run.processes import device_of
-from kinoflow.train.tasks.clips import describe, draw, to_tensor
+from kinoflow.train.tasks.clips import describe, renderer, to_tensor
 
 _SAMPLE = 2**20
 _WORLD_CLIPS = 1024
@@ -80,6 +83,10 @@ class PrecomputeConfig:
     """What the autoencoder computes in."""
     compile: bool = False
     """Fuse the autoencoder with torch.compile."""
+    workers: int = 1
+    """Background processes that decode and draw clips; 0 does it in turn with encoding."""
+    clip_seconds: float = 60.0
+    """A clip that takes a worker longer is set aside."""
 
     def __post_init__(self) -> None:
         for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads"):
@@ -123,6 +130,7 @@ class _Source:
     """Clips by bucket: how many, clip i, and what its stamp would be (None: it never changes)."""
 
     counts: dict[str, int]
+    workers: Workers
     get: Callable[[Bucket, int], _Clip]
     stamp: Callable[[Bucket, int], str] | None = None
 
@@ -158,9 +166,14 @@ def load_encoders(config: PrecomputeConfig) -> Encoders:
 
 def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
     """Write what config.out lacks of this process's shards: every one of them among as many as there are."""
-    me = launch.current()
-    folder, buckets = Path(config.out), [parse(text) for text in config.buckets]
-    source = _world(config, buckets) if config.source == "world" else _listed(config, buckets)
+    with closing(Workers(config.workers, config.clip_seconds)) as workers:
+        buckets = [parse(text) for text in config.buckets]
+        make = _world if config.source == "world" else _listed
+        _write(config, encoders, buckets, make(config, buckets, workers))
+
+
+def _write(config: PrecomputeConfig, encoders: Encoders, buckets: Sequence[Bucket], source: _Source) -> None:
+    me, folder = launch.current(), Path(config.out)
     index = shards.LatentIndex(
         buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
         widths=encoders.text.widths, made_from=_made_from(config, encoders.tae),
@@ -191,23 +204,25 @@ def _is_made(folder: Path, index: shards.LatentIndex, source: _Source, bucket: B
     return shards.read_stamps(folder, str(bucket), shard) == wanted
 
 
-def _world(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
+def _world(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers) -> _Source:
     """Scenes of the training split; buckets and seeds lie far apart, so that none shares a scene."""
     first = {str(bucket): (config.seed * 1000 + i) * 10**9 for i, bucket in enumerate(buckets)}
 
     def get(bucket: Bucket, clip: int) -> _Clip:
         scene = first[str(bucket)] + clip
         captions = [describe(scene, bucket, choice) for choice in range(config.captions_per_clip)]
-        return _Clip(frames=draw(scene, bucket), captions=captions)
+        return _Clip(
+            frames=workers.call(renderer(bucket), sample_scene(scene, split="train")), captions=captions
+        )
 
-    return _Source(counts=_shares(config.clips or _WORLD_CLIPS, buckets), get=get)
+    return _Source(counts=_shares(config.clips or _WORLD_CLIPS, buckets), workers=workers, get=get)
 
 
-def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
+def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers) -> _Source:
     listing = manifest.read(config.source)
     if listing.bad and launch.current().rank == 0:
         print(f"warning: {listing.warning}", file=sys.stderr)
-    clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl")
+    clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl", workers)
     counts = {str(bucket): clips.count(bucket) for bucket in buckets}
     for name, count in counts.items():
         if count == 0:
@@ -221,7 +236,7 @@ def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket]) -> _Source:
         return clips.stamp(clip, bucket)
 
     counts = counts if config.clips is None else _shares(config.clips, buckets)
-    return _Source(counts=counts, get=get, stamp=stamp)
+    return _Source(counts=counts, workers=workers, get=get, stamp=stamp)
 
 
 def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
@@ -263,9 +278,8 @@ def _encode(
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
     encoded, captions, stamps = [], [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
-    for group in prefetch(
-        lambda i: [source.get(bucket, clip) for clip in groups[i]], range(len(groups)), workers=1
-    ):
+    get = partial(source.get, bucket)
+    for group in prefetch(lambda i: source.workers.map(get, groups[i]), range(len(groups)), workers=1):
         video = to_tensor([clip.frames for clip in group])
         encoded.append(stored(encoders.latent(video), f"{config.release}/tae"))
         captions += [clip.captions for clip in group]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -149,6 +150,10 @@ class TAETask:
         if processes.rank == 0:
             contact_sheet(folder / "reconstructions.png", rows, columns=8, captions=captions)
 
+    def close(self) -> None:
+        """End the processes that read clips."""
+        self.clips.close()
+
     def samples(self, batch: TAEBatch) -> int:
         """Clips of the batch."""
         return len(batch.video)
@@ -169,7 +174,8 @@ class TAETask:
         model = TAE(self.model.config)
         model.load_state_dict(state)
         if not self.config.freeze_encoder:
-            model = model.with_statistics(*latent_statistics(model.eval(), self.clips))
+            with closing(self.clips):
+                model = model.with_statistics(*latent_statistics(model.eval(), self.clips))
         model.save_pretrained(folder / "tae", dtype=torch.float16)
 
 
