@@ -1,8 +1,9 @@
 """The loader of training clips beside bare decoding: `python tests/bench/loader.py [--json]`.
 
 Clips a second of `ClipSource` with data.workers 0, 1 and 2, and of PyAV and decord2 on the same windows of
-the same clips, with as many workers: only the frames wanted are converted, by swscale's defaults, and go
-through our `fit`. The peers are told the windows, examine no file and leave rotation and colour tags alone.
+the same clips, with as many threads: only the frames wanted are converted, by swscale's defaults, and go
+through our `fit`. The peers are told the windows, examine no file, leave rotation and colour tags alone, and
+have no processes that a bad file could hang or crash.
 Rounds take turns; medians. `difference` is how far a peer's clips are from ours on average, in levels of
 0..255.
 """
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ WORKERS = (0, 1, 2)
 OURS = "kinoflow"
 
 Window = tuple[Path, list[int]]
+Maker = Callable[[int], Tensor]
 Frames = Callable[[Path, list[int]], Sequence[np.ndarray]]
 
 
@@ -65,7 +69,7 @@ def by_decord(path: Path, wanted: list[int]) -> np.ndarray:
     return VideoReader(str(path)).get_batch(wanted).asnumpy()
 
 
-def peers() -> dict[str, Frames]:
+def readers() -> dict[str, Frames]:
     """Those installed: decord2 has no wheels for some platforms."""
     found: dict[str, Frames] = {"pyav": by_pyav}
     try:
@@ -97,7 +101,7 @@ def windows_of(source: ClipSource, steps: int) -> tuple[list[list[Window]], list
     return windows, batches
 
 
-def maker(frames: Frames, windows: list[list[Window]], bucket: Bucket) -> Callable[[int], Tensor]:
+def maker(frames: Frames, windows: list[list[Window]], bucket: Bucket) -> Maker:
     """The batch of a step, by a peer."""
 
     def clip(path: Path, wanted: list[int]) -> np.ndarray:
@@ -107,46 +111,64 @@ def maker(frames: Frames, windows: list[list[Window]], bucket: Bucket) -> Callab
     return lambda step: to_tensor([clip(*window) for window in windows[step]])
 
 
-def rate(make: Callable[[int], Tensor], steps: int, workers: int) -> float:
+def rate(make: Maker, steps: int, workers: int) -> float:
     """Clips a second."""
     begin = time.perf_counter()
     clips = sum(len(batch) for batch in prefetch(make, range(steps), workers))
     return clips / (time.perf_counter() - begin)
 
 
+def listed(paths: list[Path], options: argparse.Namespace, folder: Path) -> list[DataConfig]:
+    """The same clips for each number of workers."""
+    path = folder / "clips.jsonl"
+    manifest.write(path, [ClipEntry(path=str(clip.resolve())) for clip in paths])
+    return [
+        DataConfig(
+            manifest=str(path), buckets=(options.bucket,), batch_size=options.batch_size, workers=workers
+        )
+        for workers in WORKERS
+    ]
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     paths = options.clips or real_clips()
-    manifest.write(folder / "clips.jsonl", [ClipEntry(path=str(path.resolve())) for path in paths])
-    config = DataConfig(
-        manifest=str(folder / "clips.jsonl"), buckets=(options.bucket,), batch_size=options.batch_size
-    )
-    source = ClipSource(config, 0, folder / "quarantine.jsonl")
-    windows, batches = windows_of(source, options.steps)
-    found = peers()
-    makers = {name: maker(frames, windows, source.buckets[0]) for name, frames in found.items()}
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(closing(ClipSource(config, 0, folder / "quarantine.jsonl")))
+            for config in listed(paths, options, folder)
+        ]
+        windows, batches = windows_of(sources[0], options.steps)
+        peers = {name: maker(frames, windows, sources[0].buckets[0]) for name, frames in readers().items()}
+        rates = rated(sources, peers, options)
     difference = {
         name: statistics.mean(
             127.5 * (make(step) - ours).abs().mean().item() for step, ours in enumerate(batches)
         )
-        for name, make in makers.items()
+        for name, make in peers.items()
     }
-    makers = {OURS: lambda step: source.batch(step, 0, 1), **makers}
-    rounds = {name: {workers: [] for workers in WORKERS} for name in makers}
-    for _ in range(options.repeats):
-        for workers in WORKERS:
-            for name, make in makers.items():
-                rounds[name][workers].append(rate(make, options.steps, workers))
-    rates = {
-        name: {str(workers): statistics.median(seen) for workers, seen in of.items()}
-        for name, of in rounds.items()
-    }
-    ratios = {name: {key: rates[OURS][key] / rates[name][key] for key in rates[OURS]} for name in found}
+    ratios = {name: {key: rates[OURS][key] / rates[name][key] for key in rates[OURS]} for name in peers}
     return {
         "clips": [path.name for path in paths], "bucket": options.bucket, "batch_size": options.batch_size,
         "steps": options.steps, "repeats": options.repeats, "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "clips_per_second": rates, "ratios": ratios,
         "difference": difference,
     }  # fmt: skip
+
+
+def rated(
+    sources: list[ClipSource], peers: dict[str, Maker], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Clips a second of each reader by workers, after a round that starts processes and warms up."""
+    seen: dict[str, dict[str, list[float]]] = {name: {str(n): [] for n in WORKERS} for name in (OURS, *peers)}
+    for _ in range(options.repeats + 1):
+        for workers, source in zip(WORKERS, sources, strict=True):
+            ours = {OURS: partial(source.batch, index=0, slices=1)}
+            for name, make in (ours | peers).items():
+                seen[name][str(workers)].append(rate(make, options.steps, workers))
+    return {
+        name: {workers: statistics.median(rounds[1:]) for workers, rounds in by_workers.items()}
+        for name, by_workers in seen.items()
+    }
 
 
 def show(figures: dict[str, Any]) -> None:
