@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps test check format bench bench-tae bench-dit bench-loader gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -50,6 +50,10 @@ setup: .venv/.dev
 
 test: .venv/.dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
+
+# Twenty faults in one training, after each of which it goes on: about twenty minutes.
+chaos: .venv/.dev
+	@PYTHONPATH=. $(BIN)/python tests/chaos.py $(ARGS)
 
 # Every sound codec, pixel format and colour tag of the installed FFmpeg.
 sweeps: .venv/.dev

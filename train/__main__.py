@@ -1,4 +1,4 @@
-"""`python -m kinoflow.train CONFIG.yaml … key=value …` trains; also `precompute`, `plan` and `export`."""
+"""`python -m kinoflow.train CONFIG.yaml … key=value …` trains; `precompute`, `plan`, `export`, `status`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            trai
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
        kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
        kinoflow train export RUN RELEASE                      averaged weights into a release folder
+       kinoflow train status RUN                              how far a run is, and what went wrong; --json
        with --help each says which keys, or words, it takes"""
 _PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
 
@@ -44,19 +45,20 @@ def _command(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(_help(next((word for word in argv if not word.startswith("-")), "")))
         return 0
-    if argv[0] == "precompute":
-        from kinoflow.train.tasks.precompute import main as precompute
+    match argv[0]:
+        case "precompute":
+            from kinoflow.train.tasks.precompute import main as command
+        case "plan":
+            from kinoflow.train.plan.report import main as command
+        case "status":
+            from kinoflow.train.run.status import main as command
+        case "export":
+            from kinoflow.train.tasks.export import main as export
 
-        return precompute(argv[1:])
-    if argv[0] == "plan":
-        from kinoflow.train.plan.report import main as plan
-
-        return plan(argv[1:])
-    if argv[0] == "export":
-        from kinoflow.train.tasks.export import main as export
-
-        return export(argv[1:], task_of)
-    return _train(argv)
+            return export(argv[1:], task_of)
+        case _:
+            return _train(argv)
+    return command(argv[1:])
 
 
 def _help(verb: str) -> str:
@@ -66,6 +68,10 @@ def _help(verb: str) -> str:
 
     if verb == "export":
         return _EXPORT
+    if verb == "status":
+        from kinoflow.train.run.status import USAGE as STATUS
+
+        return STATUS
     if verb == "precompute":
         from kinoflow.train.tasks.precompute import PrecomputeConfig
 
@@ -121,7 +127,7 @@ def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
 def _closing(config: RunConfig, code: int) -> None:
     """Where the run is, and what comes next."""
     if code:
-        print("kinoflow train: ended by SIGTERM; the same command goes on from here", file=sys.stderr)
+        print("kinoflow train: told to end; the same command goes on from here", file=sys.stderr)
     else:
         print(
             f"{config.run}: trained to step {config.steps}; next: kinoflow train export {config.run} RELEASE"

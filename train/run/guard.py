@@ -1,4 +1,4 @@
-"""What happens to a run beside its figures: a line each, on the terminal and in events.jsonl."""
+"""What happens to a run beside its figures: a line each, on the terminal and in a file."""
 
 import json
 import time
@@ -9,6 +9,7 @@ from typing import Any
 from kinoflow.configs.errors import UserError
 from kinoflow.train.run.processes import Processes, from_all
 
+EVENTS = "events.jsonl"
 LIMIT = 3  # steps in a row without a finite gradient: more of them are no bad clip
 
 
@@ -16,7 +17,7 @@ class Events:
     """The events of a run folder; rank 0 writes them."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self._path = folder / "events.jsonl" if rank == 0 else None
+        self._path = folder / EVENTS if rank == 0 else None
 
     def tell(self, step: int, event: str, text: str, **more: Any) -> None:
         """Append {"step", "time", "event", "text", ...} and print the text."""

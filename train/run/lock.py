@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.train.run.processes import Processes, from_first
 
 LOCK = "run.lock"
+_WAITS = (0.2, 0.3)  # seconds: `status` holds it for a moment when it asks
 
 
 @contextmanager
@@ -38,12 +40,17 @@ def locked(folder: Path, processes: Processes) -> Iterator[None]:
 
 def _taken(file: IO[str]) -> str | None:
     """Take the lock; who has it, where that fails."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return file.read().strip() or "another process"
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return None
+    for wait in (*_WAITS, None):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                file.seek(0)
+                return file.read().strip() or "another process"
+            time.sleep(wait)
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return None
+    raise AssertionError("the last turn returns")

@@ -4,7 +4,8 @@ import json
 import resource
 import sys
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kinoflow.configs.files import write_text
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.train.run.task import Parts
 
+LOG, SHARE = "log.jsonl", " share"
 # Dense bf16 FLOP/s of one device, by a part of its name.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -50,7 +52,11 @@ def print_line(step: int, steps: int, *, loss: float, lr: float, rate: float, le
 
 
 class Log:
-    """Means of each interval of `log_every` steps. Figures stay tensors until an interval is written."""
+    """Means of each interval of `log_every` steps. Figures stay tensors until an interval is written.
+
+    A figure whose name with ` share` behind it is one too counts only for that share of the samples: its mean
+    is divided by the other's, and where that is 0 there is none.
+    """
 
     def __init__(self, folder: Path, *, device: torch.device, rank: int, processes: int, start: int,
                  steps: int, pending: dict[str, list[float]] | None = None) -> None:  # fmt: skip
@@ -58,14 +64,14 @@ class Log:
         for key, values in (pending or {}).items():
             self._values[key] = [*values]
         self._device, self._processes, self._start, self._steps = device, processes, start, steps
-        self._samples = self._tokens = self._flops = 0.0
+        self._samples = self._tokens = self._flops = self._paused = 0.0
         self._clock = self._began = time.perf_counter()
         self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             self._board = self._open.enter_context(closing(_tensorboard(folder, start)))
-            _cut(folder / "log.jsonl", start)
-            self._file = self._open.enter_context((folder / "log.jsonl").open("a", encoding="utf-8"))
+            _cut(folder / LOG, start)
+            self._file = self._open.enter_context((folder / LOG).open("a", encoding="utf-8"))
             self._bar = self._open.enter_context(training_bar())
             self._bar.add_task("", total=steps, completed=start, figures="")
 
@@ -89,6 +95,15 @@ class Log:
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done here is no training: speeds do without its time."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begin
+
     def pending(self) -> dict[str, list[float]]:
         """The figures of the unfinished interval, for a checkpoint."""
         return {key: [float(value) for value in values] for key, values in self._values.items()}
@@ -97,7 +112,7 @@ class Log:
         """End an interval after `step` steps; every rank calls it."""
         means = self._means()
         now = time.perf_counter()
-        elapsed = max(now - self._clock, 1e-9)
+        elapsed = max(now - self._clock - self._paused, 1e-9)
         line: dict[str, Any] = {"step": step, **means, "lr": lr}
         line["samples_per_second"] = self._samples * self._processes / elapsed
         line["tokens_per_second"] = self._tokens * self._processes / elapsed
@@ -106,7 +121,8 @@ class Log:
         peak = peak_flops(self._device)
         if peak and self._flops:
             line["mfu"] = self._flops / elapsed / peak
-        self._values, self._samples, self._tokens, self._flops, self._clock = {}, 0, 0, 0.0, now
+        self._values, self._samples, self._tokens, self._clock = {}, 0, 0, now
+        self._flops = self._paused = 0.0
         if self._file is not None:
             self._publish(line)
 
@@ -120,7 +136,7 @@ class Log:
         if self._processes > 1:
             dist.all_reduce(stacked)
             stacked /= self._processes
-        return dict(zip(keys, stacked.tolist(), strict=True))
+        return _shared(dict(zip(keys, stacked.tolist(), strict=True)))
 
     def _publish(self, line: dict[str, Any]) -> None:
         assert self._file is not None and self._board is not None
@@ -135,6 +151,16 @@ class Log:
             left = line["seconds"] * (self._steps - line["step"]) / max(line["step"] - self._start, 1)
             print_line(line["step"], self._steps, loss=loss, lr=line["lr"], rate=rate, left=left)
         self._bar.update(self._bar.task_ids[0], figures=f"loss {loss:.4g}  {rate:.1f} samples/s")
+
+
+def _shared(means: dict[str, float]) -> dict[str, float]:
+    """Each figure of a share of the samples divided by that share."""
+    found = {}
+    for key, mean in means.items():
+        if not key.endswith(SHARE):
+            share = means.get(key + SHARE, 1.0)
+            found |= {key: mean / share} if share > 0 else {}
+    return found
 
 
 def _cut(path: Path, start: int) -> None:

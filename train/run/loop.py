@@ -1,5 +1,6 @@
 """The training loop of every task."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -75,7 +76,9 @@ class _Loop:
             terminated = stack.enter_context(termination())
             while done < config.steps:
                 self._watch.at(f"the batch of step {done + 1}")
+                asked = time.perf_counter()
                 batch = next(prepared)
+                log.add({"data_wait": time.perf_counter() - asked})
                 self._watch.at(f"step {done + 1}")
                 self._step(done, batch, log)
                 done += 1
@@ -128,15 +131,16 @@ class _Loop:
         if done % config.log_every == 0 or last:
             log.write(done, lr=learning_rate(config.optimizer, done - 1, config.steps))
         ending, writing = any_of([bool(terminated), not checkpoints.idle], self._processes)
-        if not writing:
-            checkpoints.finish()
-        if done % config.checkpoint_every == 0 or last or ending:
-            self._watch.at(f"the checkpoint of step {done}")
-            checkpoints.save(done, log.pending())
-        if config.preview_every and done % config.preview_every == 0:
-            self._watch.at(f"the preview of step {done}")
-            preview(self._task, self._state.engine, self._state.ema,
-                    self._folder / "previews" / f"{done:08d}", done)  # fmt: skip
+        with log.pause():
+            if not writing:
+                checkpoints.finish()
+            if done % config.checkpoint_every == 0 or last or ending:
+                self._watch.at(f"the checkpoint of step {done}")
+                checkpoints.save(done, log.pending())
+            if config.preview_every and done % config.preview_every == 0:
+                self._watch.at(f"the preview of step {done}")
+                preview(self._task, self._state.engine, self._state.ema,
+                        self._folder / "previews" / f"{done:08d}", done)  # fmt: skip
         return ending
 
 

@@ -15,7 +15,7 @@ from kinoflow.configs.files import write_text
 from kinoflow.train.run.processes import Processes
 
 STOOD_STILL = 75  # EX_TEMPFAIL: to run again may help
-_BEATS = "beats"
+BEATS = "beats"
 
 
 class Watch:
@@ -27,7 +27,7 @@ class Watch:
     """
 
     def __init__(self, folder: Path, processes: Processes, patience: float) -> None:
-        self._folder, self._processes, self._patience = folder / _BEATS, processes, patience
+        self._folder, self._processes, self._patience = folder / BEATS, processes, patience
         self._place, self._since = "start", time.monotonic()
         self._parent, self._stop = os.getppid(), threading.Event()
         self._period = min(patience / 4, 5.0)

@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,9 +32,10 @@ from kinoflow.tae import TAE, accelerate
 from kinoflow.train.plan.flops import dit_flops, total
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.run.task import Loss
+from kinoflow.train.run.task import Loss, Parts
 
 PREVIEW_CLIPS = 6
 
@@ -160,9 +160,13 @@ class DiTTask:
         return torch.randn(tuple(shape), generator=generator)
 
     def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> Loss:  # noqa: ARG002
-        """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it."""
+        """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it.
+
+        The parts are the loss of each quarter of the flow's times: noise alone is at 0, the clip at 1.
+        """
         sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
-        return Loss(total=F.mse_loss(model(sample.x_t, batch.time, batch.texts), sample.velocity))
+        error = (model(sample.x_t, batch.time, batch.texts) - sample.velocity).float().square().flatten(1)
+        return Loss(total=error.mean(), parts=by_quarter(error.detach().mean(1), batch.time))
 
     def discriminator_loss(
         self, discriminator: nn.Module, batch: DiTBatch, output: Tensor | None, step: int
@@ -255,6 +259,16 @@ class DiTTask:
     def export(self, state: AveragedState, folder: Path) -> None:
         """Write `folder`/dit in fp16, a few of its tensors in memory at a time."""
         self.model.save_pretrained(folder / "dit", dtype=torch.float16, read=state.read)
+
+
+def by_quarter(loss: Float[Tensor, " b"], time: Float[Tensor, " b"]) -> Parts:
+    """Figures for the log: the mean loss of the clips in each quarter of the times, and the clips' share."""
+    parts: Parts = {}
+    for quarter in range(4):
+        inside = (time >= quarter / 4) & ((time < (quarter + 1) / 4) | (quarter == 3))
+        name = f"loss_{25 * quarter}_{25 * (quarter + 1)}"
+        parts |= {name: (loss * inside).mean(), name + SHARE: inside.float().mean()}
+    return parts
 
 
 def _read_prompts(path: Path) -> list[str]:
