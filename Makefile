@@ -1,5 +1,5 @@
 # make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
-# make test | setup | check | bench | bench-tae | bench-dit | clean
+# make test | setup | check | bench | bench-tae | bench-dit | bench-loader | clean
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -77,6 +77,10 @@ bench-tae: .venv/.dev
 
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
+
+# The loader of clips beside bare decoding by PyAV and decord2.
+bench-loader: .venv/.dev
+	@$(BIN)/python tests/bench/loader.py $(ARGS)
 
 # Everything that wants a GPU, with figures in runs/gpu; on a CPU what it can stand in for.
 gpu: .venv/.dev

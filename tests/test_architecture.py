@@ -71,7 +71,7 @@ LIBRARIES: dict[str, set[str]] = {
     "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "tokenizers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "av": {"data/video/"},
-    "decord": {"data/video/"},
+    "decord": {"tests/bench/"},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES = 400

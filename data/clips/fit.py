@@ -24,7 +24,6 @@ from kinoflow.data.clips.patience import WAITS, GoneError, OutageError, patientl
 from kinoflow.data.clips.workers import Workers
 
 T = TypeVar("T")
-_CHUNK = 16
 # More bad clips than this, and than this share of the list, are no accident.
 _FEW, _LARGE_SHARE = 10, 0.25
 
@@ -207,13 +206,8 @@ def cut(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "
     start = seeded("start", seed, turn) % pace.starts(times, bucket.span)
     begin = times.time_of(start)
     wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
-    pieces, done = [], wanted[0]
-    for chunk in video.stream(path, wanted[0], wanted[-1] + 1, chunk=_CHUNK):
-        inside = [i - done for i in wanted if done <= i < done + len(chunk)]
-        done += len(chunk)
-        if inside:
-            pieces.append(fit(chunk[inside], bucket.height, bucket.width))
-    return np.concatenate(pieces)
+    frames = video.frames_at(path, wanted)
+    return np.concatenate([fit(frame[None], bucket.height, bucket.width) for frame in frames])
 
 
 def fit(

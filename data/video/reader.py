@@ -18,9 +18,10 @@ would come out wrong, what is truncated or damaged unless `partial` is asked for
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import av
@@ -129,12 +130,10 @@ def stream(
     """
     path = Path(path)
     examined = _examine(path)
-    frames = examined.timeline.frames
-    stop = frames if end is None else end
+    stop = examined.timeline.frames if end is None else end
     if chunk < 1:
         raise UserError(f"chunk: {chunk} frames; use 1 or more")
-    if not 0 <= start < stop <= frames:
-        raise UserError(f"{path}: has frames 0:{frames}, not {start}:{stop}; choose a range inside")
+    _check_range(path, examined, start, stop)
     if examined.timeline.truncated and end is None and not partial:
         raise UserError(f"{path}: {DAMAGED}")
     size = (examined.info.height, examined.info.width)
@@ -149,6 +148,29 @@ def stream(
             filled = 0
     if filled:
         yield array[:filled]
+
+
+def frames_at(path: PathLike, wanted: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """The frames of these indices, which rise or repeat, one at a time: those that `stream` gives.
+
+    All from the first to the last are decoded, as they build on each other; only these are converted. One
+    that repeats is the same array again.
+
+    Raises:
+        UserError: as `stream` for the range from the first to the last; no indices, or some that fall.
+    """
+    path = Path(path)
+    examined = _examine(path)
+    if len(wanted) == 0 or any(after < before for before, after in pairwise(wanted)):
+        raise UserError(f"{path}: the frames to read must be named in rising order; sort their indices")
+    _check_range(path, examined, wanted[0], wanted[-1] + 1)
+    yield from _pictures(path, examined, wanted, partial=False)
+
+
+def _check_range(path: Path, examined: _Examined, start: int, stop: int) -> None:
+    frames = examined.timeline.frames
+    if not 0 <= start < stop <= frames:
+        raise UserError(f"{path}: has frames 0:{frames}, not {start}:{stop}; choose a range inside")
 
 
 def _examine(path: Path) -> _Examined:
@@ -232,13 +254,17 @@ def _info(
 
 
 def _pictures(
-    path: Path, examined: _Examined, span: range, partial: bool
+    path: Path, examined: _Examined, wanted: Sequence[int], partial: bool
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    display, reformatter, done = examined.display, VideoReformatter(), span.start
+    """The frames of rising or repeated indices; the others between them are decoded, not converted."""
+    display, reformatter, done = examined.display, VideoReformatter(), wanted[0]
     if display is None:
-        yield from still.pictures(path, span.start, span.stop)
+        yield from still.pictures(path, wanted)
         return
+    turns = groupby(wanted)
+    following, repeats = next(turns)
     with opened(path) as (container, video):
+        span = range(wanted[0], wanted[-1] + 1)
         # What threads conceal of a lost packet depends on their timing.
         video.thread_type = "NONE" if examined.timeline.lost else "AUTO"
         try:
@@ -249,7 +275,11 @@ def _pictures(
                         f"{path}: frame {done} has {frame.width}x{frame.height} pixels, the first one has "
                         f"{width}x{height}; a clip keeps its shape, cut it there"
                     )
-                yield display.finish(frame, reformatter)
+                if done == following:
+                    picture = display.finish(frame, reformatter)
+                    for _ in repeats:
+                        yield picture
+                    following, repeats = next(turns, (None, ()))
                 done += 1
         except (DamageError, av.error.FFmpegError):
             if not partial:

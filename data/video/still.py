@@ -1,6 +1,6 @@
 """AVIF and animated WebP, which FFmpeg reads in part (one tile, no transparency) or not at all, by Pillow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,14 +87,14 @@ def examine(path: Path) -> Still:
     return Still(info=info, timeline=timeline)
 
 
-def pictures(path: Path, start: int, stop: int) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """Frames start..stop-1.
+def pictures(path: Path, wanted: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """The frames of these indices, in their order.
 
     Raises:
         UserError: one does not decode, when it is reached.
     """
     with _opened(path) as image:
-        for index in range(start, stop):
+        for index in wanted:
             image.seek(index)
             yield _shown(image)
 

@@ -111,14 +111,18 @@ def test_recordings_joined_in_a_transport_stream(tmp_path, jump):
     assert np.array_equal(video.read(joined, 33, 41), whole[33:41])
 
 
-def test_a_lost_packet_of_a_broadcast_costs_what_it_held(tmp_path):
-    path = encode(
-        tmp_path / "a.ts", rgb_frames(gradient(40)), "libx264", options={"bf": 0, "g": 10, "crf": 4}
-    )
+def lossy(path: Path) -> Path:
+    """A broadcast of 40 frames that lacks a packet of 188 bytes."""
+    encode(path, rgb_frames(gradient(40)), "libx264", options={"bf": 0, "g": 10, "crf": 4})
     data, size = path.read_bytes(), 188
     inside = [at for at in range(0, len(data), size) if data[at + 1] & 0x5F == 0x01 and data[at + 2] == 0]
     gone = inside[len(inside) // 2]  # of the video's, not the first packet of a frame
     path.write_bytes(data[:gone] + data[gone + size :])
+    return path
+
+
+def test_a_lost_packet_of_a_broadcast_costs_what_it_held(tmp_path):
+    path = lossy(tmp_path / "a.ts")
     info, whole = video.probe(path), video.read(path)
     assert (info.frames, info.lost_packets > 0) == (40, True)
     truth = gradient(40).mean(axis=(1, 2, 3))

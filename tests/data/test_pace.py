@@ -81,13 +81,14 @@ def test_training_takes_the_frames_shown_at_the_times_of_the_bucket(listing, tmp
 
 
 def test_only_the_window_is_decoded(listing, tmp_path, monkeypatch):
-    asked, stream = [], video.stream
-    monkeypatch.setattr(video, "stream", lambda *a, **k: (asked.append(a[1:]), stream(*a, **k))[1])
+    asked, frames_at = [], video.frames_at
+    monkeypatch.setattr(video, "frames_at", lambda *a: (asked.append(a[1]), frames_at(*a))[1])
     bucket = parse("8x16x16@16")
     clips = Clips(listing, [bucket], 1, tmp_path / "quarantine.jsonl")
     for index in range(10):
         clips.get(index, bucket)
-    assert max(end - start for start, end in asked) <= 27, "half a second at 60 frames a second and less"
+    assert len(asked) == 10
+    assert max(wanted[-1] + 1 - wanted[0] for wanted in asked) <= 27, "half a second at 60 Hz"
 
 
 def test_a_clip_too_short_in_time_does_not_serve(tmp_path):
