@@ -102,3 +102,15 @@ def test_deepspeed_with_a_hostfile_goes_on(desk, trained):
     )
     assert checkpoint(desk, 4)["processes"] == 2
     assert logged(desk) == [1, 2, 3, 4]
+
+
+def test_torchrun_starts_again_what_died(desk, tmp_path):
+    """The store that torchrun keeps over restarts has the addresses of processes that are gone."""
+    words = ["steps=12", "checkpoint_every=4", "log_every=1", f"run={tmp_path}"]
+    command = ["torchrun", "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", free_port()]
+    codes, text = end([begin([*command, "-m", "tests.train.dying", *words], desk / "bin")])
+    assert codes == [0], text
+    assert text.count("step 5/12") == 2, "from the checkpoint on"
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        *range(1, 13)
+    ]
