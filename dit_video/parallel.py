@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Dropout
 from torch.utils.checkpoint import checkpoint
 
 from kinoflow.configs.errors import UserError
@@ -74,7 +75,8 @@ def parallelize(
             block.forward = torch.compile(block.forward)
         if config.checkpoint_every and index % config.checkpoint_every == 0:
             # Around the compiled block, which an exchange splits into several graphs.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            drops = any(isinstance(module, Dropout) for module in block.modules())  # in adapters
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drops)
 
 
 def _spread_sequence(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:
