@@ -23,7 +23,10 @@ TARGETS = (
 )  # fmt: skip
 CONFIG_NAME, STEM, PREFIX = "adapter_config.json", "adapter_model", "base_model.model."
 # Of what peft's LoRA can be beside the plain one, what a weight of ours would not be changed rightly by.
-_PLAIN = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
+_PLAIN = (
+    "use_dora", "use_rslora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "rank_pattern",
+    "alpha_pattern", "modules_to_save", "layer_replication", "alora_invocation_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

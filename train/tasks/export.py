@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing
 from kinoflow.configs.schema import dump, load
 from kinoflow.sample.release import CARD_NAME, Release, read_card
 from kinoflow.train.run.averages import AveragedState
@@ -85,7 +86,8 @@ def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Pa
         task.export_adapter(AveragedState(found), Path(place))
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(place).iterdir()):
-            file.replace(folder / file.name)
+            with replacing(folder / file.name) as new:  # with the rights of any new file
+                file.replace(new)
     return found
 
 

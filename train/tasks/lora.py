@@ -73,7 +73,7 @@ def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     """
     from peft import get_peft_model_state_dict
 
-    values = get_peft_model_state_dict(model, {name: state[name] for name in state})
+    values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
     named = {f"{PREFIX}{name}": value.contiguous() for name, value in values.items()}
     save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     settings: Any = copy(model.peft_config["default"])  # pyright: ignore[reportIndexIssue]
