@@ -63,15 +63,13 @@ TO_ONLY: dict[tuple[str, str], set[str]] = {
 # Library -> the only files, or the room, that import it.
 LIBRARIES: dict[str, set[str]] = {
     "deepspeed": {
-        "train/run/engine.py",
-        "train/run/spread.py",
-        "train/run/masters.py",
-        "dit_video/parallel.py",
+        *("train/run/engine.py", "train/run/spread.py", "train/run/masters.py", "dit_video/parallel.py")
     },
     "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "tokenizers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "av": {"data/video/"},
     "decord": {"data/video/"},
+    "peft": {"train/tasks/lora.py"},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES = 400

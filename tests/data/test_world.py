@@ -217,8 +217,7 @@ def test_every_other_scene_of_new_has_a_new_color_and_no_other_split_has_one():
         if seed % 2:
             assert (first.color, first.shape, first.motion) in world.combinations("train")
         assert first.color in world.caption(scene, seed, complete=True).split()
-    splits: tuple[world.Split, ...] = ("train", "heldout")
-    old = {combination[0] for split in splits for combination in world.combinations(split)}
+    old = {combination[0] for combination in (*world.combinations("train"), *world.combinations("heldout"))}
     assert old == set(world.COLORS) and not old & set(world.NEW_COLORS)
     assert len(world.combinations("new")) == 8 * 9 - 2
 
