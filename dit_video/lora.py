@@ -17,10 +17,7 @@ from torch import Tensor
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import Weights, fingerprint, resolve_folder
 
-TARGETS = (
-    "attention.qkv", "attention.out", "cross_attention.query", "cross_attention.key_value",
-    "cross_attention.out", "ffn.gate_up", "ffn.out",
-)  # fmt: skip
+TARGETS = ("qkv", "query", "key_value", "gate_up", "out")  # all linear layers of a block
 CONFIG_NAME, STEM, PREFIX = "adapter_config.json", "adapter_model", "base_model.model."
 # Of what peft's LoRA can be beside the plain one, what a weight of ours would not be changed rightly by.
 _PLAIN = (
@@ -34,13 +31,13 @@ class LoRAConfig:
     """Adapters that are trained while the weights of init_from stay."""
 
     rank: int = 0
-    """Rank of the adapters; 0 trains all weights instead."""
+    """Rank of the adapters; 0 trains all weights."""
     alpha: int = 16
     """Their weight is alpha / rank."""
     targets: tuple[str, ...] = TARGETS
-    """Linear layers that get one, by the ends of their names."""
+    """Linear layers that get one: ends of names."""
     dropout: float = 0.0
-    """Share of an adapter's inputs that a step drops, in [0, 1)."""
+    """Share of their inputs that a step drops."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -175,5 +172,5 @@ def _pair_up(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Pair]:
 
 
 def ends_with(name: str, targets: Collection[str]) -> bool:
-    """Whether a layer of this name is meant, as peft reads target_modules."""
+    """Whether a layer of this name is meant, as peft reads such words."""
     return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -135,7 +135,7 @@ class DiTTask:
             seed=self.config.seed,
         )
 
-    @cached_property
+    @property
     def base(self) -> Base | None:
         """All but the adapters, where there are some: init_from has it."""
         if not self.config.lora.rank:

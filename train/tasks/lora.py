@@ -29,15 +29,14 @@ def inject(model: nn.Module, config: LoRAConfig, base: str) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    modules = {name: module for name, module in model.named_modules() if name}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in config.targets:
-        found = [module for name, module in modules.items() if ends_with(name, [target])]
-        if not found or not all(isinstance(module, nn.Linear) for module in found):
-            linear = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+        if not any(ends_with(name, [target]) for name in linear):
             names = sorted({re.sub(r"^blocks\.\d+\.", "", name) for name in linear})
             raise UserError(f"lora.targets: {target} is no linear layer; there are {', '.join(names)}")
+    chosen = [name for name in linear if ends_with(name, config.targets)]
     settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
-                          target_modules=list(config.targets), base_model_name_or_path=base)  # fmt: skip
+                          target_modules=chosen, base_model_name_or_path=base)  # fmt: skip
     inject_adapter_in_model(settings, model)
 
 
@@ -76,7 +75,8 @@ def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
     named = {f"{PREFIX}{name}": value.contiguous() for name, value in values.items()}
     save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
-    settings: Any = copy(model.peft_config["default"])  # pyright: ignore[reportIndexIssue]
+    adapters: Any = model.peft_config
+    settings = copy(adapters["default"])
     settings.inference_mode = True
     settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
     settings.save_pretrained(str(folder))
