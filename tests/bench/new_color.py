@@ -53,7 +53,8 @@ def main() -> None:
     real = [color_of(render(scene, **size)) for _, scene in scenes]
     wanted = [scene.things[0].color for _, scene in scenes]
     right, known = (sum(a == b for a, b in zip(found, wanted, strict=True)) for found in (seen, real))
-    print_json({"prompts": len(scenes), "right": right, "real_right": known, "colors": Counter(seen)})
+    figures = {"prompts": len(scenes), "right": right, "real_right": known, "colors": Counter(seen)}
+    print_json({"weights": release.weights_hash, "steps": sampling.num_steps} | figures)
 
 
 def combination(truth: dict) -> tuple[str, str, str]:
