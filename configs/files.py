@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_SAMPLE = 2**20
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -70,6 +72,19 @@ def seeded(*key: str | int) -> int:
     text = "\0".join(map(str, key)).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A hash over names, sizes and both ends of every file: training changes all of a weight file."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(size - _SAMPLE, 0))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def _aside(path: Path) -> Path:

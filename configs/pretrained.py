@@ -103,6 +103,11 @@ class Weights(Mapping[str, Tensor]):
         with _opened(self._files[name]) as file:
             return file.get_tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a tensor, which is not read for it."""
+        with _opened(self._files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

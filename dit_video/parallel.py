@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Dropout, Module
 from torch.utils.checkpoint import checkpoint
 
 from kinoflow.configs.errors import UserError
@@ -68,13 +69,21 @@ def parallelize(
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(model, [Block])
+        # It lets go of a block's weights when the gradient of its input is there. Where all before the
+        # first block is frozen (beside adapters) there would be none, and it would do so too early.
+        model.embed.register_forward_hook(_differentiable)
         model.separate_text = False
     for index, block in enumerate(model.blocks):
         if config.compile:
             block.forward = torch.compile(block.forward)
         if config.checkpoint_every and index % config.checkpoint_every == 0:
             # Around the compiled block, which an exchange splits into several graphs.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            drops = any(isinstance(module, Dropout) for module in block.modules())  # in adapters
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drops)
+
+
+def _differentiable(_: Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def _spread_sequence(model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None") -> None:

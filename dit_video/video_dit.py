@@ -27,6 +27,7 @@ from kinoflow.dit_video.layers import (
     TimeEmbedding,
     stretch,
 )
+from kinoflow.dit_video.lora import Adapter, Merged
 
 # Matrices that start at zero beside the blocks' own.
 CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
@@ -237,18 +238,22 @@ class VideoDiT(nn.Module):
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, attention: KernelName | None = None) -> "VideoDiT":
+    def from_pretrained(
+        cls, source: str | Path, attention: KernelName | None = None, adapters: Sequence[Adapter] = ()
+    ) -> "VideoDiT":
         """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
 
+        The weights have `adapters` added.
+
         Raises:
-            UserError: a missing or damaged file.
+            UserError: a missing or damaged file, or an adapter of another model.
             UserError: a kernel that cannot run here.
         """
         config, state = load_pretrained(source, DiTConfig)
         config = replace(config, attention=attention or config.attention)
         with torch.device("meta"):
             model = cls(config)
-        load_state(model, state, source)
+        load_state(model, Merged(state, adapters), source)
         return model.eval()
 
     def save_pretrained(

@@ -18,6 +18,7 @@ from kinoflow.configs.errors import UserError, one_line, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json, progress_bar
 from kinoflow.sample.options import (
     add_hardware,
+    add_lora,
     folder_of_list,
     is_picture,
     named_as_options,
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
     add("--fps", type=argument(parse_rate), help="frames per second, such as 16 or 24000/1001")
     add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
+    add_lora(add)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
     add(
         "--text-cache",
@@ -124,7 +126,7 @@ def _sample(args: argparse.Namespace) -> int:
     from kinoflow.sample.release import Release
 
     jobs = _jobs(args)
-    release = Release.load(args.weights)
+    release = Release.load(args.weights, args.lora)
     width, height = args.size or (None, None)
     bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
     with named_as_options():
@@ -319,6 +321,7 @@ class Sampler:
             "clip": self.bucket,
             "release": self.release.name,
             "weights": self.release.weights_hash,
+            "lora": " ".join(self.args.lora) or None,
             "text_dtype": self.release.config.text.dtype,
             "crf": None if is_picture(self.bucket.frames, job.out) else self.crf,
             "device": self.device.type,

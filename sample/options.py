@@ -34,6 +34,18 @@ def add_hardware(add: Callable[..., Any]) -> None:
     )
 
 
+def add_lora(add: Callable[..., Any]) -> None:
+    """The option that adds adapters to a release."""
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FOLDER[:SCALE]",
+        help="add an adapter (of kinoflow train export RUN FOLDER --adapter, or peft's) to the transformer, "
+        "so much of it (default 1); again for more of them",
+    )
+
+
 @contextmanager
 def named_as_options() -> Iterator[None]:
     """Mistakes in a release's keys, which the options set, said of the options."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
+    from kinoflow.dit_video.lora import Adapter
     from kinoflow.dit_video.video_dit import VideoDiT
     from kinoflow.tae.model.tae import TAE
 
@@ -82,22 +84,28 @@ class Release:
 
     folder: Path
     config: ReleaseConfig
+    adapters: tuple[Adapter, ...] = ()
+    """Added to the transformer's weights."""
 
     @classmethod
-    def load(cls, source: str | Path | None = None) -> Release:
+    def load(cls, source: str | Path | None = None, lora: Sequence[str] = ()) -> Release:
         """Open a folder or hub id; the shipped mini release when there is none.
 
+        `lora` names adapters of its transformer, FOLDER or FOLDER:scale (0 none of it, 1 all) each.
+
         Raises:
-            UserError: a missing or damaged file.
+            UserError: a missing or damaged file, or an adapter that does not fit.
         """
         folder = resolve_folder(DEFAULT_RELEASE if source is None else source)
         _refuse_a_part(folder)
         if not (folder / CARD_NAME).is_file():
             raise UserError(f"{folder / CARD_NAME}: missing; a release has it beside tae/, dit/ and text/")
-        release = cls(folder, _read_card(folder))
+        release = cls(folder, _read_card(folder), _adapters(lora))
         for path in release._needed():
             if not path.is_file():
                 raise UserError(f"{path}: missing; fetch or export the release again")
+        if release.adapters:
+            release._check_adapters()
         return release
 
     @property
@@ -167,7 +175,7 @@ class Release:
         """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""
         from kinoflow.dit_video.video_dit import VideoDiT
 
-        return VideoDiT.from_pretrained(self.folder / "dit").to(device, dtype)
+        return VideoDiT.from_pretrained(self.folder / "dit", adapters=self.adapters).to(device, dtype)
 
     def encoder(self, text_cache: Path | None = None, device: torch.device | str = "cpu") -> PromptEncoder:
         """Read the text encoders, in the number type that the card names; with a cache only if it lacks some.
@@ -194,7 +202,10 @@ class Release:
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256 (its first 16 digits) over the weight files of tae, dit and text, in a fixed order."""
+        """SHA-256 (its first 16 digits) over the weight files of tae, dit and text, in a fixed order.
+
+        Adapters and their scales as well.
+        """
         digest = hashlib.sha256()
         elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
         for part in (*_MODELS, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
@@ -205,7 +216,16 @@ class Release:
         for source in find(self.config.text.sources(self.folder)):
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
+        for adapter in self.adapters:
+            digest.update(f"lora {adapter.scale} {adapter.digest()}".encode())
         return digest.hexdigest()[:16]
+
+    def _check_adapters(self) -> None:
+        """Raise UserError for adapters of another transformer."""
+        from kinoflow.configs.pretrained import Weights
+        from kinoflow.dit_video.lora import Merged
+
+        Merged(Weights(self.folder / "dit"), self.adapters)
 
     def _text_widths(self) -> tuple[int, ...]:
         from kinoflow.dit_video.video_dit import DiTConfig
@@ -216,6 +236,14 @@ class Release:
         own = [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
         needed = [self.folder / part / CONFIG_NAME for part in (*_MODELS, *own)]
         return needed + [path for part in _MODELS for path in weight_files(self.folder / part)]
+
+
+def _adapters(lora: Sequence[str]) -> tuple[Adapter, ...]:
+    if not lora:
+        return ()
+    from kinoflow.dit_video.lora import read_adapter
+
+    return tuple(map(read_adapter, lora))
 
 
 def text_config(folder: Path) -> TextConfig:

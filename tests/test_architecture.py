@@ -60,18 +60,15 @@ TO_ONLY: dict[tuple[str, str], set[str]] = {
     ("train.run", "train.mini"): {"train.mini.config.TextTrainConfig"},
     ("train.tasks", "train.plan"): {"train.plan.flops.dit_flops", "train.plan.flops.total"},
 }
+DEEPSPEED = {"train/run/engine.py", "train/run/spread.py", "train/run/masters.py", "dit_video/parallel.py"}
 # Library -> the only files, or the room, that import it.
 LIBRARIES: dict[str, set[str]] = {
-    "deepspeed": {
-        "train/run/engine.py",
-        "train/run/spread.py",
-        "train/run/masters.py",
-        "dit_video/parallel.py",
-    },
+    "deepspeed": DEEPSPEED,
     "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "tokenizers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
+    "peft": {"train/tasks/lora.py"},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES = 400

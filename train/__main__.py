@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            train or resume the run in run=FOLDER
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
        kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
-       kinoflow train export RUN RELEASE                      averaged weights into a release folder
+       kinoflow train export RUN RELEASE                      averaged weights into a release; --adapter
        kinoflow train status RUN                              how far a run is, and what went wrong; --json
        with --help each says which keys, or words, it takes"""
 _PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
 
 Clips and captions to latents and text states in out=FOLDER. Shards that are there already are skipped,
 unless a clip of a list or its caption has changed since."""
-_EXPORT = """usage: kinoflow train export RUN RELEASE
+_EXPORT = """usage: kinoflow train export RUN RELEASE [--adapter]
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/
   RELEASE  folder to write or update: the run's part is made of the averaged weights of the newest checkpoint,
            parts that RELEASE lacks are copied from the release that the run was trained with (release=);
-           its kinoflow.yaml gets the name of RUN's folder, and says what the run went on from (init_from=)"""
+           its kinoflow.yaml gets the name of RUN's folder, and says what the run went on from (init_from=)
+
+Adapters (lora.rank=) are merged into the weights of init_from. With --adapter they alone are written into a
+folder RELEASE, as peft writes them: kinoflow sample --lora RELEASE adds them to that release."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from kinoflow.data.world.scene import (
     CAMERAS,
     COLORS,
     MOTIONS,
+    NEW_COLORS,
     SHAPES,
     SIZES,
     SPEEDS,
@@ -22,7 +23,7 @@ from kinoflow.data.world.scene import (
 from kinoflow.data.world.words import WORDS
 
 __all__ = [
-    "BACKGROUNDS", "CAMERAS", "COLORS", "MOTIONS", "SHAPES", "SIZES", "SPEEDS", "TEXTURES", "WORDS",
-    "Scene", "Split", "Thing", "caption", "combinations", "is_heldout", "labels",
+    "BACKGROUNDS", "CAMERAS", "COLORS", "MOTIONS", "NEW_COLORS", "SHAPES", "SIZES", "SPEEDS", "TEXTURES",
+    "WORDS", "Scene", "Split", "Thing", "caption", "combinations", "is_heldout", "labels",
     "render", "sample_scene",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from kinoflow.data.world.words import word_bitmap
 COLOR_VALUES = {
     "red": (222, 24, 36), "orange": (255, 124, 0), "yellow": (255, 228, 40), "green": (44, 196, 68),
     "blue": (36, 104, 255), "purple": (146, 44, 204), "pink": (255, 128, 196), "white": (246, 246, 246),
+    "cyan": (0, 220, 230),
 }  # fmt: skip
 GROUND_VALUES = {
     "black": (14, 14, 16), "gray": (92, 92, 96), "navy": (16, 24, 78), "brown": (80, 50, 28),

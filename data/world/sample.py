@@ -49,7 +49,8 @@ class _Draws:
 def sample_scene(seed: int, *, split: Split = "train") -> Scene:
     """The scene of this seed; the same everywhere and for ever.
 
-    The first thing's (color, shape, motion) is uniform over the combinations of the split. One scene in
+    The first thing's (color, shape, motion) is uniform over the combinations of the split; of `new` every
+    other scene is of train's, so that what learns from it need not forget the old colours. One scene in
     five has a second, resting thing, 15 % a sign; a thing that stays still may be filmed by a moving
     camera, on a patterned background only, where one sees it. Raises UserError (split, seed < 0).
     """
@@ -57,7 +58,7 @@ def sample_scene(seed: int, *, split: Split = "train") -> Scene:
     if seed < 0:
         raise UserError(f"seed: {seed} is negative; use 0 or more")
     draws = _Draws(_WORLD_KEY, get_args(Split).index(split), seed)
-    color, shape, motion = draws.choice(_COMBINATIONS[split])
+    color, shape, motion = draws.choice(_COMBINATIONS["train" if split == "new" and seed % 2 else split])
     size = draws.choice(("small", "medium", "medium", "large"))
     texture = draws.choice(TEXTURES[1:]) if draws.uniform() < 0.3 else "plain"
     grounds = tuple(g for g in GROUNDS if contrast(color, texture, f"checkered {g}") >= _LEAST_CONTRAST)

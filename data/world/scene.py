@@ -12,6 +12,8 @@ from typing import Literal, get_args
 from kinoflow.configs.errors import UserError
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+NEW_COLORS = ("cyan",)
+"""In no scene of train or heldout: what a release does not know, and a fine-tuning may teach."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 MOTIONS = (
     "moves left", "moves right", "moves up", "moves down", "bounces", "spins", "grows", "shrinks",
@@ -24,7 +26,7 @@ CAMERAS = ("still", "pan left", "pan right", "zoom in", "zoom out")
 GROUNDS = ("black", "gray", "navy", "brown", "teal", "maroon")
 BACKGROUNDS = GROUNDS + tuple(f"{p} {g}" for p in ("checkered", "striped") for g in GROUNDS)
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "heldout", "new"]
 Relation = Literal["", "next to", "above", "below"]
 
 _ROUND_SHAPES = ("circle", "ring")
@@ -57,7 +59,7 @@ class Thing:
 
     def __post_init__(self) -> None:
         require("shape", self.shape, SHAPES)
-        require("color", self.color, COLORS)
+        require("color", self.color, COLORS + NEW_COLORS)
         require("size", self.size, SIZES)
         require("texture", self.texture, TEXTURES)
         require("motion", self.motion, MOTIONS)
@@ -99,15 +101,18 @@ def is_heldout(color: str, shape: str, motion: str) -> bool:
 
 
 def combinations(split: Split) -> tuple[tuple[str, str, str], ...]:
-    """Every (color, shape, motion) that can be seen and belongs to the split, in a fixed order."""
+    """Every (color, shape, motion) that can be seen and belongs to the split, in a fixed order.
+
+    Those of `new` are all of the new colours.
+    """
     require("split", split, get_args(Split))
     return tuple(
         (color, shape, motion)
-        for color in COLORS
+        for color in (NEW_COLORS if split == "new" else COLORS)
         for shape in SHAPES
         for motion in MOTIONS
         if not (motion == "spins" and shape in _ROUND_SHAPES)
-        and is_heldout(color, shape, motion) == (split == "heldout")
+        and (split == "new" or is_heldout(color, shape, motion) == (split == "heldout"))
     )
 
 

@@ -26,7 +26,7 @@ from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
 from kinoflow.sample.evaluation.statistics import Share, frechet_distance
 from kinoflow.sample.generate import Sampling, generate
-from kinoflow.sample.options import add_hardware, named_as_options
+from kinoflow.sample.options import add_hardware, add_lora, named_as_options
 from kinoflow.tae.codec.metrics import psnr
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.model.tae import TAE
@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
     from kinoflow.sample.release import Release
 
     args = _parser().parse_args(argv)
-    release = Release.load(args.release)
+    release = Release.load(args.release, args.lora)
     with named_as_options():
         sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
     if args.threads < 1:
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--release", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
+    add_lora(add)
     add("--prompts", type=int, default=200, help="number of held-out scenes (default 200)")
     add("--seed", type=int, default=0, help="seed of the first clip; the others follow")
     add("--steps", type=int, help="intervals of the time grid")

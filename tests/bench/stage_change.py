@@ -64,7 +64,13 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
     started = resident()
     text = TextEmbedding(hidden=torch.randn(1, 3, 64), mask=torch.ones(1, 3, dtype=torch.bool))
     latent = torch.randn(1, task.model.config.latent_channels, 1, 4, 4)
-    batch = DiTBatch(latent=latent, noise=torch.randn_like(latent), time=torch.rand(1), texts=(text,))
+    batch = DiTBatch(
+        latent=latent,
+        noise=torch.randn_like(latent),
+        time=torch.rand(1),
+        texts=(text,),
+        dropout=torch.tensor(0),
+    )
     running.backward(batch, 0)
     running.update(1e-4)
     state = State(config=config, engine=running, adversary=None, ema=ema)

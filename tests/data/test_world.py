@@ -208,6 +208,20 @@ def test_splits_share_no_combination_and_each_is_uniform():
         assert 0.6 < spread < 1.5  # chi-squared per degree of freedom
 
 
+def test_every_other_scene_of_new_has_a_new_color_and_no_other_split_has_one():
+    scenes = [world.sample_scene(seed, split="new") for seed in range(200)]
+    for seed, scene in enumerate(scenes):
+        first, *others = scene.things
+        assert (first.color in world.NEW_COLORS) == (seed % 2 == 0)
+        assert all(thing.color in world.COLORS for thing in others)
+        if seed % 2:
+            assert (first.color, first.shape, first.motion) in world.combinations("train")
+        assert first.color in world.caption(scene, seed, complete=True).split()
+    old = {combination[0] for combination in (*world.combinations("train"), *world.combinations("heldout"))}
+    assert old == set(world.COLORS) and not old & set(world.NEW_COLORS)
+    assert len(world.combinations("new")) == 8 * 9 - 2
+
+
 def test_every_value_of_every_feature_is_trained_on():
     train = world.combinations("train")
     for values, position in ((world.COLORS, 0), (world.SHAPES, 1), (world.MOTIONS, 2)):
@@ -267,7 +281,7 @@ def test_letters_differ():
 
 
 def test_things_stand_out():
-    for a, b in itertools.combinations(world.COLORS, 2):
+    for a, b in itertools.combinations(world.COLORS + world.NEW_COLORS, 2):
         assert math.dist(draw.COLOR_VALUES[a], draw.COLOR_VALUES[b]) > 100, (a, b)
     for color, background in itertools.product(world.COLORS, world.BACKGROUNDS):
         assert draw.contrast(color, "plain", background) > 100

@@ -21,7 +21,7 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks import dit, precompute, tae  # noqa: F401
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
-from tests.train.real_jobs import trained  # noqa: F401
+from tests.train.real_jobs import adapted, trained  # noqa: F401
 from tests.train.tiny import tiny_encoders
 from tests.train.toys import Toy
 

@@ -382,7 +382,7 @@ def test_the_log_of_a_run_counts_the_same_flops():
     text = tuple(TextEmbedding(hidden=torch.zeros(3, n, width), mask=torch.ones(3, n).bool())
                  for n, width in zip((5, 2, 4), config.dit.text_widths, strict=True))  # fmt: skip
     latent = torch.zeros(3, 16, 2, 8, 6)
-    batch = DiTBatch(latent=latent, noise=latent, time=torch.zeros(3), texts=text)
+    batch = DiTBatch(latent=latent, noise=latent, time=torch.zeros(3), texts=text, dropout=torch.tensor(0))
     with FlopCounterMode(display=False) as counter:
         task.loss(task.model, batch, 0).total.backward()
     # The counter does not know the fused backward pass of a CPU.

@@ -44,6 +44,7 @@ class Toy:
         self.discriminator = Critic() if adversarial else None
 
     source = "toys"
+    base = None
 
     def names(self, step, index, slices):
         return [f"toy {step} {index}/{slices}"]

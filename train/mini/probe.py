@@ -4,7 +4,7 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.data.world import Split, labels
 from kinoflow.train.mini.corpus import sample
 
+_SPLITS: tuple[Split, Split] = "train", "heldout"
 # Unseen seeds for the probes: training counts from 0.
 _PROBE_SEED = 10**9
 
@@ -99,7 +100,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     encoder = PromptEncoder.from_pretrained(folder)
     drawn = [
         [sample(_PROBE_SEED + index, split=split, complete=True) for index in range(count)]
-        for split in get_args(Split)
+        for split in _SPLITS
     ]
     prompts = [[each.prompt for each in half] for half in drawn]
     scenes = [[labels(each.scene) for each in half] for half in drawn]

@@ -58,6 +58,8 @@ class DiTWorkload:
     """The transformer on latents of the buckets; `text_tokens` are those of each encoder, padded."""
 
     def __init__(self, config: RunConfig, text_tokens: Sequence[int]) -> None:
+        if config.lora.rank:
+            raise UserError("lora.rank: the plan counts a training of all weights; set lora.rank=0")
         self.config: DiTConfig = config.dit
         self.text_tokens = tuple(text_tokens)
         with torch.device("meta"):

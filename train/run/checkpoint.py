@@ -20,6 +20,7 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.processes import from_all, from_first
 from kinoflow.train.run.shards import Shards, write_pieces
+from kinoflow.train.run.task import Base
 
 if TYPE_CHECKING:
     from kinoflow.train.run.engine import Engine
@@ -27,21 +28,31 @@ if TYPE_CHECKING:
 STATE, FORMAT = "state.json", 2
 _ASIDE, _DAMAGED = ".partial-", ".damaged-"
 # A resumed run that differs in these is another run; all else is taken as it is now given.
-_FIXED = ("model", "seed", "tae", "dit", "discriminator", "freeze_encoder", "grow", "loss", "flow",
-          "data.buckets", "data.batch_size", "data.world_share", "data.crop")  # fmt: skip
+_FIXED = ("model", "seed", "tae", "dit", "lora.rank", "lora.alpha", "lora.targets", "discriminator",
+          "freeze_encoder", "grow", "loss", "flow", "data.buckets", "data.batch_size", "data.world_share",
+          "data.crop")  # fmt: skip
 _SILENT = ("run", "steps", "data.latents", "data.manifest")
 Pending = dict[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that changes while a run goes on; `source` stands for the clips it learns from."""
+    """All that changes while a run goes on; `source` stands for the clips it learns from.
+
+    `base` is what does not change and lies elsewhere.
+    """
 
     config: RunConfig
     engine: "Engine"
     adversary: "Engine | None"
     ema: EMA
     source: str = ""
+    base: Base | None = None
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """What a checkpoint does not hold."""
+        return frozenset() if self.base is None else self.base.names
 
 
 class Checkpoints:
@@ -67,7 +78,8 @@ class Checkpoints:
         rank = self._processes.rank
         if rank == 0:
             record = {"format": FORMAT, "step": step, "processes": self._processes.size,
-                      "source": self._state.source, "config": to_dict(self._state.config)}  # fmt: skip
+                      "source": self._state.source, "base": _named(self._state.base),
+                      "config": to_dict(self._state.config)}  # fmt: skip
             files[STATE] = lambda path: path.write_text(json.dumps(record), encoding="utf-8")
         self._step = step
         self._written = self._writer.submit(rank_files.write, self._aside, rank, files, about)
@@ -82,7 +94,7 @@ class Checkpoints:
                 pieces["discriminator"] = state.adversary.pieces()
             for kind, own in pieces.items():
                 files[f"{kind}_{rank:05d}.safetensors"] = partial(write_pieces, pieces=own)
-        rest = state.engine.rest()
+        rest = state.engine.rest(state.elsewhere)
         if rank == 0:
             files["rest.safetensors"] = partial(save_file, rest)
         return files
@@ -162,7 +174,8 @@ class Checkpoints:
         model, ema = Shards(found, "model"), Shards(found, "ema")
         _compare_models(ema.shapes, self._state.engine.shapes, found)
         self._state.engine.load(model, about["counters"])
-        self._state.engine.load_rest(load_file(found / "rest.safetensors"))
+        rest = load_file(found / "rest.safetensors")
+        self._state.engine.load_rest(rest, self._state.elsewhere)
         if self._state.adversary is not None and "adversary" in about:
             self._state.adversary.load(Shards(found, "discriminator"), about["adversary"])
         self._state.ema.load(ema)
@@ -200,6 +213,7 @@ class Checkpoints:
                                 "choose another run= (init_from= goes on from an export)")  # fmt: skip
             if self._processes.rank == 0 and key not in _SILENT:
                 print(f"resuming with {key}: {old} -> {new}", flush=True)
+        check_base(found, self._state.base, config)
         if record["source"] != self._state.source:
             places = " or ".join(filter(None, (before["data"][key] for key in ("latents", "manifest"))))
             raise UserError(f"data: {found} learned from other clips than this run has ({places}); put them "
@@ -216,6 +230,22 @@ def newest(folder: Path) -> Path | None:
             return candidate
         print(f"checkpoint {candidate} is damaged ({problem}): taking the one before", flush=True)
     return None
+
+
+def check_base(found: Path, base: Base | None, config: RunConfig) -> None:
+    """Refuse to go on with, or to export, a checkpoint whose frozen weights lie elsewhere and are others now.
+
+    Raises:
+        UserError: they are.
+    """
+    record = json.loads((found / STATE).read_text(encoding="utf-8"))
+    if record.get("base", "") != _named(base):
+        raise UserError(f"init_from: {found} was trained on other weights than {config.init_from} has now; "
+                        "put them back or choose another run=")  # fmt: skip
+
+
+def _named(base: Base | None) -> str:
+    return "" if base is None else base.fingerprint
 
 
 def folders(root: Path) -> list[Path]:

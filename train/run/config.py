@@ -7,6 +7,7 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.matching import FlowConfig
+from kinoflow.dit_video.lora import LoRAConfig
 from kinoflow.dit_video.parallel import ParallelConfig
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.tae.model.config import TAEConfig
@@ -162,6 +163,8 @@ class RunConfig:
     """The autoencoder."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The transformer."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Adapters of the transformer of init_from."""
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
     """The mini text encoders."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -211,6 +214,8 @@ class RunConfig:
             raise UserError("grow.encoder_blocks: a frozen encoder stays as it is; leave out freeze_encoder")
         if self.grow != Growth() and not goes_on:
             raise UserError("grow: needs model: tae and an init_from that is to grow")
+        if self.lora.rank and (self.model != "dit" or self.init_from is None):
+            raise UserError("lora.rank: needs model: dit and an init_from whose weights are to stay")
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise UserError(

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -193,24 +193,25 @@ class Engine:
         """Those of all that is trained, wherever it is kept."""
         return {name: list(whole_shape(parameter)) for name, parameter in self._trained()}
 
-    def rest(self) -> dict[str, Tensor]:
-        """Buffers and frozen parameters, copied to host memory; every process must enter together."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self._rest()}
+    def rest(self, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+        """Buffers and other frozen parameters, copied to host memory; every process must enter together."""
+        found = self._rest(leave_out)
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in found}
 
     @torch.no_grad()
-    def load_rest(self, saved: dict[str, Tensor]) -> None:
+    def load_rest(self, saved: dict[str, Tensor], leave_out: Collection[str] = ()) -> None:
         """Take over what `rest` gave; every process must enter together."""
-        for name, value in self._rest():
+        for name, value in self._rest(leave_out):
             value.copy_(saved[name])
 
-    def _rest(self) -> Iterator[tuple[str, Tensor]]:
+    def _rest(self, leave_out: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """One at a time; ZeRO-3 keeps what is done to a parameter before the next one is asked for."""
         parameters = dict(self.model.named_parameters())
         for name, value in self.model.state_dict().items():
             if name not in parameters:
                 yield name, value
         for name, parameter in parameters.items():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and name not in leave_out:
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     yield name, parameter.data
 

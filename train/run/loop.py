@@ -45,7 +45,8 @@ def train(task: Task, config: RunConfig, processes: Processes) -> int:
         if task.discriminator is not None:
             adversary = Engine(task.discriminator, task.discriminator_loss, config, processes)
         ema = EMA(engine.fragments(), config.ema_decay)
-        state = State(config=config, engine=engine, adversary=adversary, ema=ema, source=task.source)
+        state = State(config=config, engine=engine, adversary=adversary, ema=ema, source=task.source,
+                      base=task.base)  # fmt: skip
         with closing(Checkpoints(folder, state)) as checkpoints:
             watch.at("reading the checkpoint")
             begin, pending = checkpoints.resume()

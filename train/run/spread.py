@@ -49,7 +49,8 @@ class Spread:
                 if choice.zero_stage < 3 or self.processes.rank == 0:
                     fill(names[parameter], value)
                 # A parameter cannot leave the meta device by assignment to its data.
-                torch.utils.swap_tensors(parameter, nn.Parameter(value.to(choice.weights)))
+                made = nn.Parameter(value.to(choice.weights), requires_grad=parameter.requires_grad)
+                torch.utils.swap_tensors(parameter, made)
             if todo and choice.zero_stage == 3:
                 settings = deepspeed_settings(self.config, self.processes)
                 deepspeed.zero.Init(module=unit, config_dict_or_path=settings)

@@ -27,6 +27,17 @@ class Loss:
     output: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Frozen parameters that `Task.prepare` gives the same values at every start.
+
+    A checkpoint leaves them out, and goes on only where `fingerprint` is what it was.
+    """
+
+    names: frozenset[str]
+    fingerprint: str
+
+
 class Task(Protocol):
     """One kind of training. All randomness follows from (seed, step, position): no global state.
 
@@ -49,6 +60,11 @@ class Task(Protocol):
 
         Every process calls it once, before DeepSpeed wraps the model. An export does without.
         """
+        ...
+
+    @property
+    def base(self) -> Base | None:
+        """What checkpoints need not hold; None where they hold all."""
         ...
 
     @property

@@ -9,13 +9,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
-from kinoflow.configs.files import seeded
+from kinoflow.configs.files import folder_fingerprint, seeded
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
@@ -25,6 +25,7 @@ from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.dit_video.flow.matching import dropped_texts, perturb, time_quantile
+from kinoflow.dit_video.lora import Merged
 from kinoflow.dit_video.parallel import parallelize
 from kinoflow.sample.generate import generate
 from kinoflow.sample.release import text_config
@@ -35,19 +36,24 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.run.task import Loss, Parts
+from kinoflow.train.run.task import Base, Loss, Parts
+from kinoflow.train.tasks import lora
 
 PREVIEW_CLIPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTBatch:
-    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder."""
+    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder.
+
+    `dropout` is the seed of what adapters drop.
+    """
 
     latent: Float[Tensor, "b c t h w"]
     noise: Float[Tensor, "b c t h w"]
     time: Float[Tensor, " b"]
     texts: tuple[TextEmbedding, ...]
+    dropout: Int[Tensor, ""]
 
 
 class DiTTask:
@@ -64,6 +70,8 @@ class DiTTask:
         self._earlier: Weights | None = None
         if config.init_from is not None:
             self._earlier = _earlier(part_folder(config.init_from, "dit"), self.model)
+            if config.lora.rank:
+                lora.inject(self.model, config.lora, config.init_from)
 
     def prepare(self, spread: Spread) -> None:
         """Spread the backbone and give it values; see that previews have what they need.
@@ -81,10 +89,13 @@ class DiTTask:
 
     def _fill(self, name: str, value: Tensor) -> None:
         """Write the starting value of a parameter: the earlier stage's, else a random one."""
-        if self._earlier is None:
-            self.model.init_parameter(name, value)
+        own = lora.base_name(name)
+        if own is None:
+            lora.init_parameter(name, value)
+        elif self._earlier is None:
+            self.model.init_parameter(own, value)
         else:
-            self.model.continue_parameter(name, value, self._earlier[name])
+            self.model.continue_parameter(own, value, self._earlier[own])
 
     @cached_property
     def latents(self) -> LatentDataset:
@@ -125,6 +136,15 @@ class DiTTask:
         )
 
     @property
+    def base(self) -> Base | None:
+        """All but the adapters, where there are some: init_from has it."""
+        if not self.config.lora.rank:
+            return None
+        assert self.config.init_from is not None, "the configuration asks for it"
+        names = frozenset(name for name, value in self.model.named_parameters() if not value.requires_grad)
+        return Base(names=names, fingerprint=folder_fingerprint(part_folder(self.config.init_from, "dit")))
+
+    @property
     def source(self) -> str:
         """Of the latents, wherever the folder lies."""
         return self.latents.fingerprint
@@ -146,7 +166,10 @@ class DiTTask:
         noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
         time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
         texts = tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
-        return DiTBatch(latent=clips.latent, noise=torch.stack(noise), time=time, texts=texts)
+        dropout = torch.tensor(seeded("dropout", self.config.seed, step, first))
+        return DiTBatch(
+            latent=clips.latent, noise=torch.stack(noise), time=time, texts=texts, dropout=dropout
+        )
 
     def _text_choices(self, rng: np.random.Generator, total: int) -> np.ndarray:
         """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone."""
@@ -164,6 +187,8 @@ class DiTTask:
 
         The parts are the loss of each quarter of the flow's times: noise alone is at 0, the clip at 1.
         """
+        if self.config.lora.dropout:  # nothing else draws from torch's own generator while a run goes on
+            torch.manual_seed(int(batch.dropout))
         sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
         error = (model(sample.x_t, batch.time, batch.texts) - sample.velocity).float().square().flatten(1)
         return Loss(total=error.mean(), parts=by_quarter(error.detach().mean(1), batch.time))
@@ -251,14 +276,39 @@ class DiTTask:
         return len(batch.latent) * t * h * w
 
     def flops(self, batch: DiTBatch) -> float:
-        """Forward and backward of the batch, as MFU counts them."""
+        """Forward and backward of the batch, as MFU counts them; the adapters' own are left out.
+
+        A frozen weight costs its product once more in the backward pass, and attention twice as ever.
+        """
         t, h, w = self.model.grid(*batch.latent.shape[2:])
         text = [embedding.hidden.shape[1] for embedding in batch.texts]
-        return len(batch.latent) * total(dit_flops(self.config.dit, t * h * w, text)).model
+        clip = total(dit_flops(self.config.dit, t * h * w, text))
+        return len(batch.latent) * (
+            2 * clip.forward + clip.attention if self.config.lora.rank else clip.model
+        )
 
     def export(self, state: AveragedState, folder: Path) -> None:
-        """Write `folder`/dit in fp16, a few of its tensors in memory at a time."""
-        self.model.save_pretrained(folder / "dit", dtype=torch.float16, read=state.read)
+        """Write `folder`/dit in fp16, adapters merged, a few of its tensors in memory at a time."""
+        if not self.config.lora.rank:
+            self.model.save_pretrained(folder / "dit", dtype=torch.float16, read=state.read)
+            return
+        assert self._earlier is not None, "adapters have what they change"
+        merged = Merged(self._earlier, [lora.trained(self.config.lora, state, self.config.run)])
+        with torch.device("meta"):
+            model = VideoDiT(self.config.dit)
+        shapes = {name: value.shape for name, value in model.named_parameters()}
+
+        def read(names: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
+            found = {name: torch.empty(shapes[name], dtype=dtype) for name in names}
+            for name, value in found.items():
+                model.continue_parameter(name, value, merged[name].float())
+            return found
+
+        model.save_pretrained(folder / "dit", dtype=torch.float16, read=read)
+
+    def export_adapter(self, state: AveragedState, folder: Path) -> None:
+        """Write the adapters alone into `folder`, as peft does."""
+        lora.write(self.model, state, folder)
 
 
 def by_quarter(loss: Float[Tensor, " b"], time: Float[Tensor, " b"]) -> Parts:

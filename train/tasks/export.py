@@ -1,4 +1,7 @@
-"""`kinoflow train export RUN RELEASE`: the averaged weights of a run as a part of a release folder."""
+"""`kinoflow train export RUN RELEASE`: the averaged weights of a run as a part of a release folder.
+
+With `--adapter` the adapters of a run alone, in a folder of their own.
+"""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -7,22 +10,30 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import replacing
 from kinoflow.configs.schema import dump, load
 from kinoflow.sample.release import CARD_NAME, Release, read_card
 from kinoflow.train.run.averages import AveragedState
-from kinoflow.train.run.checkpoint import newest
+from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
+from kinoflow.train.tasks.dit import DiTTask
 
 _PARTS = ("tae", "dit", "text", "judge")
 
 
 def main(arguments: Sequence[str], build: Callable[[RunConfig], Task]) -> int:
     """Export the run that the two words name, whose task `build` makes, and say what for; 0."""
-    if len(arguments) != 2:
+    words = [word for word in arguments if word != "--adapter"]
+    if len(words) != 2:
         raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
-    run, release = map(Path, arguments)
+    run, release = map(Path, words)
     config = load(RunConfig, [str(run / "config.yaml")])
+    if len(words) < len(arguments):
+        found = export_adapter(run, release, build(config), config)
+        print(f"{release}: adapters from {found}, for {config.init_from}")
+        print(f'next: kinoflow sample "PROMPT" --weights {config.init_from} --lora {release}')
+        return 0
     found = export(run, release, build(config), config)
     before = _before(config)
     print(f"{release}: {config.model} from {found}{f', which went on from {before}' if before else ''}")
@@ -38,11 +49,10 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     Files already there are replaced only once everything is written.
 
     Raises:
-        UserError: the run has no whole checkpoint, or its shards are incomplete.
+        UserError: the run has no whole checkpoint, its shards are incomplete, or its adapters belong to other
+            weights than init_from has now.
     """
-    found = newest(run)
-    if found is None:
-        raise UserError(f"{run}: no checkpoint to export, train it first")
+    found = _newest(run, task, config)
     state = AveragedState(found)
     release.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{release.name}.", dir=release.parent) as place:
@@ -59,6 +69,33 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
             if target.is_dir():
                 shutil.rmtree(target)
             entry.replace(target)
+    return found
+
+
+def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Path:
+    """Write the adapters of the run's newest checkpoint, as peft writes them; the checkpoint's folder.
+
+    Raises:
+        UserError: the run trains no adapters, or as `export` does.
+    """
+    if not isinstance(task, DiTTask) or not config.lora.rank:
+        raise UserError(f"--adapter: {run} trains no adapters (lora.rank=0); leave it out")
+    found = _newest(run, task, config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+        task.export_adapter(AveragedState(found), Path(place))
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(place).iterdir()):
+            with replacing(folder / file.name) as new:  # with the rights of any new file
+                file.replace(new)
+    return found
+
+
+def _newest(run: Path, task: Task, config: RunConfig) -> Path:
+    found = newest(run)
+    if found is None:
+        raise UserError(f"{run}: no checkpoint to export, train it first")
+    check_base(found, task.base, config)
     return found
 
 

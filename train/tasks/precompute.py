@@ -4,7 +4,6 @@ Started by torchrun or srun, each process makes its own shards. A shard that is 
 unless a clip of a list or its caption has changed since.
 """
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from kinoflow.conditioning import checkpoints
 from kinoflow.conditioning.checkpoints import TextConfig
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
 from kinoflow.data.clips import manifest
@@ -39,7 +39,6 @@ from kinoflow.train.run import launch
 from kinoflow.train.run.processes import device_of
 from kinoflow.train.tasks.clips import describe, renderer, to_tensor
 
-_SAMPLE = 2**20
 _WORLD_CLIPS = 1024
 _NEEDED = {
     "out": "name the folder to write, for example out=latents/mini",
@@ -246,7 +245,7 @@ def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
 
 def _made_from(config: PrecomputeConfig, tae: TAE) -> Mapping[str, str]:
     made = {"source": config.source, "seed": str(config.seed), "tae": fingerprint(tae.state_dict())}
-    made["text"] = _fingerprint(Path(config.release) / "text")
+    made["text"] = folder_fingerprint(Path(config.release) / "text")
     text = text_config(Path(config.release))
     if replace(text, offload=()) != TextConfig():
         named = [
@@ -255,19 +254,6 @@ def _made_from(config: PrecomputeConfig, tae: TAE) -> Mapping[str, str]:
         ]
         made["text"] = " ".join([*named, text.dtype])
     return made
-
-
-def _fingerprint(folder: Path) -> str:
-    """A hash over names, sizes and both ends of every file: training changes all of a weight file."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(size - _SAMPLE, 0))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -84,6 +84,10 @@ class TAETask:
                 part.compile(dynamic=False)
 
     @property
+    def base(self) -> None:
+        """Checkpoints hold a frozen encoder as well."""
+
+    @property
     def source(self) -> str:
         """Of the clip list, or the toy world."""
         return self.clips.source

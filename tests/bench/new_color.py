@@ -1,0 +1,97 @@
+"""Does a release draw a colour that it was not trained on? configs/mini/mini_lora.yaml teaches it one.
+
+    python tests/bench/new_color.py --lora adapters/cyan --list clips/cyan --prompts 12 --sheet cyan.png
+
+The prompts are captions of scenes of the world's split `new` whose colour, shape and motion no clip of the
+list has together. A clip is right where most of the pixels that are nearer to a thing's colour than to all
+else are of the new one; real renders of the same scenes are judged as well.
+"""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from kinoflow.configs.terminal import print_json, progress_bar
+from kinoflow.data.video import contact_sheet
+from kinoflow.data.world import NEW_COLORS, caption, labels, render, sample_scene
+from kinoflow.data.world.draw import COLOR_VALUES, GROUND_CONTRAST, GROUND_VALUES, TEXTURE_SHADE
+from kinoflow.sample.generate import generate
+from kinoflow.sample.release import Release
+
+FIRST_SEED = 100_000
+SIGN = ((240, 230, 200), (36, 26, 24))
+
+
+def main() -> None:
+    args = options()
+    release = Release.load(args.release, args.lora)
+    trained = {
+        combination(json.loads(line)) for line in (args.list / "manifest.jsonl").open(encoding="utf-8")
+    }
+    scenes, seed = [], FIRST_SEED
+    while len(scenes) < args.prompts:
+        scene = sample_scene(seed, split="new")
+        truth = labels(scene)
+        if truth["color"] in NEW_COLORS and combination(truth) not in trained:
+            scenes.append((seed, scene))
+        seed += 1
+    bucket, sampling = release.bucket(), release.sampling(num_steps=args.steps)
+    size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+    models = release.dit(), release.tae(), release.encoder()
+    texts = [caption(scene, seed, complete=True) for seed, scene in scenes]
+    clips = []
+    with progress_bar() as bar:
+        for index, text in enumerate(bar.track(texts, description="clips")):
+            clips.append(generate(*models, [text], **size, **asdict(sampling), seeds=[index])[0].numpy())
+    if args.sheet:
+        contact_sheet(args.sheet, clips, columns=8, captions=texts)
+    seen = [color_of(clip) for clip in clips]
+    real = [color_of(render(scene, **size)) for _, scene in scenes]
+    wanted = [scene.things[0].color for _, scene in scenes]
+    right, known = (sum(a == b for a, b in zip(found, wanted, strict=True)) for found in (seen, real))
+    figures = {"prompts": len(scenes), "right": right, "real_right": known, "colors": Counter(seen)}
+    print_json({"weights": release.weights_hash, "steps": sampling.num_steps} | figures)
+
+
+def combination(truth: dict) -> tuple[str, str, str]:
+    return truth["color"], truth["shape"], truth["motion"]
+
+
+def color_of(clip: np.ndarray) -> str:
+    """The colour of most of a clip's pixels, those of grounds and signs aside."""
+    names, tones = [], []
+    for name, value in COLOR_VALUES.items():
+        for factor in (1.0, TEXTURE_SHADE):
+            names.append(name)
+            tones.append([factor * part for part in value])
+    grounds = [
+        [part + more for part in value] for value in GROUND_VALUES.values() for more in (0, GROUND_CONTRAST)
+    ]
+    tones += [*grounds, *SIGN]
+    pixels = clip[::8].reshape(-1, 3).astype(np.float32)
+    nearest = np.argmin([((pixels - np.float32(tone)) ** 2).sum(1) for tone in tones], axis=0)
+    counts = Counter()
+    for index in nearest[nearest < len(names)]:
+        counts[names[index]] += 1
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--release", help="default: the shipped one")
+    parser.add_argument("--lora", action="append", default=[], metavar="FOLDER[:SCALE]")
+    parser.add_argument("--list", type=Path, required=True, metavar="FOLDER", help="what was trained on")
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--sheet", type=Path, metavar="PNG")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

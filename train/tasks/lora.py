@@ -1,0 +1,82 @@
+"""Adapters in a backbone that is trained, by peft: put in, given values, and written as peft writes them."""
+
+import math
+import re
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import seeded
+from kinoflow.dit_video.lora import PREFIX, STEM, Adapter, LoRAConfig, Pair, ends_with
+
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."
+
+
+def inject(model: nn.Module, config: LoRAConfig, base: str) -> None:
+    """Put adapters beside the targets of a model on the meta device, and freeze all else.
+
+    `base` is where the model's weights come from, which adapters that are written will say.
+
+    Raises:
+        UserError: a target that is no linear layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in config.targets:
+        if not any(ends_with(name, [target]) for name in linear):
+            names = sorted({re.sub(r"^blocks\.\d+\.", "", name) for name in linear})
+            raise UserError(f"lora.targets: {target} is no linear layer; there are {', '.join(names)}")
+    chosen = [name for name in linear if ends_with(name, config.targets)]
+    settings = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,
+                          target_modules=chosen, base_model_name_or_path=base)  # fmt: skip
+    inject_adapter_in_model(settings, model)
+
+
+def base_name(name: str) -> str | None:
+    """What a parameter is called in the model without adapters; None for one of an adapter."""
+    return None if _A in name or _B in name else name.replace(_BASE, ".")
+
+
+@torch.no_grad()
+def init_parameter(name: str, value: Float[Tensor, "..."]) -> None:
+    """Write the starting value of an adapter's parameter, as peft does: A is random, B zero.
+
+    It follows from torch's seed and the name alone, as the values of `VideoDiT.init_parameter` do.
+    """
+    if _B in name:
+        nn.init.zeros_(value)
+    else:
+        generator = torch.Generator(value.device).manual_seed(seeded("weight", torch.initial_seed(), name))
+        nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+
+
+def trained(config: LoRAConfig, state: Mapping[str, Tensor], source: str) -> Adapter:
+    """The adapter whose values a checkpoint holds."""
+    names = [name.partition(_A)[0] for name in state if _A in name]
+    pairs = {f"{name}.weight": Pair(state[f"{name}{_A}weight"], state[f"{name}{_B}weight"]) for name in names}
+    return Adapter(source=source, scale=config.alpha / config.rank, pairs=pairs)
+
+
+def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, as peft's own save_pretrained does.
+
+    `model` is what `inject` made, on the meta device; `state` has the values.
+    """
+    from peft import get_peft_model_state_dict
+
+    values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
+    named = {f"{PREFIX}{name}": value.contiguous() for name, value in values.items()}
+    save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
+    adapters: Any = model.peft_config
+    settings = copy(adapters["default"])
+    settings.inference_mode = True
+    settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
+    settings.save_pretrained(str(folder))
