@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -77,6 +77,10 @@ bench-tae: .venv/.dev
 
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
+
+# The training loop beside a bare one.
+bench-train: .venv/.dev
+	@$(BIN)/python tests/bench/training.py $(ARGS)
 
 # The loader of clips beside bare decoding by PyAV and decord2.
 bench-loader: .venv/.dev
