@@ -4,10 +4,21 @@ import multiprocessing
 import os
 import socket
 import sys
+from multiprocessing import forkserver
 
 import pytest
 
 _context = multiprocessing.get_context("forkserver")
+
+
+def pytest_collection_finish():
+    """Start the server before any test starts another: a process has one, and who is first fills it.
+
+    The product forks readers of clips from one as well.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _context.set_forkserver_preload(["tests.train.jobs"])
+    forkserver.ensure_running()
 
 
 def _entry(name, arguments, environment, out):
@@ -59,8 +70,6 @@ class Job:
 @pytest.fixture(scope="session")
 def start_job(tmp_path_factory):
     """start_job(name, *arguments, size=1) -> Job; what still runs at the end is killed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    _context.set_forkserver_preload(["tests.train.jobs"])
     folder = tmp_path_factory.mktemp("jobs")
     jobs = []
 

@@ -137,7 +137,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_release(folder / "release")
     words = [f"out={folder / 'latents'}", f"release={folder / 'release'}", "source=world", "clips=4",
              f"buckets=[{BUCKET},1x16x16@16]"]  # fmt: skip
-    config = load(PrecomputeConfig, words)
+    config = load(PrecomputeConfig, [*words, "workers=0"])
     precompute(config, load_encoders(config))
     rows = []
     for name in "ab":
@@ -276,5 +276,5 @@ def test_lines_are_found(tmp_path: Path) -> None:
 def test_the_lines_of_today_are_among_them() -> None:
     """A reader that finds nothing would pass every test above."""
     assert {line.launcher for line in STARTS.values()} >= {"", "torchrun", "srun"}
-    assert {line.verb for line in LINES} == {"", "precompute", "plan", "export"}
+    assert {line.verb for line in LINES} == {"", "precompute", "plan", "export", "status"}
     assert len(STARTS) >= 25
