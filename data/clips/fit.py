@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch.nn.functional import interpolate
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.configs.files import seeded
+from kinoflow.configs.files import read_json_lines, seeded
 from kinoflow.data import video
 from kinoflow.data.clips import pace
 from kinoflow.data.clips.buckets import Bucket, admissible
@@ -179,17 +179,8 @@ class Clips:
 
 def _quarantined(path: Path) -> list[dict[str, Any]]:
     """Lines written before; one that a crash cut short is skipped."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("path"), str):
-            lines.append(line)
-    return lines
+    lines = read_json_lines(path)
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("path"), str)]
 
 
 def cut(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:

@@ -45,7 +45,6 @@ class Shards(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self._kind = folder, kind
         self.shapes: dict[str, list[int]] = {}
         self._files: dict[Path, dict[str, tuple[int, int]]] = {}
         filled: dict[str, int] = {}

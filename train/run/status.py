@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import read_json_lines
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.guard import EVENTS
 from kinoflow.train.run.lock import LOCK
@@ -46,7 +47,7 @@ def status(run: Path) -> dict[str, Any]:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: no run has begun here; name the folder that was run=")
-    lines, events = _lines(run / LOG), _lines(run / EVENTS)
+    lines, events = read_json_lines(run / LOG), read_json_lines(run / EVENTS)
     steps = _steps(run)
     last = lines[-1] if lines else {}
     holder = _holder(run / LOCK)
@@ -65,7 +66,7 @@ def status(run: Path) -> dict[str, Any]:
         "checkpoints": [int(path.name) for path in saved],
         "events": dict(Counter(event["event"] for event in events)),
         "last_events": [event["text"] for event in events[-_LAST_EVENTS:]],
-        "bad_clips": len({line.get("path") for line in _lines(run / "quarantine.jsonl")}),
+        "bad_clips": len({line.get("path") for line in read_json_lines(run / "quarantine.jsonl")}),
         "processes": _processes(run / BEATS) if holder else [],
     }
 
@@ -111,17 +112,6 @@ def _steps(run: Path) -> int:
     return load(RunConfig, [str(run / "config.yaml")]).steps
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Of a file of JSON lines, those that are whole."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def _holder(path: Path) -> str | None:
     """Who has the run, None when nobody has."""
     if not path.is_file():
@@ -147,7 +137,7 @@ def _seconds_per_step(lines: Sequence[dict[str, Any]]) -> float | None:
 def _processes(beats: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(beats.glob("*.json"), key=lambda path: int(path.stem)):
-        beat = _lines(path)
+        beat = read_json_lines(path)
         if beat:
             silent = time.time() - beat[0]["time"]
             found.append(
