@@ -14,7 +14,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.watch import STOOD_STILL
+from tests.train.launching import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ["log_every=1", "checkpoint_every=4", "ema_decay=0.9", "optimizer.lr=1e-3", "deepspeed.zero_stage=2",
@@ -49,15 +49,13 @@ class Run:
     """The processes of one command, and what they printed."""
 
     def __init__(self, words: list[str], desk: Path, largest: int | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.printed = (desk / "printed.txt").open("w+")
         limit = None if largest is None else (lambda: _no_file_beyond(largest))
         own = {
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": port,
             "PYTHONPATH": str(ROOT),
         }
         self.processes = [

@@ -5,6 +5,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import kinoflow.data.__main__
@@ -26,6 +27,8 @@ def run(words: list[str]) -> int:
     status = 1
     try:
         status = main(words)
+    except BaseException:  # nothing of the parent's may run in the child, so it does not leave by raising
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,7 @@ class Workers:
         self.count, self._seconds = count, seconds
         self._pool: ProcessPool | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._beginning = threading.Lock()  # the first calls may come from several threads at once
 
     def call(self, function: Callable[..., T], subject: Any, *more: Any) -> T:
         """What a module's function makes of the subject.
@@ -55,14 +57,9 @@ class Workers:
         return list(self._threads.map(function, items))
 
     def _begin(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> "Future[T]":
-        if self._pool is None:
-            from pebble import CONSTS, ProcessPool
-
-            CONSTS.term_timeout = 0.1  # workers take no SIGTERM
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(_PRELOADED)
-            self._pool = ProcessPool(self.count, initializer=_start, context=context)
-        return self._pool.schedule(function, args=arguments, timeout=self._seconds)
+        with self._beginning:
+            pool = self._pool = self._pool or _pool(self.count)
+        return pool.schedule(function, args=arguments, timeout=self._seconds)
 
     def close(self) -> None:
         """End the processes; what they were doing is lost."""
@@ -72,6 +69,15 @@ class Workers:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
         self._pool = self._threads = None
+
+
+def _pool(count: int) -> "ProcessPool":
+    from pebble import CONSTS, ProcessPool
+
+    CONSTS.term_timeout = 0.1  # workers take no SIGTERM
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return ProcessPool(count, initializer=_start, context=context)
 
 
 def _start() -> None:

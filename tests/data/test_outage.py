@@ -9,6 +9,7 @@ import pytest
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips import manifest, patience
+from kinoflow.data.clips import workers as workers_module
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.clips.fit import Clips
 from kinoflow.data.clips.manifest import ClipEntry
@@ -140,3 +141,20 @@ def test_what_crashes_its_process_is_set_aside(desk):
         workers.close()
     assert workers.call(abs, -3) == 3, "it starts again when it is asked"
     workers.close()
+
+
+def test_first_calls_from_several_threads_share_the_processes(monkeypatch):
+    made, pool = [], workers_module._pool
+
+    def slowly(count):
+        made.append(pool(count))
+        time.sleep(0.3)
+        return made[-1]
+
+    monkeypatch.setattr(workers_module, "_pool", slowly)
+    workers = Workers(1)
+    try:
+        assert workers.map(lambda number: workers.call(abs, number), [-1, -2]) == [1, 2]
+    finally:
+        workers.close()
+    assert len(made) == 1

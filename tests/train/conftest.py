@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 from multiprocessing import forkserver
 
 import pytest
+
+from tests.train.launching import free_port
 
 _context = multiprocessing.get_context("forkserver")
 
@@ -33,16 +34,14 @@ def _entry(name, arguments, environment, out):
 
 def _torchrun(rank, size, port):
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
 
 
 class Job:
     """A function of jobs.py in `size` processes, joined by gloo when there are more than one."""
 
     def __init__(self, name, *arguments, size=1, out, launcher=_torchrun):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.out = out
         self.processes = []
         for rank in range(size):

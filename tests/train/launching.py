@@ -1,10 +1,12 @@
 """What launchers need around them, where this machine has none of it: stand-ins for programs, a free port."""
 
 import os
+import random
 import socket
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +24,12 @@ def put(folder: Path, **programs: str) -> Path:
 
 
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """One that nobody listens at, below those that systems hand out: so nothing takes it meanwhile."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return str(port)
+    raise RuntimeError("none of a hundred ports is free")
 
 
 def begin(words: list[str], programs: Path, **variables: str) -> subprocess.Popen:

@@ -6,6 +6,7 @@ import pytest
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.train.run import engine
 from kinoflow.train.run.launch import Launch, launch, without_local_rank
 
 TORCHRUN = {
@@ -59,6 +60,14 @@ def test_the_first_node_of_a_list(nodes, first):
     found = launch({**SRUN, "SLURM_STEP_NODELIST": nodes})
     assert found is not None
     assert found.address == first
+
+
+def test_one_process_needs_no_port(monkeypatch):
+    """Whatever listens at the one it would have taken."""
+    monkeypatch.setattr(engine.dist, "rendezvous", pytest.fail)
+    store = engine._meeting(1)
+    store.set("here", "1")
+    assert store.get("here") == b"1"
 
 
 def test_steps_of_one_job_meet_at_ports_of_their_own():

@@ -53,10 +53,7 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = next(dist.rendezvous("env://"))
-    # torchrun keeps its store over restarts, and in it the addresses of processes that are gone.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=_meeting(me.size), rank=me.rank, world_size=me.size)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() % sequence:
         raise UserError(
@@ -66,6 +63,15 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
     assert not isinstance(control, int), "this process is in the group of all"
     return Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence,
                      control=control)  # fmt: skip
+
+
+def _meeting(size: int) -> dist.Store:
+    """Where the processes find each other; one alone needs no port, which could be taken."""
+    if size == 1:
+        return dist.HashStore()
+    store, _, _ = next(dist.rendezvous("env://"))
+    # torchrun keeps its store over restarts, and in it the addresses of processes that are gone.
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def stop() -> None:

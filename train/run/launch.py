@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,11 +81,8 @@ def current() -> Launch:
 
 
 def alone() -> Launch:
-    """A group of one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return Launch(rank=0, local_rank=0, size=1, address="127.0.0.1", port=port)
+    """A group of one, which meets nobody."""
+    return Launch(rank=0, local_rank=0, size=1, address="127.0.0.1", port=_PORT)
 
 
 def without_local_rank(arguments: list[str]) -> list[str]:
