@@ -1,4 +1,4 @@
-"""`python -m kinoflow.train CONFIG.yaml … key=value …` trains; `precompute`, `plan`, `export`, `status`."""
+"""`python -m kinoflow.train CONFIG.yaml … key=value …` trains; other verbs prepare, plan and measure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            trai
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
        kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
        kinoflow train export RUN RELEASE                      averaged weights into a release; --adapter
+       kinoflow train average OUT RELEASE RELEASE …           the mean of several transformers
+       kinoflow train validate RELEASE LATENTS                flow loss on held-out clips; --json
        kinoflow train status RUN                              how far a run is, and what went wrong; --json
        with --help each says which keys, or words, it takes"""
 _PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
@@ -55,6 +57,10 @@ def _command(argv: list[str]) -> int:
             from kinoflow.train.plan.report import main as command
         case "status":
             from kinoflow.train.run.status import main as command
+        case "average":
+            from kinoflow.train.tasks.average import main as command
+        case "validate":
+            from kinoflow.train.tasks.held_out import main as command
         case "export":
             from kinoflow.train.tasks.export import main as export
 
@@ -67,23 +73,35 @@ def _command(argv: list[str]) -> int:
 def _help(verb: str) -> str:
     """What a command does, and its keys with their defaults."""
     from kinoflow.configs.keys import key_table
-    from kinoflow.train.run.config import RunConfig
 
-    if verb == "export":
-        return _EXPORT
-    if verb == "status":
-        from kinoflow.train.run.status import USAGE as STATUS
+    match verb:
+        case "export":
+            text = _EXPORT
+        case "status":
+            from kinoflow.train.run import status
 
-        return STATUS
-    if verb == "precompute":
-        from kinoflow.train.tasks.precompute import PrecomputeConfig
+            text = status.USAGE
+        case "average":
+            from kinoflow.train.tasks import average
 
-        return f"{_PRECOMPUTE}\n\n{key_table(PrecomputeConfig)}"
-    if verb == "plan":
-        from kinoflow.train.plan import config, report
+            text = average.USAGE
+        case "validate":
+            from kinoflow.train.tasks import held_out
 
-        return f"{report.USAGE}\n\n{key_table(config.PlanConfig)}"
-    return f"{USAGE}\n\n{key_table(RunConfig)}"
+            text = held_out.USAGE
+        case "precompute":
+            from kinoflow.train.tasks.precompute import PrecomputeConfig
+
+            text = f"{_PRECOMPUTE}\n\n{key_table(PrecomputeConfig)}"
+        case "plan":
+            from kinoflow.train.plan import config, report
+
+            text = f"{report.USAGE}\n\n{key_table(config.PlanConfig)}"
+        case _:
+            from kinoflow.train.run.config import RunConfig
+
+            text = f"{USAGE}\n\n{key_table(RunConfig)}"
+    return text
 
 
 def _train(sources: list[str]) -> int:

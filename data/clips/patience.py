@@ -1,9 +1,9 @@
 """A disk that is away for a moment must not cost a clip, nor one that stays away all of them."""
 
 import errno
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import TypeVar
 
 from kinoflow.configs.errors import UserError
@@ -47,7 +47,7 @@ def patiently(read: Callable[[], T], path: Path, waits: tuple[float, ...] = WAIT
                 line = f"its disk is away, and was for {sum(waits):.0f} s; when it is back"
                 raise OutageError(f"{path}: {line} run the same command again") from error
             if state != "there":
-                time.sleep(wait)
+                sleep(wait)
     raise AssertionError("the last turn returns or raises")
 
 

@@ -52,7 +52,7 @@ def test_a_folder_that_comes_back_costs_no_clip(desk, monkeypatch):
         if len(slept) == 3:
             (desk / "away").rename(desk / "clips")
 
-    monkeypatch.setattr(patience.time, "sleep", sleep)
+    monkeypatch.setattr(patience, "sleep", sleep)
     source = clips(desk)
     assert [source.get(i, BUCKET).video[0, 0, 0, 0] for i in range(14)] == before == list(range(14))
     assert slept == list(patience.WAITS[:3]) and quarantined(desk) == []
@@ -62,14 +62,14 @@ def test_an_empty_mount_point_ends_the_run_and_costs_no_clip(desk, monkeypatch):
     (desk / "clips").rename(desk / "away")
     (desk / "clips").mkdir()
     slept = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
+    monkeypatch.setattr(patience, "sleep", slept.append)
     with pytest.raises(OutageError, match=r"clips/3.png: its disk is away, and was for 16 s"):
         clips(desk).get(3, BUCKET)
     assert slept == list(patience.WAITS) and quarantined(desk) == []
 
 
 def test_a_file_that_is_gone_is_replaced_and_looked_for_by_the_next_run(desk, monkeypatch):
-    monkeypatch.setattr(patience.time, "sleep", pytest.fail)
+    monkeypatch.setattr(patience, "sleep", pytest.fail)
     (desk / "clips" / "3.png").rename(desk / "3.png")
     assert clips(desk).get(3, BUCKET).position == 4
     (line,) = quarantined(desk)
@@ -80,7 +80,7 @@ def test_a_file_that_is_gone_is_replaced_and_looked_for_by_the_next_run(desk, mo
 
 def test_a_folder_that_stays_away_is_waited_for_once(desk, monkeypatch):
     slept = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
+    monkeypatch.setattr(patience, "sleep", slept.append)
     entries = list(manifest.read(desk / "clips.jsonl").entries)
     known = {"frames": 1, "fps": Fraction(1), "width": 16, "height": 16}
     entries[2:4] = [ClipEntry(path=f"nowhere/{i}.png", **known) for i in range(2)]
@@ -105,7 +105,7 @@ def _fail(path):
 
 
 def test_a_bad_file_is_read_twice_and_set_aside(desk, monkeypatch):
-    monkeypatch.setattr(patience.time, "sleep", pytest.fail)
+    monkeypatch.setattr(patience, "sleep", pytest.fail)
     reads = []
 
     def read():

@@ -81,3 +81,21 @@ def start_job(tmp_path_factory):
         for process in job.processes:
             process.kill()
             process.join()
+
+
+@pytest.fixture(scope="session")
+def latents(start_job, tmp_path_factory):
+    """Eight small clips of the toy world in four shards."""
+    return _precomputed(start_job, tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="session")
+def held_out(start_job, tmp_path_factory):
+    """The same of what models never saw."""
+    return _precomputed(start_job, tmp_path_factory.mktemp("held_out"), "world:heldout")
+
+
+def _precomputed(start_job, folder, *source):
+    job = start_job("precomputed", str(folder), "4x16x16@16", *source)
+    assert job.wait() == [0], job.text()
+    return folder

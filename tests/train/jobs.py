@@ -76,8 +76,15 @@ def full_disk(sources):
     return toy(sources)
 
 
-def precomputed(folder, bucket="1x16x16@16"):
+def precomputed(folder, bucket="1x16x16@16", source="world"):
     """Eight clips of the world in four shards, by what processes there are."""
-    words = [f"out={folder}", "source=world", "clips=8", "shard_size=2", "workers=0", f"buckets=[{bucket}]"]
+    words = [
+        f"out={folder}",
+        f"source={source}",
+        "clips=8",
+        "shard_size=2",
+        "workers=0",
+        f"buckets=[{bucket}]",
+    ]
     precompute.precompute(load(precompute.PrecomputeConfig, words), tiny_encoders())
     return 0

@@ -32,13 +32,18 @@ def plain(task, config):
     ]
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     losses, norms = [], []
+    kept, weights = 0.0, 0.0  # of the norms as they were clipped, and their weights
     for step in range(config.steps):
         batch = task.batch(step, 0, 1)
         loss = task.loss(model, batch, step)
         loss.total.backward()
         if critic is not None:
             critic.zero_grad()
-        norms.append(nn.utils.clip_grad_norm_(model.parameters(), choice.grad_clip).item())
+        bound = choice.grad_clip
+        if choice.adaptive_clip and weights:
+            bound = min(bound, choice.adaptive_clip * kept / weights)
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), bound).item())
+        kept, weights = 0.98 * kept + min(norms[-1], bound), 0.98 * weights + 1
         against = task.discriminator_loss(critic, batch, loss.output, step) if critic is not None else None
         if critic is not None and against is not None:
             against.total.backward()

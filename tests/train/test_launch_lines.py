@@ -137,8 +137,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_release(folder / "release")
     words = [f"out={folder / 'latents'}", f"release={folder / 'release'}", "source=world", "clips=4",
              f"buckets=[{BUCKET},1x16x16@16]"]  # fmt: skip
-    config = load(PrecomputeConfig, [*words, "workers=0"])
-    precompute(config, load_encoders(config))
+    held_out = [f"out={folder / 'held_out'}", "source=world:heldout", f"buckets=[{BUCKET}]"]
+    for more in ([], held_out):
+        config = load(PrecomputeConfig, [*words, *more, "workers=0"])
+        precompute(config, load_encoders(config))
     rows = []
     for name in "ab":
         frames = np.random.default_rng(ord(name)).integers(0, 255, (12, 32, 48, 3), np.uint8)
@@ -151,7 +153,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_precomputation(line: Launch, desk: Path, out: Path) -> list[str]:
     config = load(PrecomputeConfig, line.sources)
-    clips = ["clips=4"] if config.source == "world" else [f"source={desk / 'clips.jsonl'}", "clips=null"]
+    clips = ["clips=4"] if config.split else [f"source={desk / 'clips.jsonl'}", "clips=null"]
     return [f"out={out}", f"release={desk / 'release'}", f"buckets=[{BUCKET}]", *clips, "shard_size=1",
             "batch_size=2", "compile=false", "threads=1", "workers=0"]  # fmt: skip
 
@@ -168,6 +170,8 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
         words += [*DIT, f"data.latents={desk / 'latents'}", "data.buckets=null", "data.workers=1",
                   f"data.batch_size={2 * config.deepspeed.accumulation}",
                   f"parallel.sequence={min(config.parallel.sequence, 2)}"]  # fmt: skip
+        if config.validation.every:
+            words += [f"validation.latents={desk / 'held_out'}", "validation.every=1", "log_every=1"]
     elif config.model == "tae":
         # The perceptual network's weights come with another package.
         small = ["tae.channels=32", "discriminator.channels=8", "discriminator.depth=2", "loss.perceptual=0"]

@@ -39,14 +39,6 @@ RESUMED = ["deepspeed.zero_stage=3", "parallel.checkpoint_every=1", "lora.dropou
 
 
 @pytest.fixture(scope="module")
-def latents(start_job, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    job = start_job("precomputed", str(folder), "4x16x16@16")
-    assert job.wait() == [0], job.text()
-    return folder
-
-
-@pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
     """A release whose backbone has no zeros left; in fp64, values of fp32."""
     folder = tmp_path_factory.mktemp("earlier")

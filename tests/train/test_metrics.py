@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kinoflow.train.run.log
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, run
 from kinoflow.train.run.log import Log
 
 CPU = torch.device("cpu")
@@ -101,3 +101,40 @@ def test_missing_tensorboard_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install 'kinoflow\[train\]'"):
         log(tmp_path)
+
+
+def test_weights_and_biases_gets_the_figures(tmp_path, monkeypatch):
+    """A folder is one run there, whenever it is opened."""
+    begun, logged, finished = [], [], []
+
+    def init(**words):
+        begun.append(words)
+        return SimpleNamespace(
+            log=lambda figures, step: logged.append((step, figures)), finish=lambda: finished.append(1)
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for start in (0, 1):
+        with Log(tmp_path, device=CPU, rank=0, processes=1, start=start, steps=2, wandb="videos") as opened:
+            opened.add({"loss": 1.0 + start})
+            opened.write(start + 1, {"validation_loss": 0.5}, lr=0.1)
+    assert begun[0] == begun[1] and begun[0]["project"] == "videos" and begun[0]["resume"] == "allow"
+    assert begun[0]["name"] == tmp_path.name
+    assert [(step, line["loss"], line["validation_loss"]) for step, line in logged] == [
+        (1, 1, 0.5),
+        (2, 2, 0.5),
+    ]
+    assert len(finished) == 2
+    with log(tmp_path, 2):
+        assert len(begun) == 2, "only where a run asks for it"
+
+
+def test_missing_weights_and_biases_names_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+
+    def begin():
+        with Log(tmp_path, device=CPU, rank=0, processes=1, start=0, steps=2, wandb="videos"):
+            pytest.fail("it began without")
+
+    assert run(begin, "kinoflow train") == 2
+    assert capsys.readouterr().err == "kinoflow train: wandb is not installed; run: pip install wandb\n"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kinoflow.train.run.clipping import Clipping
 from kinoflow.train.run.config import OptimizerConfig
 from kinoflow.train.run.ema import EMA, Fragment, decay_at
 from kinoflow.train.run.optimizer import learning_rate, parameter_groups
@@ -60,3 +61,24 @@ def test_average_keeps_the_memory_format(tmp_path):
     ema.load(Shards(tmp_path, "ema"))
     assert torch.equal(ema.pieces()["w"].value, pieces["w"].value)
     assert ema.values[0].stride() == master.stride()
+
+
+def test_the_bound_is_a_multiple_of_the_running_mean():
+    clipping = Clipping(OptimizerConfig(grad_clip=5.0, adaptive_clip=2.0))
+    assert clipping.bound == 5.0, "nothing is known yet"
+    clipping.saw(1.0)
+    assert clipping.bound == pytest.approx(2.0)
+    clipping.saw(1000.0)  # counts as 2
+    mean = (0.98 * 1 + 2) / (0.98 + 1)
+    assert clipping.bound == pytest.approx(2 * mean)
+    again = Clipping(OptimizerConfig(grad_clip=5.0, adaptive_clip=2.0))
+    again.load(clipping.counters())
+    assert again.bound == clipping.bound
+    for _ in range(1000):
+        clipping.saw(100.0)
+    assert clipping.bound == 5.0, "it grows step by step, to the fixed one"
+    alone = Clipping(OptimizerConfig(grad_clip=0.0, adaptive_clip=2.0))
+    assert alone.bound == 0.0
+    alone.saw(3.0)
+    assert alone.bound == pytest.approx(6.0)
+    assert Clipping(OptimizerConfig(grad_clip=0.0)).bound == 0.0

@@ -18,6 +18,7 @@ from kinoflow.data import video
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.data.world import sample_scene
 from kinoflow.train.tasks import precompute as module
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
 from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
@@ -65,7 +66,7 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             kept = torch.from_numpy(np.array(data.stored(name, clip)))[None]
             assert (kept - mean).abs().max() <= 1.01 * mean.abs().max() * 2**-11, "as the encoder gave it"
             assert torch.equal(batch.latent, encoders.tae.normalize(kept.float()))
-            caption = describe(scene, bucket, 1)
+            caption = describe(sample_scene(scene), scene, bucket, 1)
             assert data.captions(name, clip)[1] == caption
             assert batch.texts[1].hidden[0, :, 0].tolist() == [ord(letter) for letter in caption]
             assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)

@@ -13,6 +13,7 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.shards import Shards
 from kinoflow.train.run.spread import Spread
+from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 from tests.train.plain import plain
 from tests.train.test_tae import SOURCES as TINY_TAE
 
@@ -52,14 +53,6 @@ CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
 
 
 @pytest.fixture(scope="module")
-def latents(start_job, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    job = start_job("precomputed", str(folder), "4x16x16@16")
-    assert job.wait() == [0], job.text()
-    return folder
-
-
-@pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
     """A release whose backbone has no zeros left, and shorter position tables."""
     folder = tmp_path_factory.mktemp("earlier")
@@ -72,10 +65,10 @@ def earlier(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sources(latents, earlier):
+def sources(latents, held_out, earlier):
     """What each task's runs have in common."""
-    data = f"data.latents={latents}"
-    return {"dit": [*COMMON, *BACKBONE, data, f"init_from={earlier}"], "tae": [*COMMON, *AUTOENCODER]}
+    data = [f"data.latents={latents}", f"validation.latents={held_out}", "validation.every=1"]
+    return {"dit": [*COMMON, *BACKBONE, *data, f"init_from={earlier}"], "tae": [*COMMON, *AUTOENCODER]}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +96,7 @@ def references(sources):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_a_plain_loop(runs, references, case):
+def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
     start, reference = references[case[:3]]
     folder = runs / case
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -112,6 +105,14 @@ def test_two_processes_equal_a_plain_loop(runs, references, case):
     last = folder / "checkpoints" / f"{STEPS:08d}"
     found, average = Shards(last, "model"), AveragedState(last)
     assert {f"master/{name}" for name in start} <= set(found) and set(start) == set(average)
+    if case[:3] == "dit":
+        config = load(RunConfig, sources["dit"])
+        model = VideoDiT(config.dit)
+        model.load_state_dict(reference.average)
+        alone = Processes(rank=0, size=1, device=torch.device("cpu"))
+        held_out = held_out_loss(model, HeldOut(config.validation.latents, 64, 3), config.flow, alone)
+        assert {key: logged[-1][key] for key in held_out} == pytest.approx(held_out, rel=1e-4)
+        assert len({line["validation_loss"] for line in logged}) == STEPS, "of another average each"
     moved = 0
     for name, value in reference.model.named_parameters():
         torch.testing.assert_close(found[f"master/{name}"], value.detach(), rtol=1e-4, atol=2e-5, msg=name)

@@ -29,6 +29,10 @@ CASES = {
     "zero3_persistent": ["deepspeed.zero_stage=3", "deepspeed.persistent=100"],
     "accumulation": ["deepspeed.zero_stage=2", "deepspeed.accumulation=2"],
 }
+# Less than the mean: it bites in nearly every step.
+ADAPTIVE = {
+    f"adaptive_{name}": [*CASES[name], "optimizer.adaptive_clip=0.9"] for name in ("zero0", "zero2", "zero3")
+}
 CRITIC = {
     "critic0": ["deepspeed.zero_stage=0", "deepspeed.accumulation=2"],
     "critic2": ["deepspeed.zero_stage=2"],
@@ -43,7 +47,7 @@ FP16 = {
     ]
     for stage in (1, 2, 3)
 }
-ALL = CASES | CRITIC | BF16 | FP16
+ALL = CASES | ADAPTIVE | CRITIC | BF16 | FP16
 SLICES = 64  # of a global batch, on two ranks
 SUMMED = {
     f"{precision}_zero{stage}_{offload}_{persistent}": [
@@ -92,12 +96,21 @@ def runs(start_job, tmp_path_factory):
 @pytest.fixture(scope="module")
 def references():
     config = load(RunConfig, COMMON)
-    return {adversarial: plain(Toy(config, adversarial=adversarial), config) for adversarial in (False, True)}
+    found = {
+        adversarial: plain(Toy(config, adversarial=adversarial), config) for adversarial in (False, True)
+    }
+    config = load(RunConfig, [*COMMON, *ADAPTIVE["adaptive_zero0"]])
+    return found | {"adaptive": plain(Toy(config), config)}
 
 
-@pytest.mark.parametrize("case", CASES | CRITIC)
+def of(case):
+    """Which reference a case has."""
+    return "adaptive" if case in ADAPTIVE else case in CRITIC
+
+
+@pytest.mark.parametrize("case", CASES | ADAPTIVE | CRITIC)
 def test_parameters_equal_a_plain_loop(runs, references, case):
-    reference = references[case in CRITIC]
+    reference = references[of(case)]
     state = AveragedState(runs / case / "second" / "checkpoints" / f"{STEPS:08d}")
     assert set(state) == set(reference.model.state_dict())
     start = Toy(load(RunConfig, COMMON)).model.state_dict()
@@ -106,9 +119,9 @@ def test_parameters_equal_a_plain_loop(runs, references, case):
         assert name == "scale" or (start[name] - value).abs().max() > 1e-2, "training must have moved it"
 
 
-@pytest.mark.parametrize("case", CASES | CRITIC)
+@pytest.mark.parametrize("case", CASES | ADAPTIVE | CRITIC)
 def test_average_equals_a_plain_one(runs, references, case):
-    reference = references[case in CRITIC]
+    reference = references[of(case)]
     state = AveragedState(runs / case / "first" / "checkpoints" / f"{STEPS:08d}")
     for name, value in reference.average.items():
         assert (state[name] - value).abs().max() <= 1e-5, name
@@ -135,6 +148,16 @@ def test_resume_is_exact(runs, case):
     )
     for key in ("loss", "error", "grad_norm", "lr"):
         assert [line.get(key) for line in second] == [line.get(key) for line in first]
+
+
+@pytest.mark.parametrize("case", ADAPTIVE)
+def test_the_bound_follows_the_norm(runs, references, case):
+    logged = lines(runs / case / "first")
+    assert [line["grad_norm"] for line in logged] == pytest.approx(references["adaptive"].norms, rel=1e-4)
+    bounds = [line["clip_bound"] for line in logged]
+    assert bounds[0] == 11 and len(set(bounds)) == STEPS
+    assert any(norm > bound for norm, bound in zip(references["adaptive"].norms, bounds, strict=True))
+    assert references["adaptive"].losses != references[False].losses
 
 
 @pytest.mark.parametrize("case", CASES)

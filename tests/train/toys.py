@@ -49,6 +49,9 @@ class Toy:
     def names(self, step, index, slices):
         return [f"toy {step} {index}/{slices}"]
 
+    def validate(self, model, processes):
+        return {}
+
     def prepare(self, spread):
         """There is nothing to do."""
 

@@ -64,6 +64,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The flow loss of the averaged transformer on clips that it does not learn from.
+
+    Their noise and times are the same at every look, and in every run.
+    """
+
+    latents: str | None = None
+    """Folder of `kinoflow train precompute`, of other clips."""
+    every: int = 0
+    """Steps between two looks, a multiple of log_every; 0: none."""
+    clips: int = 64
+    """Clips that are looked at, evenly over the folder, each at eight times."""
+
+    def __post_init__(self) -> None:
+        _at_least("validation.", 0, every=self.every)
+        _at_least("validation.", 1, clips=self.clips)
+        if (self.latents is None) != (self.every == 0):
+            raise UserError("validation: give both latents and every, or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its learning rate schedule."""
 
@@ -77,6 +98,8 @@ class OptimizerConfig:
     """Decoupled weight decay."""
     grad_clip: float = 1.0
     """Bound of the global gradient norm; 0 leaves it alone."""
+    adaptive_clip: float = 0.0
+    """Bound as a multiple of the norm's running mean, where that is less; 0: none."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly to lr."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -86,8 +109,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         values = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay,
-                  "grad_clip": self.grad_clip, "warmup_steps": self.warmup_steps,
-                  "final_fraction": self.final_fraction}  # fmt: skip
+                  "grad_clip": self.grad_clip, "adaptive_clip": self.adaptive_clip,
+                  "warmup_steps": self.warmup_steps, "final_fraction": self.final_fraction}  # fmt: skip
         _at_least("optimizer.", 0, **values)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas: {list(self.betas)} must lie in [0, 1)")
@@ -181,10 +204,14 @@ class RunConfig:
     """ZeRO and precision."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How a transformer is spread, recomputed and compiled."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Held-out clips."""
     ema_decay: float = 0.9999
     """Decay of the average of the weights that is exported, in [0, 1)."""
     log_every: int = 10
     """Steps between two lines of the log."""
+    wandb: str | None = None
+    """Weights & Biases project that gets the figures as well."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
@@ -216,6 +243,11 @@ class RunConfig:
             raise UserError("grow: needs model: tae and an init_from that is to grow")
         if self.lora.rank and (self.model != "dit" or self.init_from is None):
             raise UserError("lora.rank: needs model: dit and an init_from whose weights are to stay")
+        if self.validation.every and self.model != "dit":
+            raise UserError(f"validation: only model: dit is validated, and this run has model: {self.model}")
+        if self.validation.every % self.log_every:
+            raise UserError(f"validation.every: {self.validation.every} is no multiple of "
+                            f"log_every={self.log_every}")  # fmt: skip
         spread = replace(self.parallel, compile=False) != ParallelConfig()
         if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
             raise UserError(

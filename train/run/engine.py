@@ -22,6 +22,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from kinoflow.configs.errors import UserError
 from kinoflow.train.run import launch
+from kinoflow.train.run.clipping import Clipping
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA, Fragment
 from kinoflow.train.run.masters import Masters
@@ -108,7 +109,7 @@ class Engine:
     def __init__(self, model: nn.Module, loss: LossFunction, config: RunConfig, processes: Processes) -> None:
         self.model = model
         self.processes = processes
-        self._grad_clip = config.optimizer.grad_clip
+        self._clipping = Clipping(config.optimizer)
         # Low weights meet fp32 batches: autocast brings them together, and keeps losses in fp32.
         low = config.deepspeed.low
         self._scaled = low is torch.float16
@@ -157,7 +158,11 @@ class Engine:
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._clip() if self.stage == 0 else None
+        bound, norm = self._clipping.bound, None
+        if self.stage == 0:
+            norm = self._clip(bound)
+        elif self._clipping.adaptive:
+            self.deepspeed.optimizer.clip_grad = bound
         self.deepspeed.step()
         self._micro_batches = 0
         if norm is None:
@@ -167,17 +172,22 @@ class Engine:
         figures: dict[str, Any] = {"skipped": float(not applied)}
         if self._scaled:
             figures["loss_scale"] = self.deepspeed.optimizer.loss_scale
-        return figures | {"grad_norm": norm} if applied else figures
+        if not applied:
+            return figures
+        if self._clipping.adaptive:
+            self._clipping.saw(float(norm))
+            figures["clip_bound"] = bound
+        return figures | {"grad_norm": norm}
 
-    def _clip(self) -> Tensor:
+    def _clip(self, bound: float) -> Tensor:
         """Clip here, as torch does: DeepSpeed's stage 0 would not report the norm, nor look at it."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not norm.isfinite():
             for parameter in self.model.parameters():
                 parameter.grad = None  # AdamW leaves alone what has none
-        elif self._grad_clip > 0:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self._grad_clip, norm)
+        elif bound > 0:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), bound, norm)
         return norm
 
     def pieces(self) -> dict[str, Piece]:
@@ -185,12 +195,13 @@ class Engine:
         return self._masters.pieces()
 
     def counters(self) -> dict[str, float]:
-        """The optimizer's own counts, equal on every process."""
-        return self._masters.counters()
+        """The optimizer's own counts and the norm's, equal on every process."""
+        return self._masters.counters() | self._clipping.counters()
 
     def load(self, shards: Shards, counters: dict[str, float]) -> None:
         """Take over what `pieces` and `counters` gave to a checkpoint; every process must enter together."""
         self._masters.load(shards, counters)
+        self._clipping.load(counters)
         if self.stage > 0:
             self._write(lambda _, parameter: _whole_master(parameter))
 

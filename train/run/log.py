@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, TensorBoard events, and a bar or lines to watch it by; written by rank 0."""
+"""The log of a run: log.jsonl, boards, and a bar or lines to watch it by; written by rank 0."""
 
 import json
 import resource
@@ -14,9 +14,9 @@ import torch.distributed as dist
 from rich.progress import Progress
 from torch import Tensor
 
-from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_text
 from kinoflow.configs.terminal import progress_bar
+from kinoflow.train.run.boards import Boards
 from kinoflow.train.run.task import Parts
 
 LOG, SHARE = "log.jsonl", " share"
@@ -59,7 +59,8 @@ class Log:
     """
 
     def __init__(self, folder: Path, *, device: torch.device, rank: int, processes: int, start: int,
-                 steps: int, pending: dict[str, list[float]] | None = None) -> None:  # fmt: skip
+                 steps: int, wandb: str | None = None,
+                 pending: dict[str, list[float]] | None = None) -> None:  # fmt: skip
         self._values: dict[str, list[Tensor | float]] = {}
         for key, values in (pending or {}).items():
             self._values[key] = [*values]
@@ -69,7 +70,7 @@ class Log:
         self._file, self._board, self._bar, self._open = None, None, None, ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            self._board = self._open.enter_context(closing(_tensorboard(folder, start)))
+            self._board = self._open.enter_context(closing(Boards(folder, start, wandb)))
             _cut(folder / LOG, start)
             self._file = self._open.enter_context((folder / LOG).open("a", encoding="utf-8"))
             self._bar = self._open.enter_context(training_bar())
@@ -108,12 +109,12 @@ class Log:
         """The figures of the unfinished interval, for a checkpoint."""
         return {key: [float(value) for value in values] for key, values in self._values.items()}
 
-    def write(self, step: int, *, lr: float) -> None:
-        """End an interval after `step` steps; every rank calls it."""
+    def write(self, step: int, more: Parts | None = None, *, lr: float) -> None:
+        """End an interval after `step` steps, with `more` figures as they are; every rank calls it."""
         means = self._means()
         now = time.perf_counter()
         elapsed = max(now - self._clock - self._paused, 1e-9)
-        line: dict[str, Any] = {"step": step, **means, "lr": lr}
+        line: dict[str, Any] = {"step": step, **means, **(more or {}), "lr": lr}
         line["samples_per_second"] = self._samples * self._processes / elapsed
         line["tokens_per_second"] = self._tokens * self._processes / elapsed
         line["peak_memory_bytes"] = peak_memory(self._device)
@@ -142,9 +143,7 @@ class Log:
         assert self._file is not None and self._board is not None
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for key, value in line.items():
-            if key != "step":
-                self._board.add_scalar(key, value, line["step"])
+        self._board.show(line["step"], {key: value for key, value in line.items() if key != "step"})
         assert self._bar is not None
         loss, rate = line.get("loss", float("nan")), line["samples_per_second"]
         if self._bar.disable:
@@ -175,11 +174,3 @@ def _cut(path: Path, start: int) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # the line that the kill cut in half
     write_text(path, "".join(kept))
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("tensorboard is missing: pip install 'kinoflow[train]'") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)

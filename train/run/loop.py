@@ -19,7 +19,7 @@ from kinoflow.train.run.guard import Events, Guard
 from kinoflow.train.run.lock import locked
 from kinoflow.train.run.log import Log
 from kinoflow.train.run.optimizer import learning_rate
-from kinoflow.train.run.preview import preview
+from kinoflow.train.run.preview import preview, validate
 from kinoflow.train.run.processes import Processes, any_of, termination
 from kinoflow.train.run.record import record
 from kinoflow.train.run.spread import Spread
@@ -70,7 +70,7 @@ class _Loop:
         config, processes, done = self._config, self._processes, begin
         with ExitStack() as stack:
             log = Log(self._folder, device=processes.device, rank=processes.rank, processes=processes.size,
-                      start=begin, steps=config.steps, pending=pending)  # fmt: skip
+                      start=begin, steps=config.steps, wandb=config.wandb, pending=pending)  # fmt: skip
             stack.enter_context(log)
             batches = prefetch(self._batches, range(begin, config.steps), config.data.workers)
             prepared = stack.enter_context(closing(batches))
@@ -129,8 +129,13 @@ class _Loop:
         """Write the log, checkpoint and preview that are due after `done` steps; whether to end here."""
         config, checkpoints = self._config, self._checkpoints
         last = done == config.steps
+        held_out: Parts = {}
+        if config.validation.every and done % config.validation.every == 0:
+            self._watch.at(f"the held-out clips of step {done}")
+            with log.pause():
+                held_out = validate(self._task, self._state.engine, self._state.ema)
         if done % config.log_every == 0 or last:
-            log.write(done, lr=learning_rate(config.optimizer, done - 1, config.steps))
+            log.write(done, held_out, lr=learning_rate(config.optimizer, done - 1, config.steps))
         ending, writing = any_of([bool(terminated), not checkpoints.idle], self._processes)
         with log.pause():
             if not writing:

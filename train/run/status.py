@@ -63,6 +63,7 @@ def status(run: Path) -> dict[str, Any]:
         "seconds_left": None if per_step is None else per_step * (steps - done),
         "figures": {key: value for key, value in last.items() if key not in ("step", "seconds")},
         "losses": [line["loss"] for line in lines if "loss" in line],
+        "held_out_losses": [line["validation_loss"] for line in lines if "validation_loss" in line],
         "checkpoints": [int(path.name) for path in saved],
         "events": dict(Counter(event["event"] for event in events)),
         "last_events": [event["text"] for event in events[-_LAST_EVENTS:]],
@@ -77,9 +78,9 @@ def text(found: dict[str, Any]) -> str:
     time_left = f", about {_duration(left)} left" if left is not None and found["state"] == "running" else ""
     by = f" by {found['by']}" if found["by"] else ""
     rows = [f"{found['run']}: {found['state']}{by}, step {found['step']} of {found['steps']}{time_left}"]
-    if found["losses"]:
-        losses = found["losses"]
-        rows.append(f"loss  {plot(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
+    for name, losses in (("loss", found["losses"]), ("held-out loss", found["held_out_losses"])):
+        if losses:
+            rows.append(f"{name}  {plot(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
     figures = [f"{key} {value:.4g}" for key, value in found["figures"].items() if isinstance(value, float)]
     rows += [f"last  {', '.join(figures)}"] if figures else []
     kept = ", ".join(map(str, found["checkpoints"])) or "none yet"

@@ -103,6 +103,13 @@ class Task(Protocol):
         """
         ...
 
+    def validate(self, model: nn.Module, processes: "Processes") -> Parts:
+        """Figures of held-out clips, equal on every process; none where a task has none.
+
+        As `preview` in all else; called every `validation.every` steps.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what makes batches; the run is over."""
         ...

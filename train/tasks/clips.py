@@ -169,9 +169,8 @@ def renderer(bucket: Bucket) -> Callable[[Scene], UInt8[np.ndarray, "frames heig
     return partial(render, **size)
 
 
-def describe(index: int, bucket: Bucket, choice: int) -> str:
-    """Caption number `choice` of the clip of this index; one frame is an image and has no motion."""
-    scene = sample_scene(index, split="train")
+def describe(scene: Scene, index: int, bucket: Bucket, choice: int) -> str:
+    """Caption number `choice` of the scene of this index; one frame is an image and has no motion."""
     return caption(scene, index + _CAPTION_STREAMS * choice, image=bucket.frames == 1)
 
 

@@ -1,7 +1,7 @@
 """One training step of the backbone: flow matching on precomputed latents (Movie Gen, section 3.1.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
@@ -24,7 +23,7 @@ from kinoflow.data.video import read, write
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video import DiTConfig, VideoDiT
-from kinoflow.dit_video.flow.matching import dropped_texts, perturb, time_quantile
+from kinoflow.dit_video.flow.matching import dropped_texts, time_quantile
 from kinoflow.dit_video.lora import Merged
 from kinoflow.dit_video.parallel import parallelize
 from kinoflow.sample.generate import generate
@@ -33,27 +32,14 @@ from kinoflow.tae import TAE, accelerate
 from kinoflow.train.plan.flops import dit_flops, total
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Base, Loss, Parts
 from kinoflow.train.tasks import lora
+from kinoflow.train.tasks.flow import DiTBatch, by_quarter, flow_loss
+from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 
 PREVIEW_CLIPS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiTBatch:
-    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder.
-
-    `dropout` is the seed of what adapters drop.
-    """
-
-    latent: Float[Tensor, "b c t h w"]
-    noise: Float[Tensor, "b c t h w"]
-    time: Float[Tensor, " b"]
-    texts: tuple[TextEmbedding, ...]
-    dropout: Int[Tensor, ""]
 
 
 class DiTTask:
@@ -68,19 +54,24 @@ class DiTTask:
         with torch.device("meta"):
             self.model: VideoDiT = VideoDiT(config.dit)
         self._earlier: Weights | None = None
+        self._replicas = 1
         if config.init_from is not None:
             self._earlier = _earlier(part_folder(config.init_from, "dit"), self.model)
             if config.lora.rank:
                 lora.inject(self.model, config.lora, config.init_from)
 
     def prepare(self, spread: Spread) -> None:
-        """Spread the backbone and give it values; see that previews have what they need.
+        """Spread the backbone and give it values; see that previews and held-out clips are there.
 
         Raises:
-            UserError: previews without a release or prompts, or processes that the heads do not divide among.
+            UserError: previews without a release or prompts, held-out clips that are none, or processes that
+                the heads do not divide among.
         """
+        self._replicas = spread.processes.replicas
         if self.config.preview_every:
             _ = self.release, self.prompts
+        if self.config.validation.every:
+            _ = self.held_out
         gathered = self.config.deepspeed.zero_stage == 3
         parallelize(self.model, self.config.parallel, spread.group, gathered=gathered)
         blocks = self.model.blocks
@@ -189,9 +180,8 @@ class DiTTask:
         """
         if self.config.lora.dropout:  # nothing else draws from torch's own generator while a run goes on
             torch.manual_seed(int(batch.dropout))
-        sample = perturb(batch.latent, batch.noise, batch.time, self.config.flow.gaussian_path)
-        error = (model(sample.x_t, batch.time, batch.texts) - sample.velocity).float().square().flatten(1)
-        return Loss(total=error.mean(), parts=by_quarter(error.detach().mean(1), batch.time))
+        loss = flow_loss(model, batch, self.config.flow)
+        return Loss(total=loss.mean(), parts=by_quarter(loss.detach(), batch.time))
 
     def discriminator_loss(
         self, discriminator: nn.Module, batch: DiTBatch, output: Tensor | None, step: int
@@ -263,6 +253,27 @@ class DiTTask:
         tae = accelerate(TAE.from_pretrained(release / "tae").to(device))
         return tae, PromptEncoder.of_release(release, text_config(release)).to(device)
 
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The clips of validation.latents, in batches of the size that a training step has.
+
+        Raises:
+            UserError: they are those that it learns from, or were made with other encoders.
+        """
+        choice, config = self.config.validation, self.config
+        assert choice.latents is not None, "the configuration asks for it"
+        slices = config.data.batch_size // config.deepspeed.accumulation
+        found = HeldOut(choice.latents, choice.clips, max(slices // self._replicas, 1))
+        if found.latents.fingerprint == self.latents.fingerprint:
+            raise UserError(f"validation.latents: {choice.latents} holds the clips of data.latents; "
+                            "precompute others")  # fmt: skip
+        found.require(self.latents.index.made_from, str(config.data.latents))
+        return found
+
+    def validate(self, model: nn.Module, processes: Processes) -> Parts:
+        """The flow loss of the held-out clips."""
+        return held_out_loss(model, self.held_out, self.config.flow, processes)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -309,16 +320,6 @@ class DiTTask:
     def export_adapter(self, state: AveragedState, folder: Path) -> None:
         """Write the adapters alone into `folder`, as peft does."""
         lora.write(self.model, state, folder)
-
-
-def by_quarter(loss: Float[Tensor, " b"], time: Float[Tensor, " b"]) -> Parts:
-    """Figures for the log: the mean loss of the clips in each quarter of the times, and the clips' share."""
-    parts: Parts = {}
-    for quarter in range(4):
-        inside = (time >= quarter / 4) & ((time < (quarter + 1) / 4) | (quarter == 3))
-        name = f"loss_{25 * quarter}_{25 * (quarter + 1)}"
-        parts |= {name: (loss * inside).mean(), name + SHARE: inside.float().mean()}
-    return parts
 
 
 def _read_prompts(path: Path) -> list[str]:

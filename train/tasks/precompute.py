@@ -6,12 +6,12 @@ unless a clip of a list or its caption has changed since.
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from kinoflow.data.clips.fit import Clips
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
-from kinoflow.data.world import sample_scene
+from kinoflow.data.world import Split, sample_scene
 from kinoflow.sample.release import text_config
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.tae import TAE, Posterior
@@ -59,7 +59,7 @@ class PrecomputeConfig:
     out: str = ""
     """Folder to write."""
     source: str = ""
-    """Clip list (Parquet or JSONL), or `world`, the toy world."""
+    """Clip list (Parquet or JSONL), or the toy world: `world`, held out `world:heldout`."""
     release: str = ""
     """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
@@ -92,8 +92,23 @@ class PrecomputeConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}: {value} is too small, the least is 1")
-        if self.source != "world" and self.captions_per_clip > 1:
+        if self.split is None and self.captions_per_clip > 1:
             raise UserError("captions_per_clip: a clip of a list has one caption, set captions_per_clip=1")
+
+    @property
+    def split(self) -> Split | None:
+        """That of the toy world, None where the source is a list.
+
+        Raises:
+            UserError: the world has no such split.
+        """
+        world, _, split = self.source.partition(":")
+        if world != "world":
+            return None
+        for known in get_args(Split):
+            if (split or "train") == known:
+                return known
+        raise UserError(f"source: the world has no split {split!r}; it has {', '.join(get_args(Split))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +182,7 @@ def precompute(config: PrecomputeConfig, encoders: Encoders) -> None:
     """Write what config.out lacks of this process's shards: every one of them among as many as there are."""
     with closing(Workers(config.workers, config.clip_seconds)) as workers:
         buckets = [parse(text) for text in config.buckets]
-        make = _world if config.source == "world" else _listed
+        make = _listed if config.split is None else _world
         _write(config, encoders, buckets, make(config, buckets, workers))
 
 
@@ -175,7 +190,9 @@ def _write(config: PrecomputeConfig, encoders: Encoders, buckets: Sequence[Bucke
     me, folder = launch.current(), Path(config.out)
     index = shards.LatentIndex(
         buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
-        widths=encoders.text.widths, made_from=_made_from(config, encoders.tae),
+        widths=encoders.text.widths,
+        made_from={"source": config.source, "seed": str(config.seed)}
+        | made_with(Path(config.release), encoders.tae),
         latent_mean=encoders.tae.config.latent_mean, latent_std=encoders.tae.config.latent_std,
     )  # fmt: skip
     with torch.inference_mode():
@@ -204,15 +221,16 @@ def _is_made(folder: Path, index: shards.LatentIndex, source: _Source, bucket: B
 
 
 def _world(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers) -> _Source:
-    """Scenes of the training split; buckets and seeds lie far apart, so that none shares a scene."""
+    """Scenes of a split; buckets and seeds lie far apart, so that none shares a scene."""
+    assert config.split is not None, "the source is the world"
+    draw = partial(sample_scene, split=config.split)
     first = {str(bucket): (config.seed * 1000 + i) * 10**9 for i, bucket in enumerate(buckets)}
 
     def get(bucket: Bucket, clip: int) -> _Clip:
-        scene = first[str(bucket)] + clip
-        captions = [describe(scene, bucket, choice) for choice in range(config.captions_per_clip)]
-        return _Clip(
-            frames=workers.call(renderer(bucket), sample_scene(scene, split="train")), captions=captions
-        )
+        seed = first[str(bucket)] + clip
+        scene = draw(seed)
+        captions = [describe(scene, seed, bucket, choice) for choice in range(config.captions_per_clip)]
+        return _Clip(frames=workers.call(renderer(bucket), scene), captions=captions)
 
     return _Source(counts=_shares(config.clips or _WORLD_CLIPS, buckets), workers=workers, get=get)
 
@@ -243,14 +261,13 @@ def _shares(clips: int, buckets: Sequence[Bucket]) -> dict[str, int]:
     return {str(bucket): max(round(clips * bucket.weight / total), 1) for bucket in buckets}
 
 
-def _made_from(config: PrecomputeConfig, tae: TAE) -> Mapping[str, str]:
-    made = {"source": config.source, "seed": str(config.seed), "tae": fingerprint(tae.state_dict())}
-    made["text"] = folder_fingerprint(Path(config.release) / "text")
-    text = text_config(Path(config.release))
+def made_with(release: Path, tae: TAE) -> dict[str, str]:
+    """What names the encoders of a release in the index of latents; `tae` is the one it has."""
+    made = {"tae": fingerprint(tae.state_dict()), "text": folder_fingerprint(release / "text")}
+    text = text_config(release)
     if replace(text, offload=()) != TextConfig():
         named = [
-            f"{s}={checkpoints.fingerprint(s.folder())}"
-            for s in checkpoints.find(text.sources(Path(config.release)))
+            f"{s}={checkpoints.fingerprint(s.folder())}" for s in checkpoints.find(text.sources(release))
         ]
         made["text"] = " ".join([*named, text.dtype])
     return made

@@ -28,7 +28,7 @@ from kinoflow.tae.training.perceptual import PerceptualDistance
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.run.task import Loss
+from kinoflow.train.run.task import Loss, Parts
 from kinoflow.train.tasks.clips import ClipSource
 
 PREVIEW_CLIPS = 6
@@ -137,6 +137,10 @@ class TAETask:
 
     def _adversarial(self, step: int) -> bool:
         return self.config.loss.adversarial > 0 and step >= self.config.loss.adversarial_start
+
+    def validate(self, model: nn.Module, processes: Processes) -> Parts:  # noqa: ARG002
+        """Nothing: `kinoflow tae reconstruct` measures an autoencoder."""
+        return {}
 
     def preview(self, model: nn.Module, folder: Path, step: int, processes: Processes) -> None:
         """A contact sheet of clips, the same at every preview, each above its reconstruction."""

@@ -1,0 +1,72 @@
+"""The mean of transformers as a release."""
+
+import shutil
+
+import pytest
+import torch
+
+from kinoflow.configs.pretrained import Weights
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import VideoDiT
+from kinoflow.sample.release import Release
+from kinoflow.train.__main__ import main
+from kinoflow.train.run.config import RunConfig
+from tests.train.tiny import BUCKET, DIT, write_release
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory):
+    """Three releases that differ in their transformers alone."""
+    root = tmp_path_factory.mktemp("releases")
+    first = write_release(root / "0")
+    (first / "kinoflow.yaml").write_text(f"name: first\nbuckets: [{BUCKET}]\ndefault_bucket: {BUCKET}\n")
+    for i in range(3):
+        if i:
+            shutil.copytree(first, root / str(i), ignore=lambda *_: ["dit"])
+        write_dit(root / str(i), seed=i)
+    return [root / str(i) for i in range(3)]
+
+
+def write_dit(release, seed, *words):
+    model = VideoDiT(load(RunConfig, [*DIT, *words]).dit)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    model.save_pretrained(release / "dit", dtype=torch.float16)
+
+
+def test_every_weight_is_the_mean(releases, tmp_path, capsys):
+    assert main(["average", str(tmp_path / "out"), *map(str, releases)]) == 0
+    assert "the mean of 3 transformers" in capsys.readouterr().out
+    found = Weights(tmp_path / "out" / "dit")
+    each = [Weights(release / "dit") for release in releases]
+    assert set(found) == set(each[0])
+    for name, value in found.items():
+        mean = torch.stack([weights[name].double() for weights in each]).mean(0)
+        torch.testing.assert_close(value.double(), mean, rtol=2**-10, atol=1e-6)
+        assert value.dtype == torch.float16
+    release = Release.load(tmp_path / "out")
+    assert (release.name, release.config.version) == ("out", "1")
+    assert release.config.trained_from == "the mean of first 1, first 1, first 1"
+    for part in ("tae/model.safetensors", "tae/config.json", "text/ul2/config.json"):
+        assert (tmp_path / "out" / part).read_bytes() == (releases[0] / part).read_bytes()
+
+
+def test_what_has_no_mean_is_refused(releases, tmp_path, capsys):
+    for other in ("shape", "tae"):
+        shutil.copytree(releases[0], tmp_path / other)
+    write_dit(tmp_path / "shape", 0, "dit.width=64")
+    weights = tmp_path / "tae" / "tae" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for words, said in (
+        ([tmp_path / "out", releases[0], tmp_path / "shape"], "another model"),
+        ([tmp_path / "out", releases[0], tmp_path / "tae"], "another autoencoder"),
+        ([releases[0], releases[0], releases[1]], "one of those to average"),
+        ([tmp_path / "out", releases[0]], "name the release to write"),
+    ):
+        assert main(["average", *map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
