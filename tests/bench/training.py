@@ -97,13 +97,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for turn in range(options.repeats):
                 run = folder / f"{stage}-{turn}"
                 words = ["configs/models/dit_mini.yaml", f"data.latents={folder / 'latents'}", "log_every=1",
-                         f"steps={options.steps}", "data.batch_size=2", f"deepspeed.zero_stage={stage}",
+                         f"steps={options.steps}", f"data.batch_size={options.batch}", f"deepspeed.zero_stage={stage}",
                          f"checkpoint_every={options.steps}", f"run={run}"]  # fmt: skip
                 config = load(RunConfig, words)
                 plain.append(bare(config, processes))
                 product.append(ours(config, processes))
             middle = {key: statistics.median(each[key] for each in product) for key in product[0]}
-            rate, step = statistics.median(plain), 2 * 256 / middle["tokens_per_second"]
+            rate, step = statistics.median(plain), options.batch * 256 / middle["tokens_per_second"]
             found[f"zero{stage}"] = middle | {
                 "bare_tokens_per_second": rate,
                 "ratio": middle["tokens_per_second"] / rate,
@@ -119,7 +119,8 @@ def main(arguments: list[str]) -> None:
     """Measure both in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, default=12, help="of a round (default: 12)")
+    parser.add_argument("--steps", type=int, default=8, help="of a round (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="clips of a step (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each (default: 3)")
     parser.add_argument("--threads", type=int, default=None, help="of torch (default: its own)")
     options = parser.parse_args(arguments)
