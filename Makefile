@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train stages gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -70,6 +70,10 @@ format: .venv/.dev
 
 bench: .venv/.dev
 	@set -e; for file in tests/bench/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+# All stages of training in miniature, to a release in releases/stages/average.
+stages: .venv/.dev
+	@PATH="$(abspath $(BIN)):$$PATH" bash configs/mini/stages/all.sh
 
 # The autoencoder and the backbone beside their peers; ARGS="--json --dtype bfloat16".
 bench-tae: .venv/.dev

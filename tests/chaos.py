@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,38 @@ class Run:
 def _no_file_beyond(size: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+class Disk:
+    """A tmpfs of its own for a folder, which can be full; who may mount none gets a limit of each file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder, self.mounted = folder, os.geteuid() == 0 and _mount("size=256m", folder) == 0
+        kind = "a tmpfs" if self.mounted else "a limit of 30 kB on each file, as only root may mount one"
+        print(f"   the full disk is {kind}", flush=True)
+
+    def fill(self) -> int | None:
+        """Leave a few kilobytes; else the largest file that a run is to be allowed."""
+        if not self.mounted:
+            return 30_000
+        found = os.statvfs(self._folder)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        assert _mount(f"remount,size={used + 16_384}", self._folder) == 0
+        return None
+
+    def empty(self) -> None:
+        if self.mounted:
+            assert _mount("remount,size=256m", self._folder) == 0
+
+    def close(self) -> None:
+        if self.mounted:
+            subprocess.run(["umount", str(self._folder)], check=True)
+
+
+def _mount(options: str, folder: Path) -> int:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode
 
 
 def steps_logged(run: Path) -> int:
@@ -148,6 +181,11 @@ def clips(desk: Path) -> None:
 
 def autoencoder(desk: Path, faults: list[str], rng: random.Random) -> bool:
     """Whether a training with the faults ends where one without them does."""
+    with closing(Disk(desk / "run")) as disk:
+        return _disturbed(desk, faults, rng, disk)
+
+
+def _disturbed(desk: Path, faults: list[str], rng: random.Random, disk: Disk) -> bool:
     steps = 6 * len(faults)
     clips(desk)
     words = ["model=tae", *TINY_TAE, *COMMON, f"steps={steps}", "data.buckets=['4x16x16@16']",
@@ -161,7 +199,8 @@ def autoencoder(desk: Path, faults: list[str], rng: random.Random) -> bool:
             told = damage(fault, run, rng) if checkpoint.folders(run / "checkpoints") else "no checkpoint yet"
             codes = []
         else:
-            job = Run([*words, "run=run"], desk, largest=30_000 if fault == "full disk" else None)
+            largest = disk.fill() if fault == "full disk" else None
+            job = Run([*words, "run=run"], desk, largest=largest)
             wait_for_steps(run, rng.randrange(1, 8), job)
             happen(fault, job, desk, rng)
             if fault == "clips away":
@@ -169,6 +208,7 @@ def autoencoder(desk: Path, faults: list[str], rng: random.Random) -> bool:
                 for process in job.processes:
                     process.terminate()
             codes, told = job.wait(), job.text().strip().splitlines()[-1][:150]
+            disk.empty()
             assert set(codes) & {0, *CODES.get(fault, (143,))}, (fault, codes, job.text())
         seconds = time.perf_counter() - began
         print(

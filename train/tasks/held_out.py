@@ -21,6 +21,7 @@ from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.sample.release import Release
 from kinoflow.train.run.batches import moved
+from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_all
 from kinoflow.train.run.task import Parts
 from kinoflow.train.tasks.flow import DiTBatch, by_quarter, flow_loss
@@ -96,15 +97,15 @@ def held_out_loss(model: nn.Module, batches: HeldOut, flow: FlowConfig, processe
     for index in range(replica, -(-len(batches) // replicas) * replicas, replicas):
         batch = moved(batches[index % len(batches)], processes.device)
         loss = flow_loss(model, batch, flow)
-        figures = {"loss": loss.mean(), "loss share": 1.0, **by_quarter(loss, batch.time)}
+        figures = {"loss": loss.mean(), "loss" + SHARE: 1.0, **by_quarter(loss, batch.time)}
         for key, value in figures.items() if index < len(batches) else ():
             sums[key] = sums.get(key, 0.0) + float(value) * len(loss)
     every = from_all(sums, processes)
     total = {key: sum(part.get(key, 0.0) for part in every) for part in every for key in part}
     return {
-        f"validation_{key}": value / total[f"{key} share"]
+        f"validation_{key}": value / total[key + SHARE]
         for key, value in total.items()
-        if not key.endswith(" share")
+        if not key.endswith(SHARE)
     }
 
 

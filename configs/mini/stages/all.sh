@@ -13,9 +13,9 @@ stage() {  # NAME, then what train is told
 }
 
 latents 64
-latents 128 clips=2000 seed=1 buckets="[32x128x128@16 weight=10, 1x128x128@16 weight=1]"
-latents sft clips=256 seed=2 buckets="[32x128x128@16]"
-latents held_out clips=64 source=world:heldout buckets="[32x128x128@16]"
+latents 128 clips=880 seed=1 buckets="[32x128x128@16 weight=10, 1x128x128@16 weight=1]"
+latents sft clips=128 seed=2 buckets="[32x128x128@16]"
+latents held_out clips=48 source=world:heldout buckets="[32x128x128@16]"
 
 stage t2i_64 $here/t2i_64.yaml
 stage t2iv_64 $here/t2iv_64.yaml init_from=$releases/t2i_64
