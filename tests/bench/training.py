@@ -98,7 +98,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 run = folder / f"{stage}-{turn}"
                 words = ["configs/models/dit_mini.yaml", f"data.latents={folder / 'latents'}", "log_every=1",
                          f"steps={options.steps}", f"data.batch_size={options.batch}",
-                         f"deepspeed.zero_stage={stage}", f"checkpoint_every={options.steps}", f"run={run}"]  # fmt: skip
+                         f"deepspeed.zero_stage={stage}", f"checkpoint_every={options.steps}",
+                         f"run={run}"]  # fmt: skip
                 config = load(RunConfig, words)
                 plain.append(bare(config, processes))
                 product.append(ours(config, processes))
