@@ -4,6 +4,10 @@
 # The autoencoder and the text encoders are the shipped release's. Each stage goes on from the export of the one before,
 # and its flow loss on held-out clips of 128 pixels is printed at the end. What is there already is not made again: the
 # same command goes on after an interruption.
+#
+# Expected: half an hour of two cores with AVX2, nine minutes of it for latents. Held-out loss: t2i_64 1.116 (it has seen
+# no clip), t2iv_64 0.662, t2iv_128 0.3437, sft_3 0.3441, sft_4 0.3447, their mean 0.3427. A run of the shipped release's
+# size and length is configs/mini/mini_dit.yaml, with 0.096.
 set -euo pipefail
 here=configs/mini/stages latents=latents/stages runs=runs/stages releases=releases/stages
 kino() { python -m kinoflow.train "$@"; }
