@@ -1,5 +1,7 @@
 """The loss of held-out clips: the same noise and times always, and the mean that it claims to be."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,18 @@ def test_clips_that_are_learned_from_are_refused(latents):
 def test_what_cannot_be_validated_is_refused(words, said):
     with pytest.raises(UserError, match=said):
         load(RunConfig, [*BACKBONE, *words])
+
+
+def test_every_bucket_has_its_share(monkeypatch):
+    """No batch has clips of two of them."""
+    counts = {"1x16x16@16": 4, "4x16x16@16": 12}
+    fake = SimpleNamespace(buckets=tuple(counts), num_clips=counts.__getitem__)
+    monkeypatch.setattr(module, "LatentDataset", lambda _: fake)
+    batches = HeldOut("nowhere", 8, 10)._batches
+    taken = {
+        name: sorted({clip for bucket, items in batches if bucket == name for clip, _ in items})
+        for name in counts
+    }
+    assert taken == {"1x16x16@16": [0, 2], "4x16x16@16": [0, 2, 5, 7, 9, 11]}
+    assert all(len(items) <= 10 for _, items in batches)
+    assert sum(len(items) for _, items in batches) == 8 * 8

@@ -44,12 +44,12 @@ class HeldOut:
 
     def __init__(self, folder: str | Path, clips: int, batch_size: int) -> None:
         self.latents = LatentDataset(folder)
-        every = [(name, i) for name in self.latents.buckets for i in range(self.latents.num_clips(name))]
-        chosen = np.unique(np.linspace(0, len(every) - 1, min(clips, len(every))).round().astype(int))
+        ends = np.cumsum([0, *map(self.latents.num_clips, self.latents.buckets)])
+        chosen = np.unique(np.linspace(0, ends[-1] - 1, min(clips, ends[-1])).round().astype(int))
         self._batches: list[tuple[str, list[tuple[int, int]]]] = []
-        for name in self.latents.buckets:
-            own = [every[i][1] for i in chosen if every[i][0] == name]
-            items = [(clip, part) for clip in own for part in range(_TIMES)]
+        for name, begin, end in zip(self.latents.buckets, ends, ends[1:], strict=False):
+            own = chosen[(chosen >= begin) & (chosen < end)] - begin
+            items = [(clip, part) for clip in own.tolist() for part in range(_TIMES)]
             self._batches += [(name, items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
 
     def require(self, made_with: Mapping[str, str], whose: str) -> None:

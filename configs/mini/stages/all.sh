@@ -7,7 +7,8 @@
 #
 # Expected: half an hour of two cores with AVX2, nine minutes of it for latents. Held-out loss: t2i_64 1.116 (it has seen
 # no clip), t2iv_64 0.662, t2iv_128 0.3437, sft_3 0.3441, sft_4 0.3447, their mean 0.3427. A run of the shipped release's
-# size and length is configs/mini/mini_dit.yaml, with 0.096.
+# size and length is configs/mini/mini_dit.yaml, with 0.096. What this one draws has the colours asked for, in patches: its
+# shapes would come with ten times the steps.
 set -euo pipefail
 here=configs/mini/stages latents=latents/stages runs=runs/stages releases=releases/stages
 kino() { python -m kinoflow.train "$@"; }
