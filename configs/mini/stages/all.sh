@@ -26,7 +26,7 @@ stage t2i_64 $here/t2i_64.yaml
 stage t2iv_64 $here/t2iv_64.yaml init_from=$releases/t2i_64
 stage t2iv_128 $here/t2iv_128.yaml init_from=$releases/t2iv_64
 for seed in 3 4; do
-  stage sft_$seed $here/sft.yaml init_from=$releases/t2iv_128 seed=$seed
+  stage sft_$seed $here/sft_128.yaml init_from=$releases/t2iv_128 seed=$seed
 done
 kino average $releases/average $releases/sft_3 $releases/sft_4
 
