@@ -25,7 +25,8 @@ def put(folder: Path, **programs: str) -> Path:
 
 def free_port() -> str:
     """One that nobody listens at, below those that systems hand out: so nothing takes it meanwhile."""
-    for port in random.sample(range(10_000, 30_000), 100):
+    # Each test begins with the same seed: two that run at once would choose the same of random's own.
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return str(port)
