@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import folder_fingerprint, seeded
@@ -36,7 +35,7 @@ from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Base, Loss, Parts
 from kinoflow.train.tasks import lora
-from kinoflow.train.tasks.flow import DiTBatch, by_quarter, flow_loss
+from kinoflow.train.tasks.flow import DiTBatch, by_quarter, embeddings, flow_loss
 from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 
 PREVIEW_CLIPS = 6
@@ -156,10 +155,9 @@ class DiTTask:
         clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
         noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
         time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
-        texts = tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
         dropout = torch.tensor(seeded("dropout", self.config.seed, step, first))
         return DiTBatch(
-            latent=clips.latent, noise=torch.stack(noise), time=time, texts=texts, dropout=dropout
+            latent=clips.latent, noise=torch.stack(noise), time=time, texts=embeddings(clips), dropout=dropout
         )
 
     def _text_choices(self, rng: np.random.Generator, total: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.data.latents.shards import Batch
 from kinoflow.dit_video.flow.matching import FlowConfig, perturb
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.task import Parts
@@ -23,6 +24,11 @@ class DiTBatch:
     time: Float[Tensor, " b"]
     texts: tuple[TextEmbedding, ...]
     dropout: Int[Tensor, ""]
+
+
+def embeddings(clips: Batch) -> tuple[TextEmbedding, ...]:
+    """The text states of stored clips, as the transformer takes them."""
+    return tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
 
 
 def flow_loss(model: nn.Module, batch: DiTBatch, flow: FlowConfig) -> Float[Tensor, " b"]:

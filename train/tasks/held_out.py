@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.devices import parse_device
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
@@ -24,7 +23,7 @@ from kinoflow.train.run.batches import moved
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_all
 from kinoflow.train.run.task import Parts
-from kinoflow.train.tasks.flow import DiTBatch, by_quarter, flow_loss
+from kinoflow.train.tasks.flow import DiTBatch, by_quarter, embeddings, flow_loss
 from kinoflow.train.tasks.precompute import made_with
 
 USAGE = """usage: kinoflow train validate RELEASE LATENTS [--json]
@@ -52,14 +51,14 @@ class HeldOut:
             items = [(clip, part) for clip in own.tolist() for part in range(_TIMES)]
             self._batches += [(name, items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
 
-    def require(self, made_with: Mapping[str, str], whose: str) -> None:
+    def require(self, encoders: Mapping[str, str], whose: str) -> None:
         """Refuse latents of another autoencoder, and states of other text encoders, than `whose`.
 
         Raises:
             UserError: they are.
         """
         for part, name in (("tae", "autoencoder"), ("text", "text encoders")):
-            if self.latents.index.made_from[part] != made_with[part]:
+            if self.latents.index.made_from[part] != encoders[part]:
                 raise UserError(f"{self.latents.folder}: made with another {name} than {whose}; precompute it"
                                 " with the same release=")  # fmt: skip
 
@@ -76,7 +75,7 @@ class HeldOut:
             latent=found.latent,
             noise=torch.stack(noise),
             time=torch.tensor([(part + 0.5) / _TIMES for _, part in items]),
-            texts=tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in found.texts),
+            texts=embeddings(found),
             dropout=torch.tensor(0),
         )
 
