@@ -20,6 +20,7 @@ from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.sample.release import Release
 from kinoflow.train.run.batches import moved
+from kinoflow.train.run.config import ValidationConfig
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_all
 from kinoflow.train.run.task import Parts
@@ -32,10 +33,10 @@ USAGE = """usage: kinoflow train validate RELEASE LATENTS [--json]
   LATENTS  folder of `kinoflow train precompute`, of clips not trained on (source=world:heldout, or
            a list of your own), made with the release's own autoencoder and text encoders
 
-Prints the flow loss at noise and times that are the same at every call, and of each quarter of the times (0
-is noise alone, 1 the clip). Models that share an autoencoder can be compared by it: the lower, the better."""
+Prints the flow loss of 64 of its clips, evenly over it (all, where there are fewer), at noise and times that
+are the same at every call, and of each quarter of the times (0 is noise alone, 1 the clip). Models that share
+an autoencoder can be compared by it: the lower, the better."""
 _TIMES = 8  # of each clip: the middles of as many equal parts of [0, 1]
-_CLIPS = 256
 
 
 class HeldOut:
@@ -125,7 +126,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
-    batches = HeldOut(folder, _CLIPS, batch_size=_TIMES)
+    batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
     batches.require(made_with(release.folder, release.tae()), str(release.folder))
     return release.dit(processes.device).eval(), batches, FlowConfig(path=release.config.sampling.path)
 
