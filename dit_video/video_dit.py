@@ -147,7 +147,7 @@ class VideoDiT(nn.Module):
         """
         value.copy_(stretch(earlier, len(value)) if name.startswith("positions.") else earlier)
 
-    def encode_text(self, text: Sequence[TextEmbedding]) -> TextContext:
+    def encode_condition(self, text: Sequence[TextEmbedding]) -> TextContext:
         """The text of some prompts for many calls of the model: keys and values of every layer."""
         context = self._project(text)
         if not self.separate_text:

@@ -241,7 +241,7 @@ class Sampler:
         torch.set_num_threads(self.args.threads)
         device, release = self.device, self.release
         encoder = release.encoder(self.args.text_cache, device)
-        return release.dit(device, self.dtype), release.tae(device), encoder
+        return release.backbone(device, self.dtype), release.tae(device), encoder
 
     def _latent(self, job: Request, label: str) -> Tensor:
         """The normalized latent of the clip."""

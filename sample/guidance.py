@@ -17,7 +17,7 @@ class VelocityModel(Protocol):
 
     def __call__(self, latent: Tensor, time: Tensor, text: Any) -> Tensor: ...
 
-    def encode_text(self, text: Sequence[TextEmbedding]) -> Any: ...
+    def encode_condition(self, text: Sequence[TextEmbedding]) -> Any: ...
 
 
 def guide(
@@ -40,9 +40,9 @@ def guided_velocity(
     2b. With `guidance_scale` 1 the unconditional half has no weight and is left out.
     """
     if guidance_scale == 1:
-        context = dit.encode_text(text)
+        context = dit.encode_condition(text)
         return lambda x, time: dit(x, time.expand(x.shape[0]), context)
-    context = dit.encode_text(stack(null_text, text))
+    context = dit.encode_condition(stack(null_text, text))
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
         both = dit(torch.cat((x, x)), time.expand(2 * x.shape[0]), context)

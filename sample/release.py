@@ -171,7 +171,7 @@ class Release:
 
         return accelerate(TAE.from_pretrained(self.folder / "tae").to(device))
 
-    def dit(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
+    def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
         """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""
         from kinoflow.dit_video.video_dit import VideoDiT
 

@@ -12,8 +12,8 @@ import kinoflow.data.__main__
 import kinoflow.sample.__main__
 import kinoflow.tae.__main__
 import kinoflow.train.run.loop
-import kinoflow.train.tasks.dit
 import kinoflow.train.tasks.export
+import kinoflow.train.tasks.flow_task
 import kinoflow.train.tasks.precompute
 import kinoflow.train.tasks.tae  # noqa: F401
 from kinoflow.__main__ import main

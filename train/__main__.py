@@ -161,9 +161,9 @@ def task_of(config: RunConfig) -> Task:
         from kinoflow.train.tasks.tae import TAETask
 
         return TAETask(config)
-    from kinoflow.train.tasks.dit import DiTTask
+    from kinoflow.train.tasks.flow_task import FlowTask
 
-    return DiTTask(config)
+    return FlowTask(config)
 
 
 if __name__ == "__main__":

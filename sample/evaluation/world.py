@@ -116,7 +116,7 @@ def evaluate(
     bucket = release.bucket()
     judge, dit, tae, encoder = (
         Judge.from_pretrained(release.folder / "judge"),
-        release.dit(device, dtype),
+        release.backbone(device, dtype),
         release.tae(device),
         release.encoder(device=device),
     )

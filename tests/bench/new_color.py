@@ -41,7 +41,7 @@ def main() -> None:
         seed += 1
     bucket, sampling = release.bucket(), release.sampling(num_steps=args.steps)
     size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
-    models = release.dit(), release.tae(), release.encoder()
+    models = release.backbone(), release.tae(), release.encoder()
     texts = [caption(scene, seed, complete=True) for seed, scene in scenes]
     clips = []
     with progress_bar() as bar:

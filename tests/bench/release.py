@@ -45,12 +45,12 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     release, device = Release.load(), parse_device(options.device)
     bucket = release.bucket()
-    dit, tae, encoder = release.dit(device), release.tae(device), release.encoder(device=device)
+    dit, tae, encoder = release.backbone(device), release.tae(device), release.encoder(device=device)
     video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width, device=device) * 2 - 1
     latent = tae.encode(video).mean
     text = encoder(["a red star moves left on a gray background"] * 2, bucket.fps)
     context, both, time_ = (
-        dit.encode_text(text),
+        dit.encode_condition(text),
         torch.cat((latent, latent)),
         torch.full((2,), 0.5, device=device),
     )

@@ -50,13 +50,13 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
     from kinoflow.train.run.config import RunConfig
     from kinoflow.train.run.ema import EMA
     from kinoflow.train.run.spread import Spread
-    from kinoflow.train.tasks.dit import DiTBatch, DiTTask
+    from kinoflow.train.tasks.flow_task import FlowBatch, FlowTask
 
     config = load(RunConfig, words)
     processes = engine.start(1)
     base = resident()["now"]
     reset()
-    task = DiTTask(config)
+    task = FlowTask(config)
     task.prepare(Spread(config=config, processes=processes))
     prepared = resident()
     running = engine.Engine(task.model, task.loss, config, processes)
@@ -64,7 +64,7 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
     started = resident()
     text = TextEmbedding(hidden=torch.randn(1, 3, 64), mask=torch.ones(1, 3, dtype=torch.bool))
     latent = torch.randn(1, task.model.config.latent_channels, 1, 4, 4)
-    batch = DiTBatch(
+    batch = FlowBatch(
         latent=latent,
         noise=torch.randn_like(latent),
         time=torch.rand(1),
@@ -87,12 +87,12 @@ def export(_: int, words: list[str], folder: str) -> None:
     from kinoflow.configs.schema import load
     from kinoflow.train.run.averages import AveragedState
     from kinoflow.train.run.config import RunConfig
-    from kinoflow.train.tasks.dit import DiTTask
+    from kinoflow.train.tasks.flow_task import FlowTask
 
     config = load(RunConfig, words)
     base = resident()["now"]
     reset()
-    DiTTask(config).export(AveragedState(Path(config.run, "checkpoints", "00000001")), Path(folder, "out"))
+    FlowTask(config).export(AveragedState(Path(config.run, "checkpoints", "00000001")), Path(folder, "out"))
     Path(folder, "figures.export.json").write_text(json.dumps({"base": base, "exported": resident()}))
 
 

@@ -31,7 +31,7 @@ from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.optimizer import adamw
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.flow_task import FlowTask
 
 BUCKET, SKIPPED, BETWEEN = "32x128x128@16", 2, 500
 
@@ -52,7 +52,7 @@ def latents(folder: Path, widths: tuple[int, ...], channels: int) -> None:
 
 def bare(config: RunConfig, processes: Processes) -> float:
     """Tokens a second of the plain steps."""
-    task = DiTTask(config)
+    task = FlowTask(config)
     task.prepare(Spread(config=config, processes=processes))
     model, optimizer = task.model.train(), adamw(task.model, config.optimizer)
     batches = [task.batch(step, 0, 1) for step in range(config.steps)]
@@ -78,7 +78,7 @@ def ours(config: RunConfig, processes: Processes) -> dict[str, float]:
         held.append(time.perf_counter() - begin)
 
     with mock.patch.object(checkpoint.Checkpoints, "save", timed):
-        assert loop.train(DiTTask(config), config, processes) == 0
+        assert loop.train(FlowTask(config), config, processes) == 0
     lines = [json.loads(line) for line in Path(config.run, "log.jsonl").read_text().splitlines()][SKIPPED:]
     median = {
         key: statistics.median(line[key] for line in lines) for key in ("tokens_per_second", "data_wait")

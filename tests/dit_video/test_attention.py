@@ -155,7 +155,7 @@ def test_packed_text_equals_padded(monkeypatch, kernel) -> None:
         results.append([velocity, *(p.grad for p in model.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-    assert model.encode_text(ragged_text()).lengths == (5, 6)
+    assert model.encode_condition(ragged_text()).lengths == (5, 6)
 
 
 @pytest.mark.gpu

@@ -114,7 +114,7 @@ def test_padding_of_the_text_changes_nothing() -> None:
 def test_text_context_is_computed_once_to_the_same_effect() -> None:
     model, (x, time) = build(), latent()
     torch.testing.assert_close(
-        model(x, time, model.encode_text(text(2))), model(x, time, text(2)), rtol=0, atol=0
+        model(x, time, model.encode_condition(text(2))), model(x, time, text(2)), rtol=0, atol=0
     )
 
 

@@ -64,7 +64,7 @@ def test_a_kept_latent_is_what_the_autoencoder_gives(tiny_release, failed):
     tae, encoder = tiny_release.tae(), tiny_release.encoder()
     sampling = tiny_release.sampling(num_steps=2)
     normalized = sample_latent(
-        tiny_release.dit(), encoder([PROMPT], Fraction(16)), encoder.null(),
+        tiny_release.backbone(), encoder([PROMPT], Fraction(16)), encoder.null(),
         tae.config.latent_shape(16, 32, 32), seed=0, sampling=sampling,
     )  # fmt: skip
     (latent,) = read_latents(Path("x.kino"), 0, 2, (2, 4, 4, 4))

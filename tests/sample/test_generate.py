@@ -24,7 +24,7 @@ class GaussianFlow:
 
     std = 0.5
 
-    def encode_text(self, text):
+    def encode_condition(self, text):
         return text[0].hidden[:, 0, 0]
 
     def __call__(self, latent, time, text):
@@ -63,7 +63,7 @@ def test_the_sde_has_the_law_of_the_guided_gaussian_flow(scale):
 
 
 def test_a_prompt_and_seed_give_the_same_bytes_alone_in_a_list_and_in_another_order(tiny_release):
-    parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
+    parts = tiny_release.backbone(), tiny_release.tae(), tiny_release.encoder()
     together = generate(*parts, PROMPTS, seeds=[5, 6, 7], **SIZE)
     assert together.shape == (3, 16, 32, 32, 3)
     assert together.dtype == torch.uint8
@@ -75,7 +75,7 @@ def test_a_prompt_and_seed_give_the_same_bytes_alone_in_a_list_and_in_another_or
 
 
 def test_seed_prompt_negative_and_guidance_each_change_the_frames(tiny_release):
-    parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
+    parts = tiny_release.backbone(), tiny_release.tae(), tiny_release.encoder()
     first = generate(*parts, PROMPTS[:1], seeds=[5], **SIZE)
     assert not torch.equal(first, generate(*parts, PROMPTS[:1], seeds=[6], **SIZE))
     assert not torch.equal(first, generate(*parts, PROMPTS[1:2], seeds=[5], **SIZE))
@@ -85,7 +85,7 @@ def test_seed_prompt_negative_and_guidance_each_change_the_frames(tiny_release):
 
 def test_progress_counts_velocities(tiny_release):
     calls = []
-    parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
+    parts = tiny_release.backbone(), tiny_release.tae(), tiny_release.encoder()
     generate(*parts, PROMPTS[:2], seeds=[0, 1], solver="midpoint", progress=lambda: calls.append(1), **SIZE)
     assert len(calls) == 2 * 3 * 2 == 2 * Sampling(num_steps=3, solver="midpoint").num_evaluations
 
@@ -136,7 +136,7 @@ def test_settings_out_of_range_name_their_key(settings, key):
 
 
 def test_one_seed_for_each_prompt(tiny_release):
-    parts = tiny_release.dit(), tiny_release.tae(), tiny_release.encoder()
+    parts = tiny_release.backbone(), tiny_release.tae(), tiny_release.encoder()
     with pytest.raises(UserError, match="seeds: 1 for 3 prompts"):
         generate(*parts, PROMPTS, seeds=[0], **SIZE)
     with pytest.raises(UserError, match="seed: -1"):

@@ -17,7 +17,7 @@ class MeanText:
     def __init__(self):
         self.batches, self.encoded = [], 0
 
-    def encode_text(self, text):
+    def encode_condition(self, text):
         self.encoded += 1
         total = sum((e.hidden * e.mask[..., None]).sum(dim=(1, 2)) for e in text)
         return total / sum(e.mask.sum(dim=1) * e.hidden.shape[2] for e in text)

@@ -23,7 +23,7 @@ def adapter(tiny_release, tmp_path):
     folder, generator = tmp_path / "adapter", torch.Generator().manual_seed(3)
     folder.mkdir()
     halves = {}
-    for name, weight in tiny_release.dit().state_dict().items():
+    for name, weight in tiny_release.backbone().state_dict().items():
         if weight.ndim == 2 and name.removesuffix(".weight").endswith(
             tuple(f".{target}" for target in TARGETS)
         ):
@@ -51,8 +51,8 @@ def changed(folder, change):
 
 def test_weights_have_the_scaled_product_added(tiny_release_folder, tiny_release, adapter):
     halves = load_file(adapter / "adapter_model.safetensors")
-    before = tiny_release.dit().state_dict()
-    after = Release.load(tiny_release_folder, [f"{adapter}:0.5", str(adapter)]).dit().state_dict()
+    before = tiny_release.backbone().state_dict()
+    after = Release.load(tiny_release_folder, [f"{adapter}:0.5", str(adapter)]).backbone().state_dict()
     for name, weight in before.items():
         key = f"base_model.model.{name.removesuffix('.weight')}"
         product = torch.zeros_like(weight)
@@ -154,7 +154,7 @@ def test_sampling_with_an_adapter_imports_no_peft(tiny_release_folder, adapter):
     script = f"""
 import sys
 from kinoflow.sample.release import Release
-Release.load({str(tiny_release_folder)!r}, [{str(adapter)!r}]).dit()
+Release.load({str(tiny_release_folder)!r}, [{str(adapter)!r}]).backbone()
 assert "peft" not in sys.modules
 """
     root = Path(__file__).parents[2]

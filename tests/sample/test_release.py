@@ -11,6 +11,7 @@ from kinoflow.data.clips.buckets import parse
 from kinoflow.sample.evaluation.judge import Judge
 from kinoflow.sample.generate import generate
 from kinoflow.sample.release import Release, ReleaseConfig, write
+from kinoflow.tae import TAE
 from tests.standin import DEVICE, Accelerator
 
 
@@ -28,8 +29,8 @@ def one_line(error) -> str:
 def test_a_written_release_loads_with_its_models(tiny_release_folder):
     release = Release.load(tiny_release_folder)
     assert release.name == "tiny"
-    assert release.tae().config.latent_channels == release.dit().config.latent_channels == 4
-    assert not release.dit().training
+    assert release.tae().config.latent_channels == release.backbone().config.latent_channels == 4
+    assert not release.backbone().training
     assert Judge.from_pretrained(release.folder / "judge").config.frames == 16
     assert len(release.weights_hash) == 16
 
@@ -66,7 +67,8 @@ def test_damaged_weights_are_named(copy, part, damage):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(UserError) as error:
-        Judge.from_pretrained(copy / part) if part == "judge" else getattr(Release.load(copy), part)()
+        reads = {"judge": Judge.from_pretrained, "tae": TAE.from_pretrained}
+        reads[part](copy / part) if part in reads else Release.load(copy).backbone()
     assert str(weights) in one_line(error)
 
 
@@ -74,7 +76,7 @@ def test_a_model_config_with_another_width_does_not_load(copy):
     path = copy / "dit" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 64}))
     with pytest.raises(UserError) as error:
-        Release.load(copy).dit()
+        Release.load(copy).backbone()
     assert str(copy / "dit") in one_line(error)
 
 
@@ -165,7 +167,7 @@ def test_numbers_of_another_type(tiny_release, monkeypatch):
     size = {"frames": 16, "height": 16, "width": 16, "fps": Fraction(16), "num_steps": 3}
     clips = []
     for dtype in (torch.float32, torch.bfloat16):
-        dit = tiny_release.dit(dtype=dtype)
+        dit = tiny_release.backbone(dtype=dtype)
         assert {p.dtype for p in dit.parameters()} == {dtype}
         dit.time.register_forward_pre_hook(lambda _, inputs: times.append(inputs[0].dtype))
         parts = dit, tiny_release.tae(), tiny_release.encoder()
@@ -177,7 +179,7 @@ def test_numbers_of_another_type(tiny_release, monkeypatch):
 def test_every_part_goes_to_the_device(tiny_release):
     with Accelerator():
         parts = (
-            tiny_release.dit(DEVICE), tiny_release.tae(DEVICE), tiny_release.encoder(device=DEVICE)
+            tiny_release.backbone(DEVICE), tiny_release.tae(DEVICE), tiny_release.encoder(device=DEVICE)
         )  # fmt: skip
         clips = generate(
             *parts, ["a red star"], seeds=[1], frames=16, height=16, width=16, fps=Fraction(16), num_steps=2

@@ -18,7 +18,7 @@ from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
 from kinoflow.train.mini import judge, text
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.tasks import dit, precompute, tae  # noqa: F401
+from kinoflow.train.tasks import flow_task, precompute, tae  # noqa: F401
 from tests.train.held import held  # noqa: F401
 from tests.train.parallel_jobs import compiled, sequence, sharded, summed  # noqa: F401
 from tests.train.real_jobs import adapted, trained  # noqa: F401

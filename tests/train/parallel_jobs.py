@@ -16,7 +16,7 @@ from kinoflow.train.run import engine
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Loss
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.flow_task import FlowTask
 from tests.dit_video.test_attention import ragged_text
 from tests.dit_video.test_model import CONFIG, build, latent, text
 
@@ -88,7 +88,7 @@ def sharded(folder, sources):
     settings = load(RunConfig, sources)
     processes = engine.start(1, settings.parallel.sequence)
     try:
-        task = DiTTask(settings)
+        task = FlowTask(settings)
         model = task.model
         assert all(p.is_meta for p in model.parameters())
         filled, fill = {}, task._fill

@@ -18,7 +18,7 @@ from kinoflow.train.run.batches import moved
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.flow_task import FlowTask
 from kinoflow.train.tasks.precompute import PrecomputeConfig, load_encoders, precompute
 from kinoflow.train.tasks.tae import TAETask
 from tests.standin import DEVICE, Accelerator
@@ -99,7 +99,7 @@ def test_the_backbone(release, latents, tmp_path):
         *DIT, f"run={tmp_path}", f"data.latents={latents}", f"release={release}", "data.batch_size=2",
         "dit.depth=2", "dit.max_tokens=[4,8,8]", "preview_every=1",
     ])  # fmt: skip
-    task = DiTTask(config)
+    task = FlowTask(config)
     # The stand-in has no values to start from.
     task.prepare(spread(config, replace(ALONE, device=torch.device("cpu"))))
     with Accelerator():

@@ -10,12 +10,12 @@ from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.dit_video.flow.matching import FlowConfig, perturb
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.dit_video.lora import LoRAConfig
-from kinoflow.train.tasks.dit import DiTBatch, DiTTask
+from kinoflow.train.tasks.flow_task import FlowBatch, FlowTask
 
 
 def task(flow, captions=2):
     """A task without a model or data: what is tested asks for neither."""
-    made = DiTTask.__new__(DiTTask)
+    made = FlowTask.__new__(FlowTask)
     made.config = SimpleNamespace(flow=flow, lora=LoRAConfig())
     made.__dict__["latents"] = SimpleNamespace(
         index=SimpleNamespace(widths=(4, 5, 6), captions_per_clip=captions)
@@ -48,7 +48,7 @@ def test_the_draw_is_that_of_earlier_runs():
 @pytest.mark.parametrize(("name", "path"), [("cond_ot", cond_ot), ("cosine", cosine)])
 def test_the_loss_is_the_distance_to_the_velocity_of_the_configured_path(name, path):
     text = TextEmbedding(hidden=torch.zeros(3, 2, 4), mask=torch.ones(3, 2, dtype=torch.bool))
-    batch = DiTBatch(
+    batch = FlowBatch(
         latent=torch.randn(3, 2, 1, 4, 4),
         noise=torch.randn(3, 2, 1, 4, 4),
         time=torch.rand(3),

@@ -13,17 +13,17 @@ from kinoflow.dit_video.attention.kernels import math_attention
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks import dit as module
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks import flow_task as module
+from kinoflow.train.tasks.flow_task import FlowTask
 
 SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"]
 
 
-def task(*sources: str) -> DiTTask:
-    return DiTTask(load(RunConfig, [*SHAPE, *sources]))
+def task(*sources: str) -> FlowTask:
+    return FlowTask(load(RunConfig, [*SHAPE, *sources]))
 
 
-def prepared(made: DiTTask) -> VideoDiT:
+def prepared(made: FlowTask) -> VideoDiT:
     processes = Processes(rank=0, size=1, device=torch.device("cpu"))
     made.prepare(Spread(config=made.config, processes=processes))
     return made.model

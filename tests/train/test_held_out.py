@@ -12,7 +12,7 @@ from kinoflow.dit_video.flow.matching import FlowConfig, perturb
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.tasks import held_out as module
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.flow_task import FlowTask
 from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
@@ -91,7 +91,7 @@ BACKBONE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=
 def test_clips_that_are_learned_from_are_refused(latents):
     words = [*BACKBONE, f"data.latents={latents}", f"validation.latents={latents}", "validation.every=2"]
     with pytest.raises(UserError, match=r"validation.latents: .* holds the clips of data.latents"):
-        _ = DiTTask(load(RunConfig, words)).held_out
+        _ = FlowTask(load(RunConfig, words)).held_out
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,6 @@ def test_neighbours_see_the_same_clips_and_count_them_once(start_job, tmp_path):
 def test_text_stays_whole_on_each_process():
     """A context computed before the model is spread serves it after: nothing of the text is split."""
     model, (x, time) = build(), latent()
-    context = model.encode_text(text(2))
+    context = model.encode_condition(text(2))
     parallelize(model, ParallelConfig(checkpoint_every=2), None)
     torch.testing.assert_close(model(x, time, context), build()(x, time, text(2)))

@@ -17,7 +17,7 @@ from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
-from kinoflow.train.tasks.dit import DiTTask
+from kinoflow.train.tasks.flow_task import FlowTask
 
 _PARTS = ("tae", "dit", "text", "judge")
 
@@ -78,7 +78,7 @@ def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Pa
     Raises:
         UserError: the run trains no adapters, or as `export` does.
     """
-    if not isinstance(task, DiTTask) or not config.lora.rank:
+    if not isinstance(task, FlowTask) or not config.lora.rank:
         raise UserError(f"--adapter: {run} trains no adapters (lora.rank=0); leave it out")
     found = _newest(run, task, config)
     folder.parent.mkdir(parents=True, exist_ok=True)

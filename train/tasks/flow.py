@@ -13,7 +13,7 @@ from kinoflow.train.run.task import Parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTBatch:
+class FlowBatch:
     """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder.
 
     `dropout` is the seed of what adapters drop.
@@ -31,7 +31,7 @@ def embeddings(clips: Batch) -> tuple[TextEmbedding, ...]:
     return tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
 
 
-def flow_loss(model: nn.Module, batch: DiTBatch, flow: FlowConfig) -> Float[Tensor, " b"]:
+def flow_loss(model: nn.Module, batch: FlowBatch, flow: FlowConfig) -> Float[Tensor, " b"]:
     """The mean squared error of the velocity of each clip, in float32 (Movie Gen, equation 3)."""
     sample = perturb(batch.latent, batch.noise, batch.time, flow.gaussian_path)
     error = model(sample.x_t, batch.time, batch.texts) - sample.velocity

@@ -24,7 +24,7 @@ from kinoflow.train.run.config import ValidationConfig
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_all
 from kinoflow.train.run.task import Parts
-from kinoflow.train.tasks.flow import DiTBatch, by_quarter, embeddings, flow_loss
+from kinoflow.train.tasks.flow import FlowBatch, by_quarter, embeddings, flow_loss
 from kinoflow.train.tasks.precompute import made_with
 
 USAGE = """usage: kinoflow train validate RELEASE LATENTS [--json]
@@ -66,13 +66,13 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> DiTBatch:
+    def __getitem__(self, index: int) -> FlowBatch:
         """Latents with their first caption, which is never dropped."""
         name, items = self._batches[index]
         clips = np.array([clip for clip, _ in items])
         found = self.latents.get(name, clips, np.zeros_like(clips))
         noise = [_noise(found.latent[0].shape, name, *item) for item in items]
-        return DiTBatch(
+        return FlowBatch(
             latent=found.latent,
             noise=torch.stack(noise),
             time=torch.tensor([(part + 0.5) / _TIMES for _, part in items]),
@@ -128,7 +128,7 @@ def main(words: Sequence[str]) -> int:
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
     batches.require(made_with(release.folder, release.tae()), str(release.folder))
-    return release.dit(processes.device).eval(), batches, FlowConfig(path=release.config.sampling.path)
+    return release.backbone(processes.device).eval(), batches, FlowConfig(path=release.config.sampling.path)
 
 
 def _text(found: Parts) -> str:

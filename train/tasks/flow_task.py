@@ -35,13 +35,13 @@ from kinoflow.train.run.processes import Processes, from_first
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Base, Loss, Parts
 from kinoflow.train.tasks import lora
-from kinoflow.train.tasks.flow import DiTBatch, by_quarter, embeddings, flow_loss
+from kinoflow.train.tasks.flow import FlowBatch, by_quarter, embeddings, flow_loss
 from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 
 PREVIEW_CLIPS = 6
 
 
-class DiTTask:
+class FlowTask:
     """Mean squared error of the velocity, text dropped now and then for classifier-free guidance."""
 
     discriminator: nn.Module | None = None
@@ -144,7 +144,7 @@ class DiTTask:
         draw = self.sampler.draw(step, index, slices)
         return [self.latents.place(self.latents.buckets[draw.bucket], i) for i in draw.indices.tolist()]
 
-    def batch(self, step: int, index: int, slices: int) -> DiTBatch:
+    def batch(self, step: int, index: int, slices: int) -> FlowBatch:
         draw = self.sampler.draw(step, index, slices)
         count = len(draw.indices)
         total, first = count * slices, count * index
@@ -156,7 +156,7 @@ class DiTTask:
         noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
         time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
         dropout = torch.tensor(seeded("dropout", self.config.seed, step, first))
-        return DiTBatch(
+        return FlowBatch(
             latent=clips.latent, noise=torch.stack(noise), time=time, texts=embeddings(clips), dropout=dropout
         )
 
@@ -171,7 +171,7 @@ class DiTTask:
         generator = torch.Generator().manual_seed(seeded("noise", self.config.seed, step, position))
         return torch.randn(tuple(shape), generator=generator)
 
-    def loss(self, model: nn.Module, batch: DiTBatch, step: int) -> Loss:  # noqa: ARG002
+    def loss(self, model: nn.Module, batch: FlowBatch, step: int) -> Loss:  # noqa: ARG002
         """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it.
 
         The parts are the loss of each quarter of the flow's times: noise alone is at 0, the clip at 1.
@@ -182,7 +182,7 @@ class DiTTask:
         return Loss(total=loss.mean(), parts=by_quarter(loss.detach(), batch.time))
 
     def discriminator_loss(
-        self, discriminator: nn.Module, batch: DiTBatch, output: Tensor | None, step: int
+        self, discriminator: nn.Module, batch: FlowBatch, output: Tensor | None, step: int
     ) -> None:
         """There is none."""
 
@@ -275,16 +275,16 @@ class DiTTask:
     def close(self) -> None:
         """Nothing is open."""
 
-    def samples(self, batch: DiTBatch) -> int:
+    def samples(self, batch: FlowBatch) -> int:
         """Clips of the batch."""
         return len(batch.latent)
 
-    def tokens(self, batch: DiTBatch) -> int:
+    def tokens(self, batch: FlowBatch) -> int:
         """Video tokens of the batch."""
         t, h, w = self.model.grid(*batch.latent.shape[2:])
         return len(batch.latent) * t * h * w
 
-    def flops(self, batch: DiTBatch) -> float:
+    def flops(self, batch: FlowBatch) -> float:
         """Forward and backward of the batch, as MFU counts them; the adapters' own are left out.
 
         A frozen weight costs its product once more in the backward pass, and attention twice as ever.
