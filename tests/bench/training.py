@@ -2,9 +2,9 @@
 
 Tokens a second of the transformer of configs/models/dit_mini.yaml on latents of 32x128x128 pixels: by the
 loop (batches from shards, DeepSpeed, averages, log, watch, the agreement of every step) and by forward,
-backward, clipping and AdamW on batches that are there already. Rounds take turns; medians of steps. Also how
-long a step waits for its batch, and how long a checkpoint holds the run, as a share of the 500 steps between
-two.
+backward, clipping and AdamW on batches that are there already. Steps take turns, so that both meet the same
+machine; medians, and the median of the pairs' ratios. Also how long a step waits for its batch, and how long
+a checkpoint holds the run, as a share of the 500 steps between two.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.flow_task import FlowTask
 
-BUCKET, SKIPPED, BETWEEN = "32x128x128@16", 2, 500
+BUCKET, TOKENS, SKIPPED, BETWEEN = "32x128x128@16", 256, 2, 500
 
 
 def latents(folder: Path, widths: tuple[int, ...], channels: int) -> None:
@@ -50,26 +50,33 @@ def latents(folder: Path, widths: tuple[int, ...], channels: int) -> None:
     shards.write_shard(folder, BUCKET, 0, content)
 
 
-def bare(config: RunConfig, processes: Processes) -> float:
-    """Tokens a second of the plain steps."""
-    task = FlowTask(config)
-    task.prepare(Spread(config=config, processes=processes))
-    model, optimizer = task.model.train(), adamw(task.model, config.optimizer)
-    batches = [task.batch(step, 0, 1) for step in range(config.steps)]
-    seconds = []
-    for step, batch in enumerate(batches):
+class Bare:
+    """Plain steps: forward, backward, clipping and AdamW on batches that are there already."""
+
+    def __init__(self, config: RunConfig, processes: Processes) -> None:
+        self._config, self._task = config, FlowTask(config)
+        self._task.prepare(Spread(config=config, processes=processes))
+        self._model = self._task.model.train()
+        self._optimizer = adamw(self._model, config.optimizer)
+        self._batches = [self._task.batch(step, 0, 1) for step in range(config.steps)]
+
+    @torch.enable_grad()
+    def seconds(self, step: int) -> float:
+        """Of one step."""
         begin = time.perf_counter()
-        task.loss(model, batch, step).total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - begin)
-    return task.tokens(batches[0]) / statistics.median(seconds[SKIPPED:])
+        self._task.loss(self._model, self._batches[step], step).total.backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return time.perf_counter() - begin
 
 
-def ours(config: RunConfig, processes: Processes) -> dict[str, float]:
-    """Tokens a second of the loop, seconds a step waits for data, seconds that a checkpoint holds it."""
-    held: list[float] = []
+def both(config: RunConfig, processes: Processes) -> dict[str, list[float]]:
+    """Of each step of the loop its seconds, those of a plain one right after it, and the wait for its batch.
+
+    The plain step is made where a preview would be, whose time the log leaves out.
+    """
+    bare, plain, held = Bare(config, processes), [], []
     save = checkpoint.Checkpoints.save
 
     def timed(self: Any, *arguments: Any) -> None:
@@ -77,13 +84,21 @@ def ours(config: RunConfig, processes: Processes) -> dict[str, float]:
         save(self, *arguments)
         held.append(time.perf_counter() - begin)
 
-    with mock.patch.object(checkpoint.Checkpoints, "save", timed):
+    def preview(*arguments: Any) -> None:
+        plain.append(bare.seconds(arguments[-1] - 1))
+
+    with (
+        mock.patch.object(checkpoint.Checkpoints, "save", timed),
+        mock.patch.object(loop, "preview", preview),
+    ):
         assert loop.train(FlowTask(config), config, processes) == 0
-    lines = [json.loads(line) for line in Path(config.run, "log.jsonl").read_text().splitlines()][SKIPPED:]
-    median = {
-        key: statistics.median(line[key] for line in lines) for key in ("tokens_per_second", "data_wait")
+    lines = [json.loads(line) for line in Path(config.run, "log.jsonl").read_text().splitlines()]
+    return {
+        "seconds": [config.data.batch_size / line["samples_per_second"] for line in lines][SKIPPED:],
+        "bare_seconds": plain[SKIPPED:],
+        "data_wait": [line["data_wait"] for line in lines][SKIPPED:],
+        "checkpoint_hold": held,
     }
-    return median | {"checkpoint_hold": held[-1]}
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -93,23 +108,21 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "steps": options.steps}
     try:
         for stage in (0, 1):
-            plain, product = [], []
-            for turn in range(options.repeats):
-                run = folder / f"{stage}-{turn}"
-                words = ["configs/models/dit_mini.yaml", f"data.latents={folder / 'latents'}", "log_every=1",
-                         f"steps={options.steps}", f"data.batch_size={options.batch}",
-                         f"deepspeed.zero_stage={stage}", f"checkpoint_every={options.steps}",
-                         f"run={run}"]  # fmt: skip
-                config = load(RunConfig, words)
-                plain.append(bare(config, processes))
-                product.append(ours(config, processes))
-            middle = {key: statistics.median(each[key] for each in product) for key in product[0]}
-            rate, step = statistics.median(plain), options.batch * 256 / middle["tokens_per_second"]
-            found[f"zero{stage}"] = middle | {
-                "bare_tokens_per_second": rate,
-                "ratio": middle["tokens_per_second"] / rate,
-                "data_wait_share": middle["data_wait"] / step,
-                "checkpoint_share": middle["checkpoint_hold"] / (BETWEEN * step),
+            words = ["configs/models/dit_mini.yaml", f"data.latents={folder / 'latents'}", "log_every=1",
+                     f"steps={options.steps}", f"data.batch_size={options.batch}", "preview_every=1",
+                     f"deepspeed.zero_stage={stage}", f"checkpoint_every={options.steps}",
+                     f"run={folder / str(stage)}"]  # fmt: skip
+            times = both(load(RunConfig, words), processes)
+            pairs = zip(times["bare_seconds"], times["seconds"], strict=True)
+            ratio = statistics.median(plain / own for plain, own in pairs)
+            middle = {key: statistics.median(values) for key, values in times.items()}
+            found[f"zero{stage}"] = {
+                "tokens_per_second": options.batch * TOKENS / middle["seconds"],
+                "bare_tokens_per_second": options.batch * TOKENS / middle["bare_seconds"],
+                "ratio": ratio,
+                "data_wait_share": middle["data_wait"] / middle["seconds"],
+                "checkpoint_hold": middle["checkpoint_hold"],
+                "checkpoint_share": middle["checkpoint_hold"] / (BETWEEN * middle["seconds"]),
             }
     finally:
         engine.stop()
@@ -120,9 +133,8 @@ def main(arguments: list[str]) -> None:
     """Measure both in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, default=8, help="of a round (default: 8)")
+    parser.add_argument("--steps", type=int, default=24, help="of each (default: 24)")
     parser.add_argument("--batch", type=int, default=8, help="clips of a step (default: 8)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of each (default: 3)")
     parser.add_argument("--threads", type=int, default=None, help="of torch (default: its own)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
