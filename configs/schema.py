@@ -3,7 +3,7 @@
 A schema is a frozen, keyword-only dataclass whose fields are ``bool``, ``int``, ``float``, ``str``,
 ``Literal``, ``tuple``, ``dict`` and other such dataclasses, each optionally ``| None``. A field without a
 default must be given by a source. Rates are written as strings ("24000/1001"), never as floats; in a YAML
-file text that looks like a number needs quotes.
+file text that looks like a number needs quotes. A lone text may stand for a list of texts.
 
 Every mistake in a source is a `UserError` of one line that names the source, the key and the remedy.
 """
@@ -167,7 +167,8 @@ def _parse_override(schema: type, source: str) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(f'"{source}": {_first_line(error)}') from None
     expected = bare(type_at(schema, names))
-    if expected is str and not isinstance(value, str) and text not in ("null", "~"):
+    lone = expected == tuple[str, ...] and not isinstance(value, list)
+    if (expected is str or lone) and not isinstance(value, str) and text not in ("null", "~"):
         value = text  # run=007 stays "007", run= is the empty string
     return _nest(names, value)
 
@@ -225,6 +226,7 @@ def _build(schema: type[T], layers: Sequence[Layer]) -> T:
 def _validate(schema: type[T], plain: Any, layers: Sequence[Layer]) -> T:
     from pydantic import ValidationError
 
+    plain = _listed(schema, plain)
     try:
         # Of JSON a strict reader takes lists for tuples and ints for floats, and nothing else for another.
         return _adapter(schema).validate_json(json.dumps(plain), strict=True)
@@ -232,6 +234,14 @@ def _validate(schema: type[T], plain: Any, layers: Sequence[Layer]) -> T:
         raise _explain(schema, error.errors(include_url=False)[0], layers) from error
     except TypeError as error:  # YAML's !!binary
         raise UserError(f"{_first_line(error)}; write it as text") from None
+
+
+def _listed(kind: Any, value: Any) -> Any:
+    """The value with each text that stands where a list of texts is wanted as a list of it alone."""
+    kind = bare(kind)
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return {key: _listed(hints(kind).get(key), item) for key, item in value.items()}
+    return [value] if kind == tuple[str, ...] and isinstance(value, str) else value
 
 
 @functools.cache

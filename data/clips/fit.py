@@ -48,21 +48,23 @@ class Clips:
     A disk that is away for a moment is waited for; for longer, or with a large share of the list bad, it ends
     in an error.
 
-    `workers` cut the clips; by default that happens here and now.
+    `workers` cut the clips; by default that happens here and now. `of` names the list in the quarantine file,
+    where that is shared with other lists.
     """
 
     def __init__(
         self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str],
-        workers: Workers | None = None,
+        workers: Workers | None = None, *, of: str = "",
     ) -> None:  # fmt: skip
+        self._of = {"list": of} if of else {}
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
         self._workers, self._lock = workers or Workers(0), threading.Lock()
-        before = _quarantined(self._quarantine)
+        before = [line for line in _quarantined(self._quarantine) if line.get("list", "") == of]
         # What was not there may be there again.
         self._bad = {line["path"] for line in before if "row" not in line and not line.get("gone")}
         self._gone: set[Path] = set()
         for problem in manifest.bad:
-            line = {"row": problem.row, "path": problem.path, "reason": problem.reason}
+            line = {**self._of, "row": problem.row, "path": problem.path, "reason": problem.reason}
             if line not in before:
                 self._write(line)
         self._members: dict[str, list[int]] = {str(bucket): [] for bucket in buckets}
@@ -161,7 +163,7 @@ class Clips:
             if entry.path in self._bad:
                 return
             self._bad.add(entry.path)
-            self._write({"path": entry.path, "reason": reason, **more})
+            self._write({**self._of, "path": entry.path, "reason": reason, **more})
         bad, count = len(self._bad), len(self._manifest.entries)
         if bad > max(_FEW, _LARGE_SHARE * count):
             raise OutageError(f"{self._quarantine}: {bad} of {count} clips cannot be read, the last: {reason}"

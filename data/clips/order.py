@@ -5,7 +5,7 @@ held. Buckets take turns by their weights: a step belongs to the bucket in whose
 radical inverse lies (van der Corput 1935: its bits, mirrored at the point). So each 64 steps have every
 bucket's share within one; inside each 64 they are shuffled. How often a bucket came before is counted by the
 bits of the step. All are closed forms: a resumed run needs no state, and no clip comes twice before all of
-its bucket came.
+its bucket came. The sets of a bucket take turns by their weights in the same way, clip by clip.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,10 @@ _BITS = 48  # of the number of a step
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """The bucket of a step, by position, the clips of that bucket it takes, and how often it had them all."""
+    """The bucket of a step, by position, the clips of that bucket it takes, and how often each came before.
+
+    Clips are counted through all sets of the bucket, one set after the other.
+    """
 
     bucket: int
     indices: Int64[np.ndarray, " b"]
@@ -32,23 +35,30 @@ class Draw:
 
 
 class Sampler:
-    """Draws for buckets of the given lengths (clips), weights (share of the steps) and global batch sizes."""
+    """Draws for buckets of the given lengths (clips), weights (share of the steps) and global batch sizes.
+
+    The clips of a bucket lie in one set or several; lengths[bucket] says how many in each, 0 where a set has
+    none. Without `set_weights` they are one heap, of which each clip comes once an epoch. With them, a set
+    has its share of the bucket's draws, whatever its length, and epochs of its own.
+    """
 
     def __init__(
-        self, lengths: Sequence[int], *, weights: Sequence[float], batch_sizes: Sequence[int], seed: int
-    ) -> None:
+        self, lengths: Sequence[Sequence[int]], *, weights: Sequence[float], batch_sizes: Sequence[int],
+        seed: int, set_weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         if not len(lengths) == len(weights) == len(batch_sizes) > 0:
             raise UserError("buckets: give one length, one weight and one batch size for each")
-        if min(lengths) < 1 or min(batch_sizes) < 1:
+        if min(map(sum, lengths)) < 1 or min(batch_sizes) < 1:
             raise UserError("buckets: a bucket without clips or with an empty batch cannot be sampled")
         if min(weights) < 0 or sum(weights) <= 0:
             raise UserError("buckets: weights must not be negative, and one must be positive")
-        self._lengths, self._batch_sizes, self._seed = list(lengths), list(batch_sizes), seed
-        shares = np.cumsum(np.asarray(weights, np.float64)) / sum(weights)
-        # Whole numbers, so that drawing and counting cannot differ; the last bucket with a weight ends at 1.
-        self._ends = [round(share * 2**_BITS) for share in shares.tolist()]
-        last = max(bucket for bucket, weight in enumerate(weights) if weight > 0)
-        self._ends[last:] = [2**_BITS] * (len(self._ends) - last)
+        self._lengths, self._batch_sizes, self._seed = [[*each] for each in lengths], list(batch_sizes), seed
+        self._turns = Turns(weights, seed)
+        self._set_turns: list[Turns | None] = [None] * len(lengths)
+        for bucket, sets in enumerate(self._lengths):
+            if set_weights is not None and sum(length > 0 for length in sets) > 1:
+                shares = [weight * (length > 0) for weight, length in zip(set_weights, sets, strict=True)]
+                self._set_turns[bucket] = Turns(shares, seeded("sets", seed, bucket))
 
     def draw(self, step: int, rank: int = 0, world_size: int = 1) -> Draw:
         """Slice `rank` of `world_size` of this step's batch.
@@ -56,23 +66,63 @@ class Sampler:
         Raises:
             UserError: the batch does not divide evenly.
         """
-        turns = self._block(step // _BLOCK)
-        within = step % _BLOCK
-        bucket = int(turns[within])
+        who, before = self._turns.at(np.array([step]))
+        bucket = int(who[0])
         size = self._batch_sizes[bucket]
         if size % world_size:
             raise UserError(f"batch_size: {size} does not divide into {world_size} slices")
-        before = self._turns_before(step - within)[bucket] + int((turns[:within] == bucket).sum())
         part = size // world_size
-        positions = np.arange(part, dtype=np.int64) + before * size + rank * part
-        length = self._lengths[bucket]
-        indices = permuted(positions, length, self._seed + bucket)
-        return Draw(bucket=bucket, indices=indices, epochs=positions // length)
+        positions = np.arange(part, dtype=np.int64) + int(before[0]) * size + rank * part
+        indices, epochs = self._clips(bucket, positions)
+        return Draw(bucket=bucket, indices=indices, epochs=epochs)
 
-    def _turns_before(self, step: int) -> list[int]:
+    def _clips(
+        self, bucket: int, positions: Int64[np.ndarray, " b"]
+    ) -> tuple[Int64[np.ndarray, " b"], Int64[np.ndarray, " b"]]:
+        """The clips at these positions of the bucket's endless stream, and how often each came before."""
+        lengths, turns = self._lengths[bucket], self._set_turns[bucket]
+        if turns is None:
+            length = sum(lengths)
+            return permuted(positions, length, self._seed + bucket), positions // length
+        indices, epochs = np.empty_like(positions), np.empty_like(positions)
+        which, before = turns.at(positions)
+        for number in np.unique(which).tolist():
+            own, length = which == number, lengths[number]
+            order = seeded("set", self._seed, bucket, number)
+            indices[own] = sum(lengths[:number]) + permuted(before[own], length, order)
+            epochs[own] = before[own] // length
+        return indices, epochs
+
+
+class Turns:
+    """Whose turn it is at each of an endless row of steps, by weights: closed forms of (seed, step)."""
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self._seed = seed
+        shares = np.cumsum(np.asarray(weights, np.float64)) / sum(weights)
+        # Whole numbers, so that drawing and counting cannot differ; the last one with a weight ends at 1.
+        self._ends = [round(share * 2**_BITS) for share in shares.tolist()]
+        last = max(who for who, weight in enumerate(weights) if weight > 0)
+        self._ends[last:] = [2**_BITS] * (len(self._ends) - last)
+
+    def at(self, steps: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Who has each of these steps, and how many that one had before it."""
+        who, before = np.empty_like(steps), np.empty_like(steps)
+        blocks = steps // _BLOCK
+        for block in np.unique(blocks).tolist():
+            turns, inside = self.block(block), blocks == block
+            earlier = np.array(self.before(block * _BLOCK), np.int64)
+            same = np.tril(turns[:, None] == turns, -1).sum(axis=1)
+            slots = steps[inside] % _BLOCK
+            who[inside], before[inside] = turns[slots], (earlier[turns] + same)[slots]
+        return who, before
+
+    def before(self, step: int) -> list[int]:
+        """How many of the first steps each one has; `step` is a multiple of 64."""
         return np.diff([0, *(_inverses_below(end, step) for end in self._ends)]).tolist()
 
-    def _block(self, block: int) -> Int64[np.ndarray, " steps"]:
+    def block(self, block: int) -> Int64[np.ndarray, " steps"]:
+        """Who has each step of the 64 of this number."""
         inverses = [_inverse(step) for step in range(block * _BLOCK, (block + 1) * _BLOCK)]
         turns = np.searchsorted(self._ends, inverses, side="right")
         return np.random.default_rng(seeded("turns", self._seed, block)).permutation(turns)

@@ -176,6 +176,25 @@ class Batch:
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
 
+    @classmethod
+    def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
+        """Clips of folders whose statistics are the index's."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+            for values in (index.latent_mean, index.latent_std)
+        )
+        latent = torch.from_numpy(np.stack([row.latent for row in rows])).float()
+        texts = tuple(_pad(states) for states in zip(*(row.texts for row in rows), strict=True))
+        return cls(latent=(latent - mean) / std, texts=texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One clip as it is on disk: its latents, and of each encoder the states of one caption."""
+
+    latent: Float16[np.ndarray, "c t h w"]
+    texts: Sequence[Float[np.ndarray, "_ _"]]
+
 
 class LatentDataset:
     """Random access to a finished latent folder. Reads map files into memory and hold nothing else."""
@@ -220,14 +239,14 @@ class LatentDataset:
         text_choice picks the caption of each clip, in [0, captions_per_clip), for all encoders or for each
         of them; -1 stands for the null prompt.
         """
-        if text_choice.ndim == 1:
-            text_choice = np.repeat(text_choice[:, None], len(self._null), axis=1)
-        latent = np.stack([self.stored(bucket, index) for index in indices.tolist()])
-        texts = []
-        for encoder in range(len(self._null)):
-            chosen = zip(indices.tolist(), text_choice[:, encoder].tolist(), strict=True)
-            texts.append(_pad([self._text(bucket, i, encoder, choice) for i, choice in chosen]))
-        return Batch(latent=self._normalized(torch.from_numpy(latent)), texts=tuple(texts))
+        choices = each_encoder(text_choice, len(self._null)).tolist()
+        return Batch.of([self.row(bucket, *each) for each in zip(indices.tolist(), choices, strict=True)],
+                        self.index)  # fmt: skip
+
+    def row(self, bucket: str, index: int, choices: Sequence[int]) -> Row:
+        """One clip, with the caption that `choices` name for each encoder; -1 is the null prompt."""
+        texts = [self._text(bucket, index, encoder, choice) for encoder, choice in enumerate(choices)]
+        return Row(latent=self.stored(bucket, index), texts=texts)
 
     def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
         """The latents of one clip as they are on disk."""
@@ -237,13 +256,6 @@ class LatentDataset:
         """The captions of one clip."""
         path = self._path(bucket, index) / "captions.jsonl"
         return json.loads(path.read_text(encoding="utf-8").split("\n")[index % self.index.shard_size])
-
-    def _normalized(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
-            for values in (self.index.latent_mean, self.index.latent_std)
-        )
-        return (latent.float() - mean) / std
 
     def _text(self, bucket: str, index: int, encoder: int, choice: int) -> Float[np.ndarray, "l d"]:
         if choice < 0:
@@ -265,6 +277,13 @@ class LatentDataset:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is unreadable ({error}); delete its shard's folder and run the same "
                               "precompute command again") from error  # fmt: skip
+
+
+def each_encoder(
+    choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b encoders"], encoders: int
+) -> Int64[np.ndarray, "b encoders"]:
+    """A choice of captions for each encoder, where there may be one for all of them."""
+    return np.repeat(choice[:, None], encoders, axis=1) if choice.ndim == 1 else choice
 
 
 def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:

@@ -124,7 +124,7 @@ def listed(paths: list[Path], options: argparse.Namespace, folder: Path) -> list
     manifest.write(path, [ClipEntry(path=str(clip.resolve())) for clip in paths])
     return [
         DataConfig(
-            manifest=str(path), buckets=(options.bucket,), batch_size=options.batch_size, workers=workers
+            manifest=(str(path),), buckets=(options.bucket,), batch_size=options.batch_size, workers=workers
         )
         for workers in WORKERS
     ]

@@ -96,6 +96,15 @@ def test_text_stays_as_typed(text: str, value: str) -> None:
     assert load(Run, ["model=dit", "name=null"]).name is None
 
 
+def test_a_lone_text_is_a_list_of_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "buckets: 1x8x8@16\n")
+    for source in ("buckets=1x8x8@16", "buckets=[1x8x8@16]", path):
+        assert load(Run, ["model=dit", source]).buckets == ("1x8x8@16",)
+    assert load(Run, ["model=dit", "buckets=007"]).buckets == ("007",)
+    assert load(Run, ["model=dit", "buckets=a", "buckets=[b,c]"]).buckets == ("b", "c")
+    assert from_dict(Run, {"model": "dit", "buckets": "a"}).buckets == ("a",)
+
+
 def test_bases_merge_first_and_relative_to_their_file(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     write(tmp_path, "root.yaml", "model: tae\nsteps: 1\nrun: root\nname: root\n")

@@ -6,13 +6,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.order import Sampler, permuted
+from kinoflow.data.clips.order import Sampler, Turns, permuted
 
 LENGTHS, WEIGHTS, SIZES = [101, 1000, 7], [0.3, 0.6, 0.1], [4, 8, 12]
 
 
 def sampler(seed=5):
-    return Sampler(LENGTHS, weights=WEIGHTS, batch_sizes=SIZES, seed=seed)
+    return Sampler([[length] for length in LENGTHS], weights=WEIGHTS, batch_sizes=SIZES, seed=seed)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 64, 100, 1025])
@@ -75,13 +75,13 @@ def test_turns_are_counted_as_they_are_taken(weights, block):
     """Each 64 steps have a bucket's share within one, and what came before is what was counted."""
     assume(sum(weights) > 0)
     count = len(weights)
-    order = Sampler([10**9] * count, weights=weights, batch_sizes=[1] * count, seed=1)
-    turns = order._block(block)
+    order = Turns(weights, seed=1)
+    turns = order.block(block)
     taken = np.bincount(turns, minlength=count)
     shares = np.array(weights) / sum(weights)
     assert len(turns) == 64 and np.abs(taken - 64 * shares).max() <= 1 + 1e-6
     assert all(taken[np.array(weights) == 0] == 0)
-    before, after = (np.array(order._turns_before(64 * at)) for at in (block, block + 1))
+    before, after = (np.array(order.before(64 * at)) for at in (block, block + 1))
     assert (after - before == taken).all() and before.sum() == 64 * block
     assert np.abs(before - 64 * block * shares).max() <= 1 + np.log2(1 + block)
 
@@ -101,9 +101,9 @@ def test_seeds_differ():
 )
 def test_bad_buckets(lengths, weights, sizes, message):
     with pytest.raises(UserError, match=message):
-        Sampler(lengths, weights=weights, batch_sizes=sizes, seed=0)
+        Sampler([[length] for length in lengths], weights=weights, batch_sizes=sizes, seed=0)
 
 
 def test_uneven_split_names_the_key():
     with pytest.raises(UserError, match=r"batch_size: \d+ does not divide into 3 slices"):
-        Sampler([5], weights=[1.0], batch_sizes=[4], seed=0).draw(0, 0, 3)
+        Sampler([[5]], weights=[1.0], batch_sizes=[4], seed=0).draw(0, 0, 3)

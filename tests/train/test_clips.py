@@ -26,7 +26,8 @@ def listed(tmp_path: Path) -> str:
 
 
 def source(folder: Path, **keys: object) -> ClipSource:
-    config = DataConfig(buckets=(BUCKET,), batch_size=3, **{"workers": 0, **keys})  # pyright: ignore[reportArgumentType]
+    keys = {"workers": 0, **keys, "manifest": (keys["manifest"],) if "manifest" in keys else None}
+    config = DataConfig(buckets=(BUCKET,), batch_size=3, **keys)  # pyright: ignore[reportArgumentType]
     return ClipSource(config, 5, folder / "quarantine.jsonl")
 
 
@@ -97,8 +98,27 @@ def test_clips_of_a_list_come_mixed_and_each_once_an_epoch(tmp_path: Path) -> No
     assert sum(max(step) - min(step) > 2 for step in steps) > len(steps) / 2
 
 
+def test_lists_have_their_share_of_the_clips(tmp_path: Path, listed: str) -> None:
+    """Three of four clips are of the list that has one, and gray."""
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        clip = rng.integers(0, 255, (8, 32, 48, 3), np.uint8)
+        write(tmp_path / f"{number}.mp4", clip, fps=16)
+    lines = [f'{{"path": "{number}.mp4"}}\n' for number in range(5)]
+    (tmp_path / "more.jsonl").write_text("".join(lines))
+    config = DataConfig(
+        buckets=(BUCKET,), batch_size=4, workers=0,
+        manifest=(f"{listed} weight=3", str(tmp_path / "more.jsonl")),
+    )  # fmt: skip
+    clips = ClipSource(config, 5, tmp_path / "quarantine.jsonl")
+    grays = [is_gray(clip) for step in range(16) for clip in clips.batch(step, 0, 1)]
+    assert len(grays) == 64 and abs(sum(grays) - 48) <= 1
+    names = [name == "gray.mp4" for step in range(16) for name in clips.names(step, 0, 1)]
+    assert names == grays
+
+
 def test_a_bucket_that_no_clip_fills_and_a_batch_that_does_not_divide(tmp_path: Path, listed: str) -> None:
-    config = DataConfig(buckets=(BUCKET, "64x32x48@16"), manifest=listed)
+    config = DataConfig(buckets=(BUCKET, "64x32x48@16"), manifest=(listed,))
     with pytest.raises(UserError, match=r"^data\.buckets: no clip .* fills 64x32x48@16"):
         ClipSource(config, 5, tmp_path / "quarantine.jsonl")
     with pytest.raises(UserError, match="does not divide into 2 slices"):

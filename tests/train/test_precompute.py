@@ -126,6 +126,22 @@ def test_real_clips_from_a_list(encoders, tmp_path):
     assert data.captions("8x16x16@16", 0) == ["noise"] and data.num_clips("8x16x16@16") == 1
 
 
+def test_lists_go_one_after_the_other_into_one_folder(encoders, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (12, 32, 48, 3), np.uint8)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        video.write(tmp_path / name / "clip.mp4", frames, fps=Fraction(16))
+        entry = manifest.ClipEntry(path="clip.mp4", caption=name)
+        manifest.write(tmp_path / name / "clips.jsonl", [entry])
+    a, b = (tmp_path / name / "clips.jsonl" for name in "ab")
+    settings = ["buckets=[8x16x16@16]", f"out={tmp_path / 'out'}", "workers=0", WORLD[1]]
+    precompute(load(PrecomputeConfig, [*settings, f"source=[{a},{b}]"]), encoders)
+    data = LatentDataset(tmp_path / "out")
+    assert [data.captions("8x16x16@16", i) for i in range(2)] == [["a"], ["b"]]
+    with pytest.raises(UserError, match=r"^source: lists have no weights here; .* weigh the folders"):
+        precompute(load(PrecomputeConfig, [*settings, f"source=['{a} weight=2',{b}]"]), encoders)
+
+
 @pytest.fixture
 def listed(tmp_path):
     """Five clips of noise in shards of two; what precomputing them again makes anew."""

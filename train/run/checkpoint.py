@@ -215,7 +215,8 @@ class Checkpoints:
                 print(f"resuming with {key}: {old} -> {new}", flush=True)
         check_base(found, self._state.base, config)
         if record["source"] != self._state.source:
-            places = " or ".join(filter(None, (before["data"][key] for key in ("latents", "manifest"))))
+            named = (before["data"][key] for key in ("latents", "manifest"))
+            places = " or ".join(each if isinstance(each, str) else ", ".join(each) for each in named if each)
             raise UserError(f"data: {found} learned from other clips than this run has ({places}); put them "
                             "back or choose another run=")  # fmt: skip
         if config.steps < record["step"]:

@@ -30,16 +30,19 @@ class DataConfig:
 
     The autoencoder takes clips of the manifest, of the toy world, or of both; crop makes them pieces of
     frames, at their full resolution. The transformer takes latents.
+
+    Several lists or folders have a share of each bucket's clips by their weights, among those that have the
+    bucket; without weights by the number of their clips.
     """
 
-    manifest: str | None = None
-    """Clip list (Parquet, JSONL) of the autoencoder."""
+    manifest: tuple[str, ...] | None = None
+    """Clip lists of the autoencoder, 'a.jsonl weight=2'."""
     world_share: float = 0.0
     """Share of the steps that draw the toy world, in [0, 1]; the others take the manifest."""
     crop: int | None = None
     """Pixels of the side of a square cut at random from each clip."""
-    latents: str | None = None
-    """Folder of `kinoflow train precompute`, for the transformer."""
+    latents: tuple[str, ...] | None = None
+    """Precomputed folders of the transformer, 'a weight=2'."""
     buckets: tuple[str, ...] | None = None
     """Frames x height x width @ fps; null: the latents'."""
     batch_size: int = 8

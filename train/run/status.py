@@ -52,6 +52,7 @@ def status(run: Path) -> dict[str, Any]:
     last = lines[-1] if lines else {}
     holder = _holder(run / LOCK)
     saved = checkpoint.folders(run / "checkpoints")
+    aside = read_json_lines(run / "quarantine.jsonl")
     done = last.get("step", 0)
     per_step = _seconds_per_step(lines)
     return {
@@ -67,7 +68,7 @@ def status(run: Path) -> dict[str, Any]:
         "checkpoints": [int(path.name) for path in saved],
         "events": dict(Counter(event["event"] for event in events)),
         "last_events": [event["text"] for event in events[-_LAST_EVENTS:]],
-        "bad_clips": len({line.get("path") for line in read_json_lines(run / "quarantine.jsonl")}),
+        "bad_clips": len({(line.get("list"), line.get("path")) for line in aside}),
         "processes": _processes(run / BEATS) if holder else [],
     }
 

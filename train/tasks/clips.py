@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
-from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
-from kinoflow.data.clips.fit import Clips, Sample
+from kinoflow.data.clips.fit import Sample
 from kinoflow.data.clips.order import Sampler
+from kinoflow.data.clips.sets import ClipSets
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.world import Scene, caption, render, sample_scene
 from kinoflow.tae.model.pixels import from_bytes
@@ -38,9 +38,9 @@ def read_buckets(config: DataConfig) -> tuple[Bucket, ...]:
 class ClipSource:
     """Clips of config.data: any rank can make any of them, so a step does not depend on the topology.
 
-    World clips are drawn from seed and position and never repeat. Those of a list come in an order that mixes
-    all of it, none again before the others of its bucket came, and bad ones are written to `quarantine`.
-    `warning` is a line about bad rows of the list, empty without any.
+    World clips are drawn from seed and position and never repeat. Those of lists come in an order that mixes
+    all of them, by weight where there are weights; none comes again before the others of its bucket (with
+    weights: and its list) came. Bad ones are written to `quarantine`. `warnings` are lines about bad rows.
 
     Raises:
         UserError: no buckets, neither a list nor the toy world, or a list that cannot be read.
@@ -54,25 +54,26 @@ class ClipSource:
         self.batch_size = config.batch_size
         self.seed = seed
         self.world_share, self.crop = config.world_share, config.crop
-        self.listed, self.warning = None, ""
+        self.listed, self.warnings = None, []
         self.workers = Workers(config.workers, config.clip_seconds)
         self.source = "world"
         if config.manifest is not None:
-            listing = manifest.read(config.manifest)
-            self.source = listing.fingerprint
-            self.listed = Clips(listing, self.buckets, seed, quarantine, self.workers)
-            self.warning = listing.warning
-            self._order = self._sampler(self.listed)
+            listed = ClipSets(config.manifest, "data.manifest", self.buckets, seed=seed,
+                              quarantine=quarantine, workers=self.workers)  # fmt: skip
+            self.source, self.listed, self.warnings = listed.fingerprint, listed, listed.warnings
+            self._order = self._sampler(listed)
 
-    def _sampler(self, listed: Clips) -> Sampler:
-        for bucket in self.buckets:
-            if listed.count(bucket) == 0:
+    def _sampler(self, listed: ClipSets) -> Sampler:
+        lengths = [listed.lengths(bucket) for bucket in self.buckets]
+        for bucket, each in zip(self.buckets, lengths, strict=True):
+            if sum(each) == 0:
                 raise UserError(f"data.buckets: no clip of data.manifest fills {bucket}; leave it out")
         return Sampler(
-            [listed.count(bucket) for bucket in self.buckets],
+            lengths,
             weights=[bucket.weight for bucket in self.buckets],
             batch_sizes=[bucket.batch_size or self.batch_size for bucket in self.buckets],
             seed=self.seed,
+            set_weights=listed.weights,
         )
 
     def bucket(self, step: int) -> Bucket:
@@ -112,7 +113,7 @@ class ClipSource:
         return [self.listed.name(turn, bucket) for turn in turns]
 
     def _turns(self, step: int, index: int, slices: int, count: int) -> list[int]:
-        """Indices of clips of the list; each round through all of them cuts elsewhere in time."""
+        """Indices of clips of the lists; each round through all of them cuts elsewhere in time."""
         found = self._order.draw(step, index, slices)
         return (found.epochs * count + found.indices).tolist()
 

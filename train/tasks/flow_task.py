@@ -17,7 +17,7 @@ from kinoflow.configs.files import folder_fingerprint, seeded
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
-from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.video import read, write
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
@@ -88,14 +88,14 @@ class FlowTask:
             self.model.continue_parameter(own, value, self._earlier[own])
 
     @cached_property
-    def latents(self) -> LatentDataset:
-        """The precomputed folder; an export does not need it."""
+    def latents(self) -> LatentSets:
+        """The precomputed folders; an export does not need them."""
         if self.config.data.latents is None:
             raise UserError("data.latents: name the folder that `kinoflow train precompute` wrote")
-        dataset = LatentDataset(self.config.data.latents)
+        dataset = LatentSets(self.config.data.latents)
         if dataset.index.widths != self.config.dit.text_widths:
             raise UserError(
-                f"dit.text_widths: {self.config.dit.text_widths}, but {self.config.data.latents} holds text "
+                f"dit.text_widths: {self.config.dit.text_widths}, but {self._place} holds text "
                 f"states of widths {dataset.index.widths}"
             )
         return dataset
@@ -110,7 +110,7 @@ class FlowTask:
         missing = wanted.keys() - {_shape(bucket) for bucket in stored}
         if missing:
             raise UserError(
-                f"data.buckets: {wanted[min(missing)]} is not in {self.config.data.latents}, which holds "
+                f"data.buckets: {wanted[min(missing)]} is not in {self._place}, which holds "
                 f"{', '.join(self.latents.buckets)}; precompute it or leave it out"
             )
         return [wanted.get(_shape(bucket), replace(bucket, weight=0.0)) for bucket in stored]
@@ -119,11 +119,17 @@ class FlowTask:
     def sampler(self) -> Sampler:
         """Which clips each step takes."""
         return Sampler(
-            [self.latents.num_clips(name) for name in self.latents.buckets],
+            [self.latents.lengths(name) for name in self.latents.buckets],
             weights=[bucket.weight for bucket in self.buckets],
             batch_sizes=[bucket.batch_size or self.config.data.batch_size for bucket in self.buckets],
             seed=self.config.seed,
+            set_weights=self.latents.weights,
         )
+
+    @property
+    def _place(self) -> str:
+        """Where the latents are, for messages."""
+        return ", ".join(self.config.data.latents or ())
 
     @property
     def base(self) -> Base | None:
@@ -136,7 +142,7 @@ class FlowTask:
 
     @property
     def source(self) -> str:
-        """Of the latents, wherever the folder lies."""
+        """Of the latents, wherever their folders lie."""
         return self.latents.fingerprint
 
     def names(self, step: int, index: int, slices: int) -> list[str]:
@@ -262,10 +268,10 @@ class FlowTask:
         assert choice.latents is not None, "the configuration asks for it"
         slices = config.data.batch_size // config.deepspeed.accumulation
         found = HeldOut(choice.latents, choice.clips, max(slices // self._replicas, 1))
-        if found.latents.fingerprint == self.latents.fingerprint:
+        if self.latents.holds(found.latents):
             raise UserError(f"validation.latents: {choice.latents} holds the clips of data.latents; "
                             "precompute others")  # fmt: skip
-        found.require(self.latents.index.made_from, str(config.data.latents))
+        found.require(self.latents.index.made_from, self._place)
         return found
 
     def validate(self, model: nn.Module, processes: Processes) -> Parts:

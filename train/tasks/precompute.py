@@ -25,9 +25,8 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
-from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import Bucket, parse
-from kinoflow.data.clips.fit import Clips
+from kinoflow.data.clips.sets import ClipSets
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
@@ -58,8 +57,8 @@ class PrecomputeConfig:
 
     out: str = ""
     """Folder to write."""
-    source: str = ""
-    """Clip list (Parquet or JSONL), or the toy world: `world`, held out `world:heldout`."""
+    source: tuple[str, ...] = ()
+    """Clip lists, or the toy world: `world`, held out `world:heldout`."""
     release: str = ""
     """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
@@ -102,7 +101,7 @@ class PrecomputeConfig:
         Raises:
             UserError: the world has no such split.
         """
-        world, _, split = self.source.partition(":")
+        world, _, split = self.source[0].partition(":") if len(self.source) == 1 else ("", "", "")
         if world != "world":
             return None
         for known in get_args(Split):
@@ -191,7 +190,7 @@ def _write(config: PrecomputeConfig, encoders: Encoders, buckets: Sequence[Bucke
     index = shards.LatentIndex(
         buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
         widths=encoders.text.widths,
-        made_from={"source": config.source, "seed": str(config.seed)}
+        made_from={"source": ", ".join(config.source), "seed": str(config.seed)}
         | made_with(Path(config.release), encoders.tae),
         latent_mean=encoders.tae.config.latent_mean, latent_std=encoders.tae.config.latent_std,
     )  # fmt: skip
@@ -236,14 +235,17 @@ def _world(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers
 
 
 def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers) -> _Source:
-    listing = manifest.read(config.source)
-    if listing.bad and launch.current().rank == 0:
-        print(f"warning: {listing.warning}", file=sys.stderr)
-    clips = Clips(listing, buckets, config.seed, Path(config.out) / "quarantine.jsonl", workers)
+    clips = ClipSets(config.source, "source", buckets, seed=config.seed,
+                     quarantine=Path(config.out) / "quarantine.jsonl", workers=workers)  # fmt: skip
+    if clips.weights is not None:
+        raise UserError("source: lists have no weights here; precompute each into a folder of its own and "
+                        "weigh the folders, data.latents=['a weight=3','b']")  # fmt: skip
+    for warning in clips.warnings if launch.current().rank == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
     counts = {str(bucket): clips.count(bucket) for bucket in buckets}
     for name, count in counts.items():
         if count == 0:
-            raise UserError(f"buckets: no clip of {config.source} fills {name}, remove it")
+            raise UserError(f"buckets: no clip of {', '.join(config.source)} fills {name}, remove it")
 
     def get(bucket: Bucket, clip: int) -> _Clip:
         sample = clips.get(clip, bucket)

@@ -73,8 +73,8 @@ class TAETask:
 
     def prepare(self, spread: Spread) -> None:
         """Tell of bad rows; compile the model, where the run wants it, which has its values already."""
-        if self.clips.warning and spread.processes.rank == 0:
-            print(f"warning: {self.clips.warning}", file=sys.stderr)
+        for warning in self.clips.warnings if spread.processes.rank == 0 else ():
+            print(f"warning: {warning}", file=sys.stderr)
         if self.perceptual is not None:
             self.perceptual.to(spread.processes.device)
         if self.config.parallel.compile:
