@@ -116,6 +116,18 @@ def choose(seed: int, step: int, buckets: Sequence[Bucket]) -> Bucket:
     return [bucket for bucket in buckets if bucket.weight > 0][-1]
 
 
+def check_batches(buckets: Sequence[Bucket], batch_size: int, slices: int) -> None:
+    """See that each bucket's batch, its own or `batch_size`, divides into the slices that processes take.
+
+    Raises UserError that names the bucket whose batch does not.
+    """
+    for bucket in buckets:
+        size = bucket.batch_size or batch_size
+        if bucket.weight > 0 and size % slices:
+            raise UserError(f"data.buckets: the {size} clips of a batch of {bucket} do not divide into "
+                            f"{slices} (processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip
+
+
 def _aspect_distance(height: int, width: int, bucket: Bucket) -> float:
     return abs(math.log(width / height) - math.log(bucket.width / bucket.height))
 

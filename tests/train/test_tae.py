@@ -215,3 +215,11 @@ def test_encoder_and_decoder_are_compiled_before_the_run(tmp_path: Path, monkeyp
         processes = Processes(rank=0, size=1, device=torch.device("cpu"))
         task.prepare(Spread(config=task.config, processes=processes))
     assert compiled == [task.model.encoder, task.model.decoder]
+
+
+def test_a_batch_of_a_bucket_that_does_not_divide_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    buckets = "data.buckets=['4x16x16@16','1x16x16@16 weight=0.001 batch=3']"
+    task = TAETask(load(RunConfig, [*SOURCES, buckets, f"run={tmp_path}"]))
+    processes = Processes(rank=0, size=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"^data\.buckets: the 3 clips of a batch of 1x16x16@16 .* into 2"):
+        task.prepare(Spread(config=task.config, processes=processes))

@@ -20,6 +20,11 @@ class Spread:
     config: RunConfig
     processes: Processes
 
+    @property
+    def slices(self) -> int:
+        """Into how many equal parts the batch of a step is cut."""
+        return self.processes.replicas * self.config.deepspeed.accumulation
+
     @cached_property
     def group(self) -> dist.ProcessGroup | None:
         """This process and its neighbours that share its clips, None where there are none; all must ask."""

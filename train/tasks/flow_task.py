@@ -15,7 +15,7 @@ from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import folder_fingerprint, seeded
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
-from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.data.clips.buckets import Bucket, check_batches, parse
 from kinoflow.data.clips.order import Sampler
 from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.video import read, write
@@ -64,13 +64,15 @@ class FlowTask:
 
         Raises:
             UserError: previews without a release or prompts, held-out clips that are none, or processes that
-                the heads do not divide among.
+                the heads, or the clips of a bucket's batch, do not divide among.
         """
         self._replicas = spread.processes.replicas
         if self.config.preview_every:
             _ = self.release, self.prompts
         if self.config.validation.every:
             _ = self.held_out
+        if self.config.data.latents is not None:
+            check_batches(self.buckets, self.config.data.batch_size, spread.slices)
         gathered = self.config.deepspeed.zero_stage == 3
         parallelize(self.model, self.config.parallel, spread.group, gathered=gathered)
         blocks = self.model.blocks

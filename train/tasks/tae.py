@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.configs.pretrained import part_folder
+from kinoflow.data.clips.buckets import check_batches
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.tae import TAE
 from kinoflow.tae.codec.metrics import psnr
@@ -72,7 +73,12 @@ class TAETask:
             self.perceptual = PerceptualDistance.from_file(config.loss.perceptual_weights)
 
     def prepare(self, spread: Spread) -> None:
-        """Tell of bad rows; compile the model, where the run wants it, which has its values already."""
+        """Tell of bad rows; compile the model, where the run wants it, which has its values already.
+
+        Raises:
+            UserError: processes that the clips of a bucket's batch do not divide among.
+        """
+        check_batches(self.clips.buckets, self.config.data.batch_size, spread.slices)
         for warning in self.clips.warnings if spread.processes.rank == 0 else ():
             print(f"warning: {warning}", file=sys.stderr)
         if self.perceptual is not None:
