@@ -50,11 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     _cut_options(pieces)
     pieces.set_defaults(run=_cut)
     test = commands.add_parser("check", help="probe every clip of a list and name the bad ones")
-    test.add_argument("manifest", type=Path, metavar="MANIFEST")
+    test.add_argument("manifest", metavar="MANIFEST", help="file or URL")
     test.add_argument("--decode", action="store_true", help="decode every frame as well (slow)")
     test.set_defaults(run=_check)
     tell = commands.add_parser("info", help="say what a list contains")
-    tell.add_argument("manifest", type=Path, metavar="MANIFEST")
+    tell.add_argument("manifest", metavar="MANIFEST", help="file or URL")
     tell.set_defaults(run=_info)
     for command in (make, pieces, test, tell):
         command.add_argument("--json", action="store_true", help="print one JSON object")

@@ -21,7 +21,9 @@ from kinoflow.data.clips import pace
 from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
 from kinoflow.data.clips.patience import WAITS, GoneError, OutageError, patiently
+from kinoflow.data.clips.remote import Place, Url, local, require, version
 from kinoflow.data.clips.workers import Workers
+from kinoflow.data.video.timeline import Presentation
 
 T = TypeVar("T")
 # More bad clips than this, and than this share of the list, are no accident.
@@ -50,6 +52,8 @@ class Clips:
 
     `workers` cut the clips; by default that happens here and now. `of` names the list in the quarantine file,
     where that is shared with other lists.
+
+    Raises UserError when a URL is of a kind that cannot be read here.
     """
 
     def __init__(
@@ -62,7 +66,11 @@ class Clips:
         before = [line for line in _quarantined(self._quarantine) if line.get("list", "") == of]
         # What was not there may be there again.
         self._bad = {line["path"] for line in before if "row" not in line and not line.get("gone")}
-        self._gone: set[Path] = set()
+        self._gone: set[Place] = set()
+        places = (manifest.resolve(entry) for entry in manifest.entries)
+        urls = {place.kind: place for place in places if isinstance(place, Url)}
+        for url in urls.values():
+            require(url)
         for problem in manifest.bad:
             line = {**self._of, "row": problem.row, "path": problem.path, "reason": problem.reason}
             if line not in before:
@@ -115,12 +123,8 @@ class Clips:
 
     def _stamp(self, turn: int, position: int) -> str:
         entry = self._manifest.entries[position]
-        try:
-            stat = self._manifest.resolve(entry).stat()
-            version = f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            version = "gone"
-        return f"{seeded('clip', entry.path, version, entry.caption, turn):016x}"
+        now = _version(self._manifest.resolve(entry))
+        return f"{seeded('clip', entry.path, now, entry.caption, turn):016x}"
 
     def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
         """The entry's buckets, from the list where it says enough, else from the file.
@@ -132,27 +136,28 @@ class Clips:
             return admissible(
                 buckets, duration=duration, fps=entry.fps, width=entry.width, height=entry.height
             )
-        found = self._read(entry, lambda path: (video.probe(path), pace.times_of(path)))
+        found = self._read(entry, _facts)
         if found is None:
             return ()
         info, times = found
         duration, rate = times.time_of(-1), pace.usual_rate(times)
         return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
-    def _cut(self, path: Path, bucket: Bucket, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+    def _cut(self, path: Place, bucket: Bucket, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
         return self._workers.call(cut, path, bucket, self._seed, turn)
 
-    def _read(self, entry: ClipEntry, read: Callable[[Path], T]) -> T | None:
+    def _read(self, entry: ClipEntry, read: Callable[[Place], T]) -> T | None:
         """What `read` makes of the entry's file; None of a bad one, which is set aside."""
         path = self._manifest.resolve(entry)
-        waits = () if path.parent in self._gone else WAITS
+        folder = None if isinstance(path, Url) else path.parent
+        waits = () if folder in self._gone else WAITS
         try:
             return patiently(lambda: read(path), path, waits)
         except OutageError:
             raise
         except GoneError as error:
-            if not path.parent.exists():
-                self._gone.add(path.parent)
+            if folder is not None and not folder.exists():
+                self._gone.add(folder)
             self._set_aside(entry, str(error), gone=True)
         except UserError as error:
             self._set_aside(entry, str(error))
@@ -185,12 +190,33 @@ def _quarantined(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("path"), str)]
 
 
-def cut(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+def _version(where: Place) -> str:
+    """Another text when the file has changed."""
+    try:
+        if isinstance(where, Url):
+            return version(where)
+        stat = where.stat()
+    except Exception:  # what a server may say has no common kind
+        return "gone"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _facts(where: Place) -> tuple[video.VideoInfo, Presentation]:
+    with local(where) as path:
+        return video.probe(path), pace.times_of(path)
+
+
+def cut(where: Place, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
     """Decode a window of a clip, another one in each turn, keeping only the bucket's frames, already small.
 
     Raises:
         UserError: it cannot be read, or does not fill the bucket.
     """
+    with local(where) as path:
+        return _window(path, bucket, seed, turn)
+
+
+def _window(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
     times = pace.times_of(path)
     duration, rate = times.time_of(-1), pace.usual_rate(times)
     if not bucket.filled_by(duration=duration, fps=rate):

@@ -1,4 +1,4 @@
-"""Clip lists: one row per clip, as JSON lines or Parquet, with paths relative to the list.
+"""Clip lists: one row per clip, as JSON lines or Parquet, with paths relative to the list, or URLs.
 
 A row that cannot be used costs that row: `read` tells of it beside the good ones.
 """
@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kinoflow.configs.errors import UserError, one_line, os_error_line
 from kinoflow.configs.files import replacing
 from kinoflow.data import video
+from kinoflow.data.clips.remote import Place, Url, local, place
 
 if TYPE_CHECKING:
     import types
@@ -31,7 +32,7 @@ _RATES = Fraction(1, 10**6), Fraction(10**6)
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEntry:
-    """One row: `path` relative to the list (or absolute), `caption`, and what is known about the clip.
+    """One row: `path` relative to the list (or absolute, or a URL), `caption`, and what is known of the clip.
 
     `frames`, `fps` (exact), `width`, `height` (displayed pixels) may be None: not said. `extra` keeps all
     other columns. Raises UserError naming the key.
@@ -75,7 +76,7 @@ class Problem:
 class Manifest:
     """A clip list as read from `path`: its good rows, their numbers (from 1), and the bad ones."""
 
-    path: Path
+    path: Place
     entries: tuple[ClipEntry, ...]
     rows: tuple[int, ...]
     bad: tuple[Problem, ...] = ()
@@ -90,9 +91,12 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def resolve(self, entry: ClipEntry) -> Path:
+    def resolve(self, entry: ClipEntry) -> Place:
         """Where the clip is."""
-        return self.path.parent / entry.path
+        clip = place(entry.path)
+        if isinstance(clip, Url) or clip.is_absolute():
+            return clip
+        return self.path.beside(entry.path) if isinstance(self.path, Url) else self.path.parent / clip
 
     @property
     def warning(self) -> str:
@@ -208,7 +212,12 @@ def read(path: str | Path) -> Manifest:
 
     Raises UserError: missing or empty file, one that is no such list, or a list without a good row.
     """
-    path = Path(path)
+    where = place(path)
+    with local(where) as file:
+        return replace(_read(file), path=where)
+
+
+def _read(path: Path) -> Manifest:
     parquet = _is_parquet(path)
     entries, numbers, bad = [], [], []
     try:
@@ -344,12 +353,12 @@ def check(manifest: Manifest, *, decode: bool = False) -> Iterator[Problem | Non
         yield Problem(row=row, path=entry.path, reason=reason) if reason else None
 
 
-def _reason(path: Path, entry: ClipEntry, decode: bool) -> str:
+def _reason(where: Place, entry: ClipEntry, decode: bool) -> str:
     """Why the clip is bad, or an empty string."""
     try:
-        info = video.probe(path)
-        if decode:
-            for _ in video.stream(path):
+        with local(where) as path:
+            info = video.probe(path)
+            for _ in video.stream(path) if decode else ():
                 pass
     except UserError as error:
         return str(error)

@@ -1,7 +1,6 @@
 """Several latent folders that a run learns from as if they were one."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,10 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from kinoflow.configs.errors import UserError
+from kinoflow.data.clips.remote import Url, place
 from kinoflow.data.clips.sets import locate, parse
 from kinoflow.data.latents.shards import Batch, LatentDataset, LatentIndex, each_encoder
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 class LatentSets:
@@ -28,11 +26,11 @@ class LatentSets:
 
     def __init__(self, texts: Sequence[str]) -> None:
         sets = parse(texts, "data.latents")
-        for place in sets.places:
-            if _URL.match(place):
-                raise UserError(f"data.latents: {place} is a URL, and latents are mapped from files; copy it "
+        for text in sets.places:
+            if isinstance(place(text), Url):
+                raise UserError(f"data.latents: {text} is a URL, and latents are mapped from files; copy it "
                                 "to a disk")  # fmt: skip
-        self._folders = [LatentDataset(place) for place in sets.places]
+        self._folders = [LatentDataset(text) for text in sets.places]
         self.weights = sets.weights
         self.fingerprint = sets.fingerprint([folder.fingerprint for folder in self._folders])
         for other in self._folders[1:]:
