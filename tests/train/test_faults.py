@@ -2,17 +2,20 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import time
 
 import pytest
+import torch.distributed as dist
+from torch._C import _distributed_c10d
 
 from kinoflow.configs.schema import load
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
-from kinoflow.train.run.watch import STOOD_STILL
+from kinoflow.train.run.watch import COLLECTIVES, STOOD_STILL, record_collectives
 from tests.train.plain import plain
 from tests.train.toys import Toy
 
@@ -183,3 +186,17 @@ def test_a_rank_that_is_stopped_ends_the_run_with_its_name(start_job, tmp_path):
     finally:
         job.processes[1].kill()
     assert "rank 0 has stood still for" in job.text() and "Rank 1 has not been heard of for" in job.text()
+    recorded = pickle.loads((tmp_path / COLLECTIVES / "rank_0").read_bytes())
+    names = {entry["profiling_name"] for entry in recorded["entries"]}
+    assert names & {"gloo:all_reduce", "gloo:broadcast"} and recorded["entries"][-1]["frames"]
+
+
+def test_nccl_has_a_recorder_of_its_own(monkeypatch, tmp_path):
+    """Of which a build for CPUs has none; nothing is written where there is no group."""
+    monkeypatch.setattr(_distributed_c10d, "_dump_nccl_trace", lambda: b"nccl", raising=False)
+    record_collectives(tmp_path / "rank_3")
+    assert not (tmp_path / "rank_3").exists()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    record_collectives(tmp_path / "rank_3")
+    assert (tmp_path / "rank_3").read_bytes() == b"nccl"

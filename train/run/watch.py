@@ -11,11 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from kinoflow.configs.files import write_text
+import torch.distributed as dist
+
+from kinoflow.configs.files import replacing, write_text
 from kinoflow.train.run.processes import Processes
 
 STOOD_STILL = 75  # EX_TEMPFAIL: to run again may help
-BEATS = "beats"
+BEATS, COLLECTIVES = "beats", "collectives"
+_DUMP_SECONDS = 60.0
 
 
 class Watch:
@@ -23,11 +26,13 @@ class Watch:
 
     Whoever waits for a process that was stopped, that hangs in a read or that died without a word is in a
     collective that never returns: no exception reaches it, so the thread ends the process (exit status 75)
-    after it has said which process is behind. A process whose launcher died is asked to save and end.
+    after it has said which process is behind, and has written which collectives it was in. A process whose
+    launcher died is asked to save and end.
     """
 
     def __init__(self, folder: Path, processes: Processes, patience: float) -> None:
-        self._folder, self._processes, self._patience = folder / BEATS, processes, patience
+        self._run_folder, self._folder = folder, folder / BEATS
+        self._processes, self._patience = processes, patience
         self._place, self._since = "start", time.monotonic()
         self._parent, self._stop = os.getppid(), threading.Event()
         self._period = min(patience / 4, 5.0)
@@ -65,6 +70,9 @@ class Watch:
         print(f"rank {rank} has stood still for {waited:.0f} s in {self._place}. {self._behind()}",
               file=sys.stderr, flush=True)  # fmt: skip
         faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback_later(_DUMP_SECONDS, exit=True)  # a device that hangs may hold it up
+        with suppress(OSError):
+            record_collectives(self._run_folder / COLLECTIVES / f"rank_{rank}")
         os._exit(STOOD_STILL)
 
     def _behind(self) -> str:
@@ -81,3 +89,19 @@ class Watch:
             ages.append((-beat["waited"], rank, beat["place"]))
         longest, rank, place = min(ages)
         return f"Rank {rank} has been longest in its place: {-longest:.0f} s in {place}."
+
+
+def record_collectives(path: Path) -> None:
+    """Write what torch's flight recorder knows: the last 2000 collectives, whether each ended, who called it.
+
+    It is always on (TORCH_FR_BUFFER_SIZE sets the number); NCCL's is apart from that of the other backends.
+    `torchfrtrace FOLDER`, which comes with torch, compares the files of all processes and says
+    which of them did not come to which collective.
+    """
+    from torch._C import _distributed_c10d as c10d
+
+    if not dist.is_initialized():
+        return
+    dump = c10d._dump_nccl_trace if "nccl" in dist.get_backend() else c10d._dump_fr_trace  # pyright: ignore[reportAttributeAccessIssue]
+    with replacing(path) as aside:
+        aside.write_bytes(dump())
