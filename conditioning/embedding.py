@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kinoflow.conditioning.labels import Labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEmbedding:
@@ -33,6 +35,10 @@ class TextEmbedding:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"TextEmbedding: mask must be boolean, got {self.mask.dtype}")
+
+
+Condition = Sequence[TextEmbedding] | Labels
+"""What a backbone is given beside latent and time: the states of each text encoder, or labels."""
 
 
 class TruncatedPromptWarning(UserWarning):

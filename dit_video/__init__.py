@@ -1,5 +1,6 @@
-"""The video backbone: a patchified spatiotemporal transformer that predicts flow-matching velocities."""
+"""The backbones, which predict flow-matching velocities: a spatiotemporal transformer, a U-Net."""
 
+from kinoflow.dit_video.unet import UNet, UNetConfig
 from kinoflow.dit_video.video_dit import DiTConfig, TextContext, VideoDiT
 
-__all__ = ["DiTConfig", "TextContext", "VideoDiT"]
+__all__ = ["DiTConfig", "TextContext", "UNet", "UNetConfig", "VideoDiT"]

@@ -136,12 +136,14 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Video tokens ask, text tokens answer. Keys and values may be computed once and kept over all steps."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool, kernel: Kernel) -> None:
+    def __init__(
+        self, width: int, heads: int, qk_norm: bool, kernel: Kernel, *, text_width: int | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.kernel = kernel
         self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.key_value = nn.Linear(text_width or width, 2 * width, bias=False)
         self.norm = HeadNorm(width // heads, qk_norm)
         self.out = nn.Linear(width, width, bias=False)
 
@@ -161,33 +163,53 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention (not modulated), feed-forward; adaptive norm from the time alone."""
+    """Self-attention, cross-attention (not modulated), feed-forward; adaptive norm from time and label.
 
-    def __init__(self, width: int, heads: int, ffn: int, qk_norm: bool, kernel: Kernel) -> None:
+    Without `text` there is no cross-attention.
+    """
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, qk_norm: bool, kernel: Kernel, *, text: bool = True
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(width, gain=False)
         self.attention = SelfAttention(width, heads, qk_norm, kernel)
-        self.cross_norm = RMSNorm(width)
-        self.cross_attention = CrossAttention(width, heads, qk_norm, kernel)
+        self.cross_norm = RMSNorm(width) if text else None
+        self.cross_attention = CrossAttention(width, heads, qk_norm, kernel) if text else None
         self.ffn_norm = RMSNorm(width, gain=False)
         self.ffn = SwiGLU(width, ffn)
         self.modulation_bias = nn.Parameter(torch.empty(6, width))
 
     def forward(
-        self, x: Tensor, positions: Tensor, modulation: Tensor, text: KeysValues | Tensor, layout: Layout
+        self,
+        x: Tensor,
+        positions: Tensor,
+        modulation: Tensor,
+        text: KeysValues | Tensor | None,
+        layout: Layout,
     ) -> Float[Tensor, "b l d"]:
         """`positions` "1 l d" enter at every layer; to the shared `modulation` "b 6 d" it adds its bias.
 
-        `text` is its keys and values in this layer, or the states "b l d" that they are computed from.
+        `text` is its keys and values in this layer, or the states "b l d" that they are computed from; None
+        in a block without cross-attention.
         """
-        keys_values = self.cross_attention.keys_values(text) if isinstance(text, Tensor) else text
         m = Modulation(*(modulation + self.modulation_bias)[:, None].unbind(dim=2))
         x = x + positions
         h = torch.addcmul(m.attention_shift, self.attention_norm(x), 1 + m.attention_scale)
         x = torch.addcmul(x, m.attention_gate, self.attention(h, layout.clips))
-        x = x + self.cross_attention(self.cross_norm(x), keys_values, layout.text)
+        if self.cross_attention is not None and self.cross_norm is not None:
+            keys_values = self.cross_attention.keys_values(text) if isinstance(text, Tensor) else text
+            x = x + self.cross_attention(self.cross_norm(x), keys_values, layout.text)
         h = torch.addcmul(m.ffn_shift, self.ffn_norm(x), 1 + m.ffn_scale)
         return torch.addcmul(x, m.ffn_gate, self.ffn(h))
+
+
+def sinusoids(time: Float[Tensor, " b"], features: int) -> Float[Tensor, "b features"]:
+    """Fourier features of the flow time in fp32: cosines, then sines, at `features` / 2 rates."""
+    half = features // 2
+    rates = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device, dtype=torch.float32) / half)
+    angles = 1000 * time.float()[:, None] * rates
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
 class TimeEmbedding(nn.Module):
@@ -199,13 +221,8 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        half = self.frequencies // 2
-        rates = torch.exp(
-            -math.log(10_000) * torch.arange(half, device=time.device, dtype=torch.float32) / half
-        )
-        angles = 1000 * time.float()[:, None] * rates
-        sinusoids = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
+        features = sinusoids(time, self.frequencies)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class FactorizedPositions(nn.Module):

@@ -13,7 +13,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.embedding import Condition, TextEmbedding
+from kinoflow.conditioning.labels import LabelEmbedding, Labels
 from kinoflow.configs.files import seeded
 from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
@@ -54,7 +55,9 @@ class DiTConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent cells in a token: time, height, width."""
     text_widths: tuple[int, ...] = (128, 96, 128)
-    """Widths of the text encoders' states: UL2, ByT5, MetaCLIP."""
+    """Widths of the text encoders' states: UL2, ByT5, MetaCLIP; none where there are classes."""
+    classes: int = 0
+    """Classes of the labels that are in the place of text; 0: text."""
     max_tokens: tuple[int, int, int] = (4, 8, 8)
     """Position tables: tokens along time, height, width."""
     qk_norm: bool = True
@@ -69,11 +72,16 @@ class DiTConfig:
             raise ValueError(f"dit.heads: {self.heads} heads do not divide the width {self.width}")
         if min(self.width, self.depth, self.heads, self.ffn, *self.patch_size, *self.max_tokens) < 1:
             raise ValueError("dit: width, depth, heads, ffn, patch_size and max_tokens are at least 1")
+        if self.classes < 0 or bool(self.classes) == bool(self.text_widths):
+            raise ValueError("dit.classes: a DiT takes labels or text; give classes and text_widths=[], or "
+                             "text_widths alone")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextContext:
     """What each layer knows of the text: keys and values, or the states that it computes them from itself.
+
+    Of a label it is the vector that joins the embedding of the time; the layers then know nothing.
 
     Keys and values are for sampling, where they are computed once a prompt and used at each step. States are
     for training, where they serve once: recomputed blocks then need not keep theirs.
@@ -82,9 +90,10 @@ class TextContext:
     text), they are "1 n Σl h" and "1 Σl d" without one.
     """
 
-    layers: tuple[KeysValues | Float[Tensor, "_ _ _"], ...]
-    mask: Bool[Tensor, "b l"]
+    layers: tuple[KeysValues | Float[Tensor, "_ _ _"] | None, ...]
+    mask: Bool[Tensor, "b l"] | None
     lengths: tuple[int, ...] | None = None
+    label: Float[Tensor, "b d"] | None = None
 
     def seen(self, tokens: int) -> Who:
         """Who sees the text when each clip asks with so many tokens."""
@@ -92,7 +101,7 @@ class TextContext:
 
 
 class VideoDiT(nn.Module):
-    """Velocity of the flow at (latent, time) given text. Full attention over space and time."""
+    """Velocity of the flow at (latent, time) given text or a label. Full attention over space and time."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -108,8 +117,10 @@ class VideoDiT(nn.Module):
         self.time = TimeEmbedding(d)
         self.modulation = nn.Linear(d, 6 * d)
         self.text = nn.ModuleList(nn.Sequential(nn.Linear(w, d), nn.LayerNorm(d)) for w in config.text_widths)
+        self.label = LabelEmbedding(config.classes, d) if config.classes else None
+        text = bool(config.text_widths)
         self.blocks = nn.ModuleList(
-            Block(d, config.heads, config.ffn, config.qk_norm, kernel) for _ in range(config.depth)
+            Block(d, config.heads, config.ffn, config.qk_norm, kernel, text=text) for _ in range(config.depth)
         )
         self.head_norm = RMSNorm(d, gain=False)
         self.head_modulation = nn.Linear(d, 2 * d)
@@ -147,22 +158,32 @@ class VideoDiT(nn.Module):
         """
         value.copy_(stretch(earlier, len(value)) if name.startswith("positions.") else earlier)
 
-    def encode_condition(self, text: Sequence[TextEmbedding]) -> TextContext:
-        """The text of some prompts for many calls of the model: keys and values of every layer."""
-        context = self._project(text)
-        if not self.separate_text:
-            return context
+    def encode_condition(self, condition: Condition) -> TextContext:
+        """Texts or labels for many calls of the model: keys and values of every layer, or a vector.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        context = self._context(condition)
         states = context.layers[0]
-        assert isinstance(states, Tensor)
-        layers = tuple(block.cross_attention.keys_values(states) for block in self._blocks)
-        return replace(context, layers=layers)
+        if not self.separate_text or not isinstance(states, Tensor):
+            return context
+        crosses = (block.cross_attention for block in self._blocks)
+        return replace(context, layers=tuple(cross.keys_values(states) for cross in crosses if cross))
+
+    def _context(self, condition: Condition) -> TextContext:
+        if not isinstance(condition, Labels):
+            return self._project(condition)
+        if self.label is None:
+            raise ValueError("condition: labels, and this DiT takes text")
+        return TextContext(layers=(None,) * self.config.depth, mask=None, label=self.label(condition))
 
     def _project(self, text: Sequence[TextEmbedding]) -> TextContext:
         """Each encoder's states at the width of the model, joined along the sequence; the same in all layers.
 
         For a kernel that wants it so, the padding is dropped.
         """
-        if len(text) != len(self.text):
+        if not self.text or len(text) != len(self.text):
             raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
         states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
         mask = torch.cat([e.mask for e in text], dim=1)
@@ -175,14 +196,15 @@ class VideoDiT(nn.Module):
         self,
         latent: Float[Tensor, "b c t h w"],
         time: Float[Tensor, " b"],
-        text: Sequence[TextEmbedding] | TextContext,
+        condition: Condition | TextContext,
     ) -> Float[Tensor, "b c t h w"]:
         """Velocity at flow time `time` in [0, 1] (0 noise, 1 data); `latent` is normalized.
 
         Raises:
-            ValueError: sides that the patch does not divide or that the position tables do not hold.
+            ValueError: sides that the patch does not divide or that the position tables do not hold; labels
+                for a model of text, or the other way round.
         """
-        context = text if isinstance(text, TextContext) else self._project(text)
+        context = condition if isinstance(condition, TextContext) else self._context(condition)
         t, h, w = self.grid(*latent.shape[2:])
         layout = Layout(clips=None, text=context.seen(t * h * w))
         tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
@@ -191,7 +213,8 @@ class VideoDiT(nn.Module):
     def _velocity(
         self, patches: Tensor, positions: Tensor, time: Tensor, context: TextContext, layout: Layout
     ) -> Float[Tensor, "b l p"]:
-        condition = nn.functional.silu(self.time(time))
+        told = self.time(time) if context.label is None else self.time(time) + context.label
+        condition = nn.functional.silu(told)
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
         x = self.trunk(self.embed(patches), positions, modulation=modulation, context=context, layout=layout)
         head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)

@@ -1,4 +1,4 @@
-"""`kinoflow sample "PROMPT"` writes a clip; `kinoflow sample evaluate` measures a release."""
+"""`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `sample evaluate` measures a release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from kinoflow.sample.options import (
     folder_of_list,
     is_picture,
     named_as_options,
+    refuse_other_kind,
     refuse_without_effect,
 )
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from kinoflow.conditioning.prompt_encoder import PromptEncoder
     from kinoflow.data.clips.buckets import Bucket
-    from kinoflow.dit_video.video_dit import VideoDiT
-    from kinoflow.sample.generate import Sampling
+    from kinoflow.dit_video.backbone import Backbone
+    from kinoflow.sample.generate import Encoder, Sampling
     from kinoflow.sample.output import Output
     from kinoflow.sample.release import Release
+    from kinoflow.tae.model.pixels import Pixels
     from kinoflow.tae.model.tae import TAE
 
 _CRF = 18.0
@@ -43,7 +44,10 @@ _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray bac
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One clip to make; `out` is None where the name follows from the prompt and the seed."""
+    """One clip to make; `out` is None where the name follows from the prompt and the seed.
+
+    Of a release of classes the prompt is the name of one.
+    """
 
     prompt: str
     seed: int
@@ -68,10 +72,11 @@ def _command(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kinoflow sample",
-        description="Write a clip for a prompt. To measure a release: kinoflow sample evaluate --help.",
+        description="Write a clip for a prompt or class. To measure one: kinoflow sample evaluate --help.",
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")
+    add("--label", metavar="CLASS", help="name or number of a class, for a release that has classes")
     add(
         "--out",
         type=Path,
@@ -81,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="intervals of the time grid")
     add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
     add("--diffusion", type=float, help="noise of --solver sde; 0 is euler without noise")
-    add("--guidance", type=float, help="weight of the prompt; 1 is the plain model and the fastest")
-    add("--negative", metavar="PROMPT", help="what to steer away from")
+    add("--guidance", type=float, help="weight of the prompt or class; 1 is the plain model and the fastest")
+    add("--negative", metavar="PROMPT", help="what to steer away from: a prompt, or a class")
     add("--frames", type=int, help="number of frames; 1 is an image")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
     add("--fps", type=argument(parse_rate), help="frames per second, such as 16 or 24000/1001")
@@ -122,11 +127,15 @@ def _bytes(text: str) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
+    from kinoflow.conditioning.labels import LabelEncoder
     from kinoflow.sample.generate import check_negative
     from kinoflow.sample.release import Release
 
     jobs = _jobs(args)
     release = Release.load(args.weights, args.lora)
+    refuse_other_kind(release, args.label, args.text_cache)
+    if release.config.classes:
+        jobs = [replace(job, prompt=LabelEncoder(release.config.classes).name(job.prompt)) for job in jobs]
     width, height = args.size or (None, None)
     bucket = release.bucket(frames=args.frames, height=height, width=width, fps=args.fps)
     with named_as_options():
@@ -149,10 +158,12 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _jobs(args: argparse.Namespace) -> list[Request]:
-    if (args.prompt is None) == (args.prompts is None):
-        raise UserError(f"give a PROMPT or --prompts FILE, one of the two; {_DESCRIBE}")
+    if sum(way is not None for way in (args.prompt, args.prompts, args.label)) != 1:
+        raise UserError(f"give a PROMPT, --label CLASS or --prompts FILE, one of the three; {_DESCRIBE}")
     if args.threads < 1:
         raise UserError(f"threads: {args.threads}; use 1 or more")
+    if args.label is not None:
+        return [Request(prompt=args.label, seed=args.seed, out=args.out)]
     if args.prompts is None:
         if not args.prompt.strip():
             raise UserError(f"prompt: empty; {_DESCRIBE}")
@@ -234,27 +245,27 @@ class Sampler:
                 warnings.warn(advice, UnknownWordsWarning, stacklevel=2)
 
     @cached_property
-    def _models(self) -> tuple[VideoDiT, TAE, PromptEncoder]:
+    def _models(self) -> tuple[Backbone, TAE | Pixels, Encoder]:
         """Read when the first clip is to be made."""
         import torch
 
         torch.set_num_threads(self.args.threads)
         device, release = self.device, self.release
         encoder = release.encoder(self.args.text_cache, device)
-        return release.backbone(device, self.dtype), release.tae(device), encoder
+        return release.backbone(device, self.dtype), release.decoder(device), encoder
 
     def _latent(self, job: Request, label: str) -> Tensor:
         """The normalized latent of the clip."""
-        from kinoflow.sample.generate import null_states, sample_latent
+        from kinoflow.sample.generate import null_condition, sample_latent
 
-        dit, tae, encoder = self._models
+        backbone, tae, encoder = self._models
         b = self.bucket
         shape = tae.config.latent_shape(b.frames, b.height, b.width)
-        text, null_text = encoder([job.prompt], b.fps), null_states(encoder, self.args.negative, b.fps)
+        told, null = encoder([job.prompt], b.fps), null_condition(encoder, self.args.negative, b.fps)
         with progress_bar() as bar:
             task = bar.add_task(label, total=self.sampling.num_evaluations)
             return sample_latent(
-                dit, text, null_text, shape,
+                backbone, told, null, shape,
                 seed=job.seed, sampling=self.sampling, progress=lambda: bar.advance(task),
             )  # fmt: skip
 
@@ -266,6 +277,8 @@ class Sampler:
             for piece in decode_pieces(self._models[1], latent, self.bucket.frames, self.memory):
                 yield piece[0].numpy()
         except (RuntimeError, MemoryError, UserError) as error:
+            if self.release.config.pixels:  # there is nothing to decode with
+                raise
             again = f"its latent is kept, run: {shlex.join(self._kept(latent, output))}"
             raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
 
@@ -308,8 +321,9 @@ class Sampler:
         from kinoflow.sample.output import installed
 
         sde = self.sampling.solver == "sde"
+        classes = self.release.config.classes
         values = {
-            "prompt": job.prompt,
+            "label" if classes else "prompt": job.prompt,
             "negative": self.args.negative,
             "seed": job.seed,
             "steps": self.sampling.num_steps,
@@ -322,7 +336,7 @@ class Sampler:
             "release": self.release.name,
             "weights": self.release.weights_hash,
             "lora": " ".join(self.args.lora) or None,
-            "text_dtype": self.release.config.text.dtype,
+            "text_dtype": None if classes else self.release.config.text.dtype,
             "crf": None if is_picture(self.bucket.frames, job.out) else self.crf,
             "device": self.device.type,
             "dtype": name_of(self.dtype),

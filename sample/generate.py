@@ -1,11 +1,11 @@
-"""From prompts to frames: text states, noise, the flow, the autoencoder's decoder.
+"""From prompts or labels to frames: conditions, noise, the flow, the autoencoder's decoder.
 
 Each prompt runs on its own. Batched kernels round differently at each batch size, so only this gives the
 same prompt and seed the same bytes whatever else is asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, Protocol, runtime_checkable
 
@@ -13,14 +13,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.embedding import Condition, TextEmbedding
+from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
 from kinoflow.sample.guidance import VelocityModel, guided_velocity
 from kinoflow.tae.model.config import LatentShape
-from kinoflow.tae.model.pixels import to_bytes
+from kinoflow.tae.model.pixels import Pixels, to_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY, TiledTAE
 
@@ -32,11 +33,11 @@ _EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "sde": 1}
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What sampling asks of a PromptEncoder."""
+    """What sampling asks of a PromptEncoder or, where prompts are names of classes, of a LabelEncoder."""
 
-    def __call__(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]: ...
+    def __call__(self, prompts: list[str], fps: Fraction) -> Condition: ...
 
-    def null(self) -> tuple[TextEmbedding, ...]: ...
+    def null(self) -> Condition: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Sampling:
     """
 
     guidance_scale: float = 4.0
-    """Weight of the prompt, 0 to 100; 1 is the plain model, 0 the unconditional one."""
+    """Weight of the prompt or label, 0 to 100; 1 is the plain model, 0 the unconditional one."""
     num_steps: int = 50
     """Intervals of the time grid."""
     schedule: ScheduleName = "linear-quadratic"
@@ -79,8 +80,8 @@ class Sampling:
 
 
 def generate(
-    dit: VelocityModel,
-    tae: TAE,
+    backbone: VelocityModel,
+    tae: TAE | Pixels,
     encoder: Encoder,
     prompts: Sequence[str],
     *,
@@ -99,7 +100,7 @@ def generate(
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[], None] | None = None,
 ) -> UInt8[Tensor, "b frames height width 3"]:
-    """Clips of `prompts`, RGB 0..255 on the CPU, one seed each.
+    """Clips of `prompts` (or of classes, by name or number), RGB 0..255 on the CPU, one seed each.
 
     The same (prompt, seed) gives the same frames in any list (on the same number of threads). `negative`
     stands in for the null prompt of the guidance; decoding takes up to `memory` bytes; `progress` is called
@@ -117,11 +118,11 @@ def generate(
         diffusion=diffusion, path=path,
     )  # fmt: skip
     shape = tae.config.latent_shape(frames, height, width)
-    null_text = null_states(encoder, negative, fps)
+    null = null_condition(encoder, negative, fps)
     clips = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        text = encoder([prompt], fps)
-        latent = sample_latent(dit, text, null_text, shape, seed=seed, sampling=sampling, progress=progress)
+        told = encoder([prompt], fps)
+        latent = sample_latent(backbone, told, null, shape, seed=seed, sampling=sampling, progress=progress)
         clips.append(decode_latent(tae, latent, frames, memory))
     return torch.cat(clips)
 
@@ -140,16 +141,16 @@ def check_negative(negative: str | None, guidance_scale: float) -> None:
         raise UserError("negative: guidance_scale 1 steers away from nothing; use more, or leave it out")
 
 
-def null_states(encoder: Encoder, negative: str | None, fps: Fraction) -> tuple[TextEmbedding, ...]:
-    """What guidance steers away from: the negative prompt, or the null prompt where there is none."""
+def null_condition(encoder: Encoder, negative: str | None, fps: Fraction) -> Condition:
+    """What guidance steers away from: the negative prompt or class, or ∅ where there is none."""
     return encoder.null() if negative is None else encoder([negative], fps)
 
 
 @torch.no_grad()
 def sample_latent(
-    dit: VelocityModel,
-    text: Sequence[TextEmbedding],
-    null_text: Sequence[TextEmbedding],
+    backbone: VelocityModel,
+    condition: Condition,
+    null: Condition,
     shape: LatentShape,
     *,
     seed: int,
@@ -158,13 +159,12 @@ def sample_latent(
 ) -> Float[Tensor, "1 c t h w"]:
     """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
 
-    `text` holds one prompt. The noise is drawn on the CPU, the same for every device.
+    `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device.
     """
     like = torch.empty(0)
-    if isinstance(dit, torch.nn.Module):
-        like = next(dit.parameters(), like)
-    text, null_text = _like(text, like), _like(null_text, like)
-    guided = guided_velocity(dit, text, null_text, sampling.guidance_scale)
+    if isinstance(backbone, torch.nn.Module):
+        like = next(backbone.parameters(), like)
+    guided = guided_velocity(backbone, _like(condition, like), _like(null, like), sampling.guidance_scale)
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
         result = guided(x.to(like.dtype), time).float()  # flow time stays exact, whatever the weights are
@@ -197,7 +197,7 @@ def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1
 
 
 def decode_latent(
-    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
+    tae: TAE | Pixels, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> UInt8[Tensor, "b frames height width 3"]:
     """Frames, RGB 0..255 on the CPU, of a normalized latent, in tiles that take up to `memory` bytes.
 
@@ -209,18 +209,23 @@ def decode_latent(
 
 @torch.no_grad()
 def decode_pieces(
-    tae: TAE, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
+    tae: TAE | Pixels, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> Iterator[UInt8[Tensor, "b _ height width 3"]]:
     """The frames of `decode_latent`, a few at a time, in order: of a long clip no more than a tile is held.
 
     Raises:
         UserError: frames too large for `memory`, when the first piece is asked for.
     """
+    if isinstance(tae, Pixels):
+        yield to_bytes(tae.decode(latent, frames)).cpu()
+        return
     for piece in TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames):
         for part in piece.split(tae.config.factors[0], dim=2):
             yield to_bytes(part).cpu()
         del piece, part  # not held while the next tile is decoded
 
 
-def _like(text: Sequence[TextEmbedding], like: Tensor) -> tuple[TextEmbedding, ...]:
-    return tuple(TextEmbedding(hidden=e.hidden.to(like), mask=e.mask.to(like.device)) for e in text)
+def _like(condition: Condition, like: Tensor) -> Condition:
+    if isinstance(condition, Labels):
+        return replace(condition, index=condition.index.to(like.device))
+    return tuple(TextEmbedding(hidden=e.hidden.to(like), mask=e.mask.to(like.device)) for e in condition)

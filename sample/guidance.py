@@ -1,23 +1,24 @@
-"""Classifier-free guidance: velocities with and without the prompt, combined."""
+"""Classifier-free guidance: velocities with and without the condition (prompt or label), combined."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.embedding import Condition, TextEmbedding
+from kinoflow.conditioning.labels import Labels
 from kinoflow.sample.solver import VelocityFn
 
 
 @runtime_checkable
 class VelocityModel(Protocol):
-    """What sampling asks of a VideoDiT."""
+    """What sampling asks of a backbone."""
 
-    def __call__(self, latent: Tensor, time: Tensor, text: Any) -> Tensor: ...
+    def __call__(self, latent: Tensor, time: Tensor, condition: Any) -> Tensor: ...
 
-    def encode_condition(self, text: Sequence[TextEmbedding]) -> Any: ...
+    def encode_condition(self, condition: Condition) -> Any: ...
 
 
 def guide(
@@ -28,33 +29,42 @@ def guide(
 
 
 def guided_velocity(
-    dit: VelocityModel,
-    text: Sequence[TextEmbedding],
-    null_text: Sequence[TextEmbedding],
+    backbone: VelocityModel,
+    condition: Condition,
+    null: Condition,
     guidance_scale: float,
 ) -> VelocityFn:
     """The guided velocity as a function of (latent, time), ready for a solver.
 
-    `null_text` stands for ∅: the null prompt, or the negative prompt in its place, one row or as many as
-    `text`. Text goes through the model once, here; both halves of the guidance then run as one batch of
-    2b. With `guidance_scale` 1 the unconditional half has no weight and is left out.
+    `null` stands for ∅: the null prompt or no class, or what is to be steered away from in its place, one
+    row or as many as `condition`. Conditions go through the model once, here; both halves of the guidance
+    then run as one batch of 2b. With `guidance_scale` 1 the unconditional half has no weight and is left out.
     """
     if guidance_scale == 1:
-        context = dit.encode_condition(text)
-        return lambda x, time: dit(x, time.expand(x.shape[0]), context)
-    context = dit.encode_condition(stack(null_text, text))
+        context = backbone.encode_condition(condition)
+        return lambda x, time: backbone(x, time.expand(x.shape[0]), context)
+    context = backbone.encode_condition(stack(null, condition))
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
-        both = dit(torch.cat((x, x)), time.expand(2 * x.shape[0]), context)
+        both = backbone(torch.cat((x, x)), time.expand(2 * x.shape[0]), context)
         unconditional, conditional = both.chunk(2)
         return guide(unconditional, conditional, guidance_scale)
 
     return velocity
 
 
-def stack(null_text: Sequence[TextEmbedding], text: Sequence[TextEmbedding]) -> tuple[TextEmbedding, ...]:
-    """Rows of `null_text` above rows of `text`, encoder by encoder, padded to a common length."""
-    return tuple(_stack_one(null, own) for null, own in zip(null_text, text, strict=True))
+def stack(null: Condition, condition: Condition) -> Condition:
+    """Rows of `null` above rows of `condition`; texts encoder by encoder, padded to a common length.
+
+    Raises:
+        TypeError: one holds labels and the other texts.
+    """
+    if isinstance(null, Labels) and isinstance(condition, Labels):
+        rows = null.index.expand(len(condition.index))
+        return replace(condition, index=torch.cat((rows, condition.index)))
+    if isinstance(null, Labels) or isinstance(condition, Labels):
+        raise TypeError("guidance: labels beside texts")
+    return tuple(_stack_one(*pair) for pair in zip(null, condition, strict=True))
 
 
 def _stack_one(null: TextEmbedding, own: TextEmbedding) -> TextEmbedding:

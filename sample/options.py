@@ -11,6 +11,7 @@ from kinoflow.configs.errors import UserError
 
 if TYPE_CHECKING:
     from kinoflow.sample.generate import SolverName
+    from kinoflow.sample.release import Release
 
 _OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
 _CLIPS = {".mp4", ".m4v", ".mov", ".png"}
@@ -44,6 +45,23 @@ def add_lora(add: Callable[..., Any]) -> None:
         help="add an adapter (of kinoflow train export RUN FOLDER --adapter, or peft's) to the transformer, "
         "so much of it (default 1); again for more of them",
     )
+
+
+def refuse_other_kind(release: Release, label: str | None, text_cache: Path | None) -> None:
+    """Refuse prompts for a release of classes, labels for one that reads prompts, and what it has no use for.
+
+    Raises:
+        UserError: one line that names what the release takes.
+    """
+    from kinoflow.conditioning.labels import LabelEncoder  # torch, which --help does without
+
+    if not release.config.classes and label is not None:
+        raise UserError(f"label: {release.name} reads prompts and has no classes; give a PROMPT instead")
+    if release.config.classes and label is None:
+        known = LabelEncoder(release.config.classes).known()
+        raise UserError(f"prompt: {release.name} reads none; give --label, one of {known}")
+    if release.config.classes and text_cache is not None:
+        raise UserError(f"text-cache: {release.name} reads no text; leave it out")
 
 
 @contextmanager

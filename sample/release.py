@@ -1,8 +1,10 @@
-"""Release folders: everything that turns a prompt into a clip, in one place.
+"""Release folders: everything that turns a prompt or a label into a clip, in one place.
 
 kinoflow.yaml   name, version, what it can make, default settings
-tae/ dit/       model folders: config.json and safetensors
-text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name
+tae/            the autoencoder: config.json and safetensors; none where the backbone makes pixels
+dit/ or unet/   the backbone, a model folder as well
+text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name;
+                none where it names classes
 judge/          (optional) the judge that evaluates the release
 """
 
@@ -19,25 +21,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinoflow.conditioning.checkpoints import LIMITS, TextConfig, find, fingerprint
+from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.conditioning.vocabulary import Vocabulary, known_words
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing_folder
 from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder, weight_files
 from kinoflow.configs.schema import dump, load
 from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.dit_video.backbone import BACKBONES, CONFIGS
 from kinoflow.sample.generate import Sampling, SolverName
+from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
     import torch
 
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
+    from kinoflow.dit_video.backbone import Backbone, BackboneConfig
     from kinoflow.dit_video.lora import Adapter
-    from kinoflow.dit_video.video_dit import VideoDiT
     from kinoflow.tae.model.tae import TAE
 
 CARD_NAME = "kinoflow.yaml"
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
-_MODELS = ("tae", "dit")
+PARTS = ("tae", *BACKBONES, "text", "judge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,16 @@ class ReleaseConfig:
     """Text encoders that lie elsewhere."""
     written: str = ""
     """Regular expression for the quoted words that it can write; empty: any."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that it makes, by label; none: it reads prompts."""
+    pixels: int = 0
+    """Channels of the pixels that its backbone makes, 1 grey or 3 RGB; 0: latents of tae/."""
 
     def __post_init__(self) -> None:
+        if self.pixels not in (0, 1, 3):
+            raise UserError(f"pixels: {self.pixels} is none of 0, 1 and 3")
+        if twice := {name for name in self.classes if self.classes.count(name) > 1}:
+            raise UserError(f"classes: {min(twice)} is listed twice; give each class a name of its own")
         try:
             re.compile(self.written)
         except re.error as error:
@@ -85,19 +98,19 @@ class Release:
     folder: Path
     config: ReleaseConfig
     adapters: tuple[Adapter, ...] = ()
-    """Added to the transformer's weights."""
+    """Added to the backbone's weights."""
 
     @classmethod
     def load(cls, source: str | Path | None = None, lora: Sequence[str] = ()) -> Release:
         """Open a folder or hub id; the shipped mini release when there is none.
 
-        `lora` names adapters of its transformer, FOLDER or FOLDER:scale (0 none of it, 1 all) each.
+        `lora` names adapters of its backbone, FOLDER or FOLDER:scale (0 none of it, 1 all) each.
 
         Raises:
             UserError: a missing or damaged file, or an adapter that does not fit.
         """
         folder = resolve_folder(DEFAULT_RELEASE if source is None else source)
-        _refuse_a_part(folder)
+        _refuse_a_part(folder, read_card(folder))
         if not (folder / CARD_NAME).is_file():
             raise UserError(f"{folder / CARD_NAME}: missing; a release has it beside tae/, dit/ and text/")
         release = cls(folder, _read_card(folder), _adapters(lora))
@@ -164,56 +177,85 @@ class Release:
         chosen = {key: value for key, value in given.items() if value is not None}
         return replace(self.config.sampling, **chosen)
 
+    @property
+    def part(self) -> str:
+        """What its backbone is called: dit or unet, which is its folder as well."""
+        return next((name for name in BACKBONES if (self.folder / name).is_dir()), "dit")
+
+    def decoder(self, device: torch.device | str = "cpu") -> TAE | Pixels:
+        """What makes frames of the backbone's latents: the autoencoder, or `Pixels` where they are pixels."""
+        return Pixels(self.config.pixels) if self.config.pixels else self.tae(device)
+
     def tae(self, device: torch.device | str = "cpu") -> TAE:
-        """Read the autoencoder, in fp32. Raises UserError for a damaged file."""
+        """Read the autoencoder, in fp32.
+
+        Raises:
+            UserError: a damaged file, or a release whose latents are pixels.
+        """
+        if self.config.pixels:
+            raise UserError(f"{self.folder}: has no autoencoder, its latents are pixels")
         from kinoflow.tae.cpu.accelerate import accelerate
         from kinoflow.tae.model.tae import TAE
 
         return accelerate(TAE.from_pretrained(self.folder / "tae").to(device))
 
-    def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
-        """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""
-        from kinoflow.dit_video.video_dit import VideoDiT
+    def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Backbone:
+        """Read the transformer or U-Net, in fp32 without a `dtype`. Raises UserError for a damaged file."""
+        model = BACKBONES[self.part].from_pretrained(self.folder / self.part, adapters=self.adapters)
+        return model.to(device, dtype)
 
-        return VideoDiT.from_pretrained(self.folder / "dit", adapters=self.adapters).to(device, dtype)
-
-    def encoder(self, text_cache: Path | None = None, device: torch.device | str = "cpu") -> PromptEncoder:
+    def encoder(
+        self, text_cache: Path | None = None, device: torch.device | str = "cpu"
+    ) -> PromptEncoder | LabelEncoder:
         """Read the text encoders, in the number type that the card names; with a cache only if it lacks some.
 
+        Of a release of classes there are none to read: what it gives knows the names.
+
         Raises:
-            UserError: a damaged file, a hub that can't be reached, or encoders that don't suit the dit.
+            UserError: a damaged file, a hub that can't be reached, or encoders or classes that don't suit the
+                backbone.
         """
+        backbone = self._backbone_config()
+        if backbone.classes != len(self.config.classes):
+            raise UserError(
+                f"{self.folder / CARD_NAME}: classes: names {len(self.config.classes)}, and {self.part}/ was "
+                f"trained on {backbone.classes}; name them all, in their order"
+            )
+        if self.config.classes:
+            return LabelEncoder(self.config.classes)
         from kinoflow.conditioning.prompt_encoder import PromptEncoder
 
         encoder = PromptEncoder.of_release(self.folder, self.config.text, cache=text_cache)
-        given, wanted = encoder.widths, self._text_widths()
+        given, wanted = encoder.widths, backbone.text_widths
         if given != wanted:
             raise UserError(
-                f"{self.folder / CARD_NAME}: text: the encoders' states are {given} wide, dit/ was trained "
-                f"on {wanted}; name the encoders that it was trained with"
+                f"{self.folder / CARD_NAME}: text: the encoders' states are {given} wide, {self.part}/ was "
+                f"trained on {wanted}; name the encoders that it was trained with"
             )
         return encoder.to(device)
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
+        if self.config.classes:
+            return None
         words = known_words(Path(self.config.text.sources(self.folder)["ul2"]))
         return None if words is None else Vocabulary(words=words, written=self.config.written)
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256 (its first 16 digits) over the weight files of tae, dit and text, in a fixed order.
+        """SHA-256 (its first 16 digits) over the weight files of its parts, in a fixed order.
 
         Adapters and their scales as well.
         """
         digest = hashlib.sha256()
         elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
-        for part in (*_MODELS, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
+        for part in ("tae", self.part, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
             for path in sorted((self.folder / part).glob("*.safetensors")):
                 digest.update(f"{part}/{path.name}".encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
-        for source in find(self.config.text.sources(self.folder)):
+        for source in find(self.config.text.sources(self.folder)) if elsewhere else ():
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
         for adapter in self.adapters:
@@ -221,21 +263,21 @@ class Release:
         return digest.hexdigest()[:16]
 
     def _check_adapters(self) -> None:
-        """Raise UserError for adapters of another transformer."""
+        """Raise UserError for adapters of another backbone."""
         from kinoflow.configs.pretrained import Weights
         from kinoflow.dit_video.lora import Merged
 
-        Merged(Weights(self.folder / "dit"), self.adapters)
+        Merged(Weights(self.folder / self.part), self.adapters)
 
-    def _text_widths(self) -> tuple[int, ...]:
-        from kinoflow.dit_video.video_dit import DiTConfig
-
-        return load_config(self.folder / "dit", DiTConfig).text_widths
+    def _backbone_config(self) -> BackboneConfig:
+        return load_config(self.folder / self.part, CONFIGS[self.part])
 
     def _needed(self) -> list[Path]:
+        models = [*([] if self.config.pixels else ["tae"]), self.part]
         own = [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
-        needed = [self.folder / part / CONFIG_NAME for part in (*_MODELS, *own)]
-        return needed + [path for part in _MODELS for path in weight_files(self.folder / part)]
+        parts = [*models, *([] if self.config.classes else own)]
+        needed = [self.folder / part / CONFIG_NAME for part in parts]
+        return needed + [path for part in models for path in weight_files(self.folder / part)]
 
 
 def _adapters(lora: Sequence[str]) -> tuple[Adapter, ...]:
@@ -265,23 +307,27 @@ def read_card(folder: Path) -> ReleaseConfig | None:
     return _read_card(folder) if (folder / CARD_NAME).is_file() else None
 
 
-def _refuse_a_part(folder: Path) -> None:
+def _refuse_a_part(folder: Path, card: ReleaseConfig | None) -> None:
     """Say what a folder is for that holds only a part of a release, as an export may write it.
 
     Raises:
-        UserError: an autoencoder or a backbone alone, or a model's own folder.
+        UserError: an autoencoder or a backbone alone, two backbones, or a model's own folder.
     """
-    has = {part: (folder / part).is_dir() for part in _MODELS}
+    has = {part: (folder / part).is_dir() for part in ("tae", *BACKBONES)}
+    backbones = [name for name in BACKBONES if has[name]]
+    if len(backbones) > 1:
+        named = " and ".join(f"{name}/" for name in backbones)
+        raise UserError(f"{folder}: has {named}, and a release has one backbone; remove the other")
     if (folder / CONFIG_NAME).is_file() and not any(has.values()):
         raise UserError(
             f"{folder}: one model, and a release has several; give the folder that holds {folder.name}/"
         )
     together = "export its run into a copy of {} (kinoflow train export RUN COPY)"
-    if has["tae"] and not has["dit"]:
+    if has["tae"] and not backbones:
         release = together.format("a release whose dit/ was trained on its latents")
         use = f"kinoflow tae encode CLIP CLIP.kino --weights {folder / 'tae'}"
         raise UserError(f"{folder}: an autoencoder only, for {use}; to sample with it, {release}")
-    if has["dit"] and not has["tae"]:
+    if backbones and not has["tae"] and (card is None or not card.pixels):
         release = together.format("the release whose tae/ and text/ made what it was trained on")
         raise UserError(f"{folder}: a backbone only; to sample with it, {release}")
 
@@ -291,7 +337,7 @@ def _read_card(folder: Path) -> ReleaseConfig:
 
 
 def write(folder: str | Path, *, config: ReleaseConfig, parts: dict[str, Path]) -> Release:
-    """Make or update a release: copy the part folders ("tae", "dit", "text", "judge"), write kinoflow.yaml.
+    """Make or update a release: copy the part folders (`PARTS`), write kinoflow.yaml.
 
     Parts that are not named stay as they are; each is copied aside and then renamed. kinoflow.yaml comes
     last, so that a folder with one is whole.
@@ -300,9 +346,9 @@ def write(folder: str | Path, *, config: ReleaseConfig, parts: dict[str, Path]) 
         UserError: an unknown part, or a release that is not whole afterwards.
     """
     folder = Path(folder)
-    unknown = parts.keys() - {"tae", "dit", "text", "judge"}
+    unknown = parts.keys() - set(PARTS)
     if unknown:
-        raise UserError(f"{min(unknown)}: not a part of a release; use tae, dit, text or judge")
+        raise UserError(f"{min(unknown)}: not a part of a release; use {', '.join(PARTS)}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in parts.items():
         if source.resolve() != (folder / name).resolve():

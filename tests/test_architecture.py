@@ -19,6 +19,8 @@ TAE = {"tae", "tae.model", "tae.cpu", "tae.training", "tae.tiles", "tae.codec"}
 DIT = {"dit_video", "dit_video.attention", "dit_video.flow"}
 DATA = {"data", "data.video", "data.clips", "data.world", "data.latents"}
 SAMPLE = {"sample", "sample.evaluation"}
+CONDITIONS = ("TextEmbedding", "embedding.TextEmbedding", "embedding.Condition", "labels.Labels",
+              "labels.LabelEmbedding")  # fmt: skip
 # Room -> the rooms it may import; nothing else may. A room is a folder with the files that lie in it.
 ARROWS: dict[str, set[str]] = {
     "configs": set(),
@@ -56,7 +58,7 @@ FROM_ONLY: dict[tuple[str, str], set[str]] = {
 }
 # An arrow that reaches these names only: a module, or one thing in it.
 TO_ONLY: dict[tuple[str, str], set[str]] = {
-    ("dit_video", "conditioning"): {"conditioning.TextEmbedding", "conditioning.embedding.TextEmbedding"},
+    ("dit_video", "conditioning"): {f"conditioning.{name}" for name in CONDITIONS},
     ("train.run", "train.mini"): {"train.mini.config.TextTrainConfig"},
     ("train.tasks", "train.plan"): {"train.plan.flops.dit_flops", "train.plan.flops.total"},
 }

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from kinoflow.configs.schema import load, to_dict
 from kinoflow.data.clips.buckets import parse
+from kinoflow.dit_video.unet import UNet
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
 from kinoflow.tae.model.tae import TAE
@@ -71,6 +72,8 @@ def build(config: RunConfig) -> nn.Module:
             return TAE(config.tae)
         if config.model == "dit":
             return VideoDiT(config.dit)
+        if config.model == "unet":
+            return UNet(config.unet)
         if config.model == "judge":
             return Judge(JudgeConfig())
         assert config.model == "text"

@@ -18,7 +18,7 @@ USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            trai
        kinoflow train precompute CONFIG.yaml … [key=value …]  clips to latent shards in out=FOLDER
        kinoflow train plan CONFIG.yaml … [key=value …]        memory, FLOPs and days on a cluster; --json
        kinoflow train export RUN RELEASE                      averaged weights into a release; --adapter
-       kinoflow train average OUT RELEASE RELEASE …           the mean of several transformers
+       kinoflow train average OUT RELEASE RELEASE …           the mean of several backbones
        kinoflow train validate RELEASE LATENTS                flow loss on held-out clips; --json
        kinoflow train status RUN                              how far a run is, and what went wrong; --json
        with --help each says which keys, or words, it takes"""

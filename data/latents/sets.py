@@ -63,6 +63,12 @@ class LatentSets:
         """The number of clips of a bucket."""
         return sum(self._lengths[bucket])
 
+    def sizes(self, bucket: str) -> tuple[int, int, int]:
+        """Frames, rows and columns of the latents of a bucket."""
+        folder, name, own = self._find(bucket, 0)
+        frames, height, width = folder.stored(name, own).shape[1:]
+        return frames, height, width
+
     def holds(self, other: LatentDataset) -> bool:
         """Whether a folder is one of these, wherever it lies."""
         return other.fingerprint in {folder.fingerprint for folder in self._folders}
@@ -109,6 +115,7 @@ def _require_alike(first: LatentDataset, other: LatentDataset) -> None:
         ("another autoencoder", one.made_from.get("tae"), two.made_from.get("tae")),
         ("other text encoders", one.made_from.get("text"), two.made_from.get("text")),
         ("text states of other widths", one.widths, two.widths),
+        ("other classes", one.classes, two.classes),
         ("other latent statistics", (one.latent_mean, one.latent_std), (two.latent_mean, two.latent_std)),
     ):
         if before != after:

@@ -6,6 +6,7 @@
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         captions.jsonl                one list of captions per clip
+        label.npy                     int64 [n], where clips have a class
         stamps.txt                    of clips of a list: which version of each clip was read, a line each
 
 Texts are ragged: the states of caption k of clip i are rows offsets[i * captions + k] up to the next offset.
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int64
+from jaxtyping import Bool, Float, Float16, Int, Int64
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
@@ -31,6 +32,8 @@ from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents import kino
 
 INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
+# What made_from says in the place of an autoencoder and of text encoders where there are none.
+PIXELS, LABELS = "pixels", "labels"
 _OPEN = 256  # each mapped file is an open one, and systems allow a process 1,024
 
 
@@ -41,6 +44,7 @@ class LatentIndex:
     `widths` are those of the text encoders' states. `made_from` describes the source and the encoders; "tae"
     is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
     `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
+    `classes` are the names of the clips' classes in the order of their labels; empty where they have texts.
     """
 
     buckets: Mapping[str, int]
@@ -50,6 +54,7 @@ class LatentIndex:
     made_from: Mapping[str, str]
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.latent_mean) == len(self.latent_std) > 0 or min(self.latent_std) <= 0:
@@ -58,6 +63,13 @@ class LatentIndex:
         for place in places:
             if places.count(place) > 1:
                 raise UserError(f"buckets: {place} is listed twice, once is enough")
+
+    def described(self) -> dict[str, Any]:
+        """As index.json has it: classes only where there are some, as it was before there were any."""
+        content = asdict(self)
+        if not self.classes:
+            del content["classes"]
+        return content
 
     def num_shards(self, bucket: str) -> int:
         """Shards of a bucket; the last may be shorter."""
@@ -73,13 +85,15 @@ class Shard:
     """The content of one shard: latents as `stored` gives them, and their captions.
 
     texts[e][i * captions + k] are encoder e's states of caption k of clip i. `stamps` say of each clip what
-    it was made of, for those who ask whether it is still so; none where that cannot change.
+    it was made of, for those who ask whether it is still so; none where that cannot change. `labels` are
+    positions in the index's classes, one a clip where there are some.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
     texts: Sequence[Sequence[Float[np.ndarray, "_ _"]]]
     captions: Sequence[Sequence[str]]
     stamps: Sequence[str] = ()
+    labels: Sequence[int] = ()
 
 
 def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
@@ -97,7 +111,7 @@ def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ 
     for i, states in enumerate(null):
         with replacing(folder / NULL / f"text_{i}.npy") as aside:
             np.save(aside, np.asarray(states, np.float16))
-    write_json(folder / INDEX, {"format": FORMAT, **asdict(index)})
+    write_json(folder / INDEX, {"format": FORMAT, **index.described()})
 
 
 def shard_path(folder: Path, bucket: str, shard: int) -> Path:
@@ -135,6 +149,8 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
             np.save(aside / f"offsets_{i}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         lines = (json.dumps(list(captions), ensure_ascii=False) + "\n" for captions in content.captions)
         (aside / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+        if len(content.labels):
+            np.save(aside / "label.npy", np.array(content.labels, np.int64))
         if content.stamps:
             (aside / STAMPS).write_text("".join(f"{stamp}\n" for stamp in content.stamps), encoding="utf-8")
 
@@ -151,7 +167,7 @@ def read_index(folder: Path) -> LatentIndex:
             raise UserError(f"{folder / INDEX}: has format {written}, this kinoflow reads {FORMAT}; delete "
                               f"{folder} and run precompute again")  # fmt: skip
         lists = {key: tuple(content[key]) for key in ("widths", "latent_mean", "latent_std")}
-        return LatentIndex(**{**content, **lists})
+        return LatentIndex(**{**content, **lists, "classes": tuple(content.get("classes", ()))})
     except FileNotFoundError as error:
         raise UserError(f"{folder / INDEX} is missing: write it with `kinoflow train precompute "
                           f"out={folder}`") from error  # fmt: skip
@@ -171,10 +187,14 @@ class PaddedText:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Latents (normalized, float32) and the text states that belong to them, one entry per encoder."""
+    """Latents (normalized, float32) and the text states that belong to them, one entry per encoder.
+
+    `labels` are positions in the index's classes; None where there are none.
+    """
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
+    labels: Int[Tensor, " b"] | None = None
 
     @classmethod
     def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
@@ -185,15 +205,17 @@ class Batch:
         )
         latent = torch.from_numpy(np.stack([row.latent for row in rows])).float()
         texts = tuple(_pad(states) for states in zip(*(row.texts for row in rows), strict=True))
-        return cls(latent=(latent - mean) / std, texts=texts)
+        labels = torch.tensor([row.label for row in rows]) if index.classes else None
+        return cls(latent=(latent - mean) / std, texts=texts, labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One clip as it is on disk: its latents, and of each encoder the states of one caption."""
+    """One clip as it is on disk: its latents, of each encoder the states of one caption, or its label."""
 
     latent: Float16[np.ndarray, "c t h w"]
     texts: Sequence[Float[np.ndarray, "_ _"]]
+    label: int | None = None
 
 
 class LatentDataset:
@@ -217,7 +239,7 @@ class LatentDataset:
     @property
     def fingerprint(self) -> str:
         """A name for what was precomputed from what, wherever the folder lies."""
-        content = json.dumps(asdict(self.index), sort_keys=True)
+        content = json.dumps(self.index.described(), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def place(self, bucket: str, index: int) -> str:
@@ -246,11 +268,16 @@ class LatentDataset:
     def row(self, bucket: str, index: int, choices: Sequence[int]) -> Row:
         """One clip, with the caption that `choices` name for each encoder; -1 is the null prompt."""
         texts = [self._text(bucket, index, encoder, choice) for encoder, choice in enumerate(choices)]
-        return Row(latent=self.stored(bucket, index), texts=texts)
+        label = self.label(bucket, index) if self.index.classes else None
+        return Row(latent=self.stored(bucket, index), texts=texts, label=label)
 
     def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
         """The latents of one clip as they are on disk."""
         return self._file(bucket, index, "latent")[index % self.index.shard_size]
+
+    def label(self, bucket: str, index: int) -> int:
+        """The class of one clip of a folder that has classes."""
+        return int(self._file(bucket, index, "label")[index % self.index.shard_size])
 
     def captions(self, bucket: str, index: int) -> list[str]:
         """The captions of one clip."""
@@ -282,8 +309,8 @@ class LatentDataset:
 def each_encoder(
     choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b encoders"], encoders: int
 ) -> Int64[np.ndarray, "b encoders"]:
-    """A choice of captions for each encoder, where there may be one for all of them."""
-    return np.repeat(choice[:, None], encoders, axis=1) if choice.ndim == 1 else choice
+    """A choice of captions for each encoder, where there may be one for all of them, or for none."""
+    return np.repeat(choice[:, None], encoders, axis=1) if choice.ndim == 1 else choice[:, :encoders]
 
 
 def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
@@ -314,6 +341,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "buckets": dict(index.buckets),
         "captions_per_clip": index.captions_per_clip,
         "text_widths": {f"text_{i}": width for i, width in enumerate(index.widths)},
+        "classes": list(index.classes),
         "shards": sum(map(index.num_shards, index.buckets)),
         "shards_missing": sum(len(_unfinished(folder, index, bucket)) for bucket in index.buckets),
         "made_from": dict(index.made_from),
@@ -326,9 +354,11 @@ def export(folder: Path, target: Path, clip: int, bucket: str | None = None) -> 
     """Write one clip of a latent folder as a latent file, without sound; `bucket` is the first by default.
 
     Raises:
-        UserError: a folder that is not whole, no such bucket, or no such clip in it.
+        UserError: a folder that is not whole or holds pixels, no such bucket, or no such clip in it.
     """
     data = LatentDataset(folder)
+    if data.index.made_from["tae"] == PIXELS:
+        raise UserError(f"{folder}: holds pixels, which nothing has to decode; look at the source itself")
     named = {name.partition(" ")[0]: name for name in data.buckets}
     shape = next(iter(named)) if bucket is None else bucket.partition(" ")[0]
     if shape not in named:

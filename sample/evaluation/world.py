@@ -161,6 +161,9 @@ def main(argv: list[str]) -> int:
 
     args = _parser().parse_args(argv)
     release = Release.load(args.release, args.lora)
+    if release.config.classes:
+        raise UserError(f"{release.folder}: makes classes, and the world's scenes are asked for in prompts; "
+                        "take a release that reads them")  # fmt: skip
     with named_as_options():
         sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
     if args.threads < 1:

@@ -1,8 +1,15 @@
-"""Bytes and model values: the one place that fixes how 0..255 and [-1, 1] stand for each other."""
+"""Bytes and model values: the one place that fixes how 0..255 and [-1, 1] stand for each other.
+
+`Pixels` stands where an autoencoder does when the pixels themselves are the latents.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from kinoflow.tae.model.config import LatentShape
 
 
 def from_bytes(
@@ -16,3 +23,30 @@ def from_bytes(
 def to_bytes(video: Float[Tensor, "*b 3 f height width"]) -> UInt8[Tensor, "*b f height width 3"]:
     """RGB in [-1, 1] to the nearest bytes, channels last; what lies outside is clamped."""
     return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig:
+    """The latent of a clip is its pixels in [-1, 1], of one channel (grey) or three (RGB)."""
+
+    channels: int
+    """1 or 3."""
+
+    def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
+        """Sizes of the latent of a clip, which are the clip's."""
+        return LatentShape(channels=self.channels, frames=frames, height=height, width=width)
+
+
+class Pixels:
+    """The part of an autoencoder that sampling asks for, where there is none."""
+
+    def __init__(self, channels: int) -> None:
+        self.config = PixelsConfig(channels=channels)
+
+    def denormalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        """The latent, which was never normalized."""
+        return latent
+
+    def decode(self, latent: Float[Tensor, "b c t h w"], frames: int) -> Float[Tensor, "b 3 frames h w"]:
+        """RGB in [-1, 1]; a single channel is grey."""
+        return latent[:, :, :frames].expand(-1, 3, -1, -1, -1)

@@ -50,7 +50,8 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
     from kinoflow.train.run.config import RunConfig
     from kinoflow.train.run.ema import EMA
     from kinoflow.train.run.spread import Spread
-    from kinoflow.train.tasks.flow_task import FlowBatch, FlowTask
+    from kinoflow.train.tasks.flow import FlowBatch
+    from kinoflow.train.tasks.flow_task import FlowTask
 
     config = load(RunConfig, words)
     processes = engine.start(1)
@@ -68,7 +69,7 @@ def process(rank: int, port: int, words: list[str], folder: str) -> None:
         latent=latent,
         noise=torch.randn_like(latent),
         time=torch.rand(1),
-        texts=(text,),
+        condition=(text,),
         dropout=torch.tensor(0),
     )
     running.backward(batch, 0)

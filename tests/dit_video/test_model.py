@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.labels import Labels
 from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.dit_video.attention.kernels import math_attention, sdpa_attention
 from kinoflow.dit_video.flow.matching import velocity_from_data
@@ -185,6 +186,45 @@ def test_a_head_that_gives_the_data_moves_towards_it() -> None:
     t = time[:, None, None, None, None]
     end = (1 - SIGMA_MIN) * x + (1 - (1 - SIGMA_MIN) * t) * velocity
     torch.testing.assert_close(end, predicted)
+
+
+OF_LABELS = replace(CONFIG, classes=3, text_widths=())
+
+
+def test_a_model_of_labels_adds_them_to_the_time_and_has_no_cross_attention() -> None:
+    """As a model of text whose cross-attention is shut, with the label in its embedding of the time."""
+    model, (x, time) = build(OF_LABELS), latent()
+    told = Labels(index=torch.tensor([1, 3]), classes=3)
+    assert not any("cross" in name for name in model.state_dict())
+    of_text = build()
+    own = of_text.state_dict()
+    of_text.load_state_dict({**own, **{k: v for k, v in model.state_dict().items() if k in own}})
+    for block in of_text.blocks:
+        torch.nn.init.zeros_(block.cross_attention.out.weight)
+    of_text.time.register_forward_hook(lambda _, __, output: output + model.label(told))
+    torch.testing.assert_close(model(x, time, told), of_text(x, time, text(2)))
+    assert torch.equal(model(x, time, model.encode_condition(told)), model(x, time, told))
+    other = model(x, time, Labels(index=torch.tensor([1, 0]), classes=3))
+    assert torch.equal(other[0], model(x, time, told)[0])
+    assert not torch.allclose(other[1], model(x, time, told)[1])
+
+
+def test_every_weight_of_a_model_of_labels_is_trained() -> None:
+    model, (x, time) = build(OF_LABELS), latent()
+    model(x, time, Labels(index=torch.tensor([1, 3]), classes=3)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_labels_and_text_are_not_mixed_up() -> None:
+    x, time = latent()
+    with pytest.raises(ValueError, match="condition: labels, and this DiT takes text"):
+        build()(x, time, Labels(index=torch.tensor([1, 2]), classes=3))
+    with pytest.raises(ValueError, match="text: 2 embeddings for 0 encoders"):
+        build(OF_LABELS)(x, time, text(2))
+    for changes in ({"classes": 3}, {"text_widths": ()}, {"classes": -1}):
+        with pytest.raises(ValueError, match=r"dit\.classes: a DiT takes labels or text"):
+            replace(CONFIG, **changes)
 
 
 def test_near_the_data_a_small_error_stays_small() -> None:

@@ -188,7 +188,7 @@ def test_the_readmes_prompts_are_of_the_shipped_releases_words():
         ([PROMPT, "--solver", "sde", "--diffusion", "-1"], "diffusion: -1.0 is not in 0..10"),
         (["  \n"], "prompt: empty"),
         ([], "give a PROMPT"),
-        ([PROMPT, "--prompts", "list.txt"], "one of the two"),
+        ([PROMPT, "--prompts", "list.txt"], "one of the three"),
         ([PROMPT, "--frames", "17"], "--frames 16 --size 32x32 --fps 16"),
         ([PROMPT, "--size", "640x480"], "it makes"),
         ([PROMPT, "--fps", "30"], "it makes"),

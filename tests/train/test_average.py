@@ -37,7 +37,7 @@ def write_dit(release, seed, *words):
 
 def test_every_weight_is_the_mean(releases, tmp_path, capsys):
     assert main(["average", str(tmp_path / "out"), *map(str, releases)]) == 0
-    assert "the mean of 3 transformers" in capsys.readouterr().out
+    assert "the mean of 3 backbones" in capsys.readouterr().out
     found = Weights(tmp_path / "out" / "dit")
     each = [Weights(release / "dit") for release in releases]
     assert set(found) == set(each[0])

@@ -13,7 +13,7 @@ from kinoflow.dit_video.attention.kernels import math_attention
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks import flow_task as module
+from kinoflow.train.tasks import flow_preview as module
 from kinoflow.train.tasks.flow_task import FlowTask
 
 SHAPE = ["model=dit", "dit.width=16", "dit.depth=1", "dit.heads=2", "dit.ffn=24"]
@@ -68,17 +68,19 @@ def test_what_does_not_fit_is_named(earlier: Path) -> None:
 
 def test_data_buckets_weigh_what_was_precomputed() -> None:
     stored = SimpleNamespace(buckets=["16x64x64@16 weight=0.8", "1x64x64@16 weight=0.2", "16x64x64@24"])
-    plain = task()
+    plain = task().data
     plain.__dict__["latents"] = stored
     assert [bucket.weight for bucket in plain.buckets] == [0.8, 0.2, 1.0]
-    chosen = task("data.buckets=['1x64x64@16 weight=1 batch=4','16x64x64@24 weight=10']", "data.latents=x")
+    chosen = task(
+        "data.buckets=['1x64x64@16 weight=1 batch=4','16x64x64@24 weight=10']", "data.latents=x"
+    ).data
     chosen.__dict__["latents"] = stored
     assert [(bucket.weight, bucket.batch_size) for bucket in chosen.buckets] == [
         (0, None),
         (1, 4),
         (10, None),
     ]
-    other = task("data.buckets=['8x64x64@16']", "data.latents=x")
+    other = task("data.buckets=['8x64x64@16']", "data.latents=x").data
     other.__dict__["latents"] = stored
     with pytest.raises(UserError, match=r"data\.buckets: 8x64x64@16 is not in x, which holds"):
         _ = other.buckets
@@ -120,7 +122,7 @@ def test_previews_without_a_release_or_prompts_are_refused_at_the_start(tmp_path
 
 def test_prompts_of_previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions of the toy world for those who ask for them alone."""
-    world = task("preview_prompts=world").prompts
+    world = task("preview_prompts=world").previews.prompts
     assert len(set(world)) == module.PREVIEW_CLIPS
 
     def fail(*_: object, **__: object) -> None:
@@ -128,13 +130,16 @@ def test_prompts_of_previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "sample_scene", fail)
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa fox runs\r\n\r  rain on a street \n")
-    assert task(f"preview_prompts={tmp_path / 'prompts.txt'}").prompts == ["a fox runs", "rain on a street"]
+    assert task(f"preview_prompts={tmp_path / 'prompts.txt'}").previews.prompts == [
+        "a fox runs",
+        "rain on a street",
+    ]
     (tmp_path / "odd.txt").write_text("a fox\u2028runs\x0b\x85on\n", encoding="utf-8")
-    assert task(f"preview_prompts={tmp_path / 'odd.txt'}").prompts == ["a fox\u2028runs\x0b\x85on"]
+    assert task(f"preview_prompts={tmp_path / 'odd.txt'}").previews.prompts == ["a fox\u2028runs\x0b\x85on"]
     plain = task()
-    plain.__dict__["latents"] = SimpleNamespace(
+    plain.data.__dict__["latents"] = SimpleNamespace(
         buckets=["1x64x64@16", "16x64x64@16 weight=0.8"],
         num_clips=lambda name: 3 if name.startswith("16x") else 99,
         captions=lambda name, clip: [f"{name.partition(' ')[0]} {clip}", "another caption"],
     )
-    assert plain.prompts == ["16x64x64@16 0", "16x64x64@16 1", "16x64x64@16 2"]
+    assert plain.previews.prompts == ["16x64x64@16 0", "16x64x64@16 1", "16x64x64@16 2"]

@@ -103,7 +103,10 @@ def test_clips_that_are_learned_from_are_refused(latents):
             ["validation.latents=here", "validation.every=3"],
             "validation.every: 3 is no multiple of log_every=2",
         ),
-        (["model=tae", "validation.latents=here", "validation.every=2"], "only model: dit is validated"),
+        (
+            ["model=tae", "validation.latents=here", "validation.every=2"],
+            "only model: dit and unet are validated",
+        ),
     ],
 )
 def test_what_cannot_be_validated_is_refused(words, said):

@@ -24,7 +24,8 @@ from kinoflow.train.plan.planner import Planner
 from kinoflow.train.plan.workload import count_parts
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks.flow_task import FlowBatch, FlowTask
+from kinoflow.train.tasks.flow import FlowBatch
+from kinoflow.train.tasks.flow_task import FlowTask
 
 ROOT = Path(__file__).parents[2]
 MOVIE_GEN = {"width": 6144, "depth": 48, "heads": 48, "ffn": 16384, "text_widths": (4096, 1536, 1024)}
@@ -382,7 +383,9 @@ def test_the_log_of_a_run_counts_the_same_flops():
     text = tuple(TextEmbedding(hidden=torch.zeros(3, n, width), mask=torch.ones(3, n).bool())
                  for n, width in zip((5, 2, 4), config.dit.text_widths, strict=True))  # fmt: skip
     latent = torch.zeros(3, 16, 2, 8, 6)
-    batch = FlowBatch(latent=latent, noise=latent, time=torch.zeros(3), texts=text, dropout=torch.tensor(0))
+    batch = FlowBatch(
+        latent=latent, noise=latent, time=torch.zeros(3), condition=text, dropout=torch.tensor(0)
+    )
     with FlopCounterMode(display=False) as counter:
         task.loss(task.model, batch, 0).total.backward()
     # The counter does not know the fused backward pass of a CPU.

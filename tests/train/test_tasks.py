@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kinoflow.configs.schema import load
-from kinoflow.dit_video import VideoDiT
+from kinoflow.data.video import read
+from kinoflow.dit_video import UNet, VideoDiT
 from kinoflow.train.__main__ import task_of
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
@@ -14,6 +15,7 @@ from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.shards import Shards
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
+from tests.labelled import CLASSES, write_pictures
 from tests.train.plain import plain
 from tests.train.test_tae import SOURCES as TINY_TAE
 
@@ -24,6 +26,8 @@ COMMON = [f"steps={STEPS}", "log_every=1", "checkpoint_every=100", "ema_decay=0.
           "optimizer.eps=1e-3"]  # fmt: skip
 BACKBONE = ["model=dit", "dit.width=16", "dit.depth=2", "dit.heads=2", "dit.ffn=24", "dit.latent_channels=2",
             "dit.text_widths=[2,3]", "dit.max_tokens=[4,8,8]"]  # fmt: skip
+PICTURES = ["model=unet", "unet.channels=[4,8]", "unet.layers=1", "unet.width=6", "unet.classes=3",
+            "unet.groups=2", "unet.attention_levels=[1]", "unet.heads=2", "flow.drop_all=0.3"]  # fmt: skip
 # The adversary joins in the second step.
 AUTOENCODER = [*TINY_TAE, "loss.adversarial_start=1", "data.buckets=['4x8x8@16']", "data.batch_size=4",
                "data.workers=0", f"preview_every={STEPS}"]  # fmt: skip
@@ -45,37 +49,53 @@ WAYS = {
     for way, words in (EVERY_STAGE | (LAST_STAGE if stage == 3 else {})).items()
     if stage > 0 or "offload" not in way
 }
+PREVIEW = [f"preview_every={STEPS}"]
 CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
-    f"tae-{way}": words
+    f"{model}-{way}": [*words, *(PREVIEW if model == "unet" and way.endswith("plain") else [])]
+    for model in ("tae", "unet")
     for way, words in WAYS.items()
     if not any(word.startswith("parallel.") for word in words)
 }
 
 
+def kind(case: str) -> str:
+    return case.partition("-")[0]
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
-    """A release whose backbone has no zeros left, and shorter position tables."""
+    """Backbones that have no zeros left; the transformer's position tables are shorter."""
     folder = tmp_path_factory.mktemp("earlier")
-    model = VideoDiT(load(RunConfig, [*BACKBONE, "dit.max_tokens=[2,4,4]"]).dit)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    model.save_pretrained(folder / "dit")
+    models = {
+        "dit": VideoDiT(load(RunConfig, [*BACKBONE, "dit.max_tokens=[2,4,4]"]).dit),
+        "unet": UNet(load(RunConfig, PICTURES).unet),
+    }
+    for name, model in models.items():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        model.save_pretrained(folder / name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def sources(latents, held_out, earlier):
+def sources(latents, held_out, earlier, tmp_path_factory):
     """What each task's runs have in common."""
     data = [f"data.latents={latents}", f"validation.latents={held_out}", "validation.every=1"]
-    return {"dit": [*COMMON, *BACKBONE, *data, f"init_from={earlier}"], "tae": [*COMMON, *AUTOENCODER]}
+    folders = [write_pictures(tmp_path_factory.mktemp("pictures"), seed=seed) for seed in range(2)]
+    pictures = [f"data.latents={folders[0]}", f"validation.latents={folders[1]}", "validation.every=1"]
+    return {
+        "dit": [*COMMON, *BACKBONE, *data, f"init_from={earlier}"],
+        "tae": [*COMMON, *AUTOENCODER],
+        "unet": [*COMMON, *PICTURES, *pictures, f"init_from={earlier}"],
+    }
 
 
 @pytest.fixture(scope="module")
 def runs(start_job, sources, tmp_path_factory):
     """The folder of a run for each case, on two processes."""
     folder = tmp_path_factory.mktemp("tasks")
-    cases = {name: [*sources[name[:3]], *words] for name, words in CASES.items()}
+    cases = {name: [*sources[kind(name)], *words] for name, words in CASES.items()}
     job = start_job("trained", cases, str(folder), size=2)
     assert job.wait() == [0, 0], job.text()
     return folder
@@ -97,7 +117,7 @@ def references(sources):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
-    start, reference = references[case[:3]]
+    start, reference = references[kind(case)]
     folder = runs / case
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in logged] == pytest.approx(reference.losses, rel=1e-5)
@@ -105,9 +125,9 @@ def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
     last = folder / "checkpoints" / f"{STEPS:08d}"
     found, average = Shards(last, "model"), AveragedState(last)
     assert {f"master/{name}" for name in start} <= set(found) and set(start) == set(average)
-    if case[:3] == "dit":
-        config = load(RunConfig, sources["dit"])
-        model = VideoDiT(config.dit)
+    if kind(case) != "tae":
+        config = load(RunConfig, sources[kind(case)])
+        model = VideoDiT(config.dit) if kind(case) == "dit" else UNet(config.unet)
         model.load_state_dict(reference.average)
         alone = Processes(rank=0, size=1, device=torch.device("cpu"))
         held_out = held_out_loss(model, HeldOut(config.validation.latents, 64, 3), config.flow, alone)
@@ -119,3 +139,16 @@ def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
         torch.testing.assert_close(average[name], reference.average[name], rtol=1e-4, atol=2e-5, msg=name)
         moved += bool((value - start[name]).abs().max() > 1e-3)
     assert moved > len(start) / 2
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_preview_shows_each_class(runs, stage):
+    folder = runs / f"unet-zero{stage}-plain" / "previews"
+    (shown,) = folder.iterdir()
+    assert {path.name for path in shown.iterdir()} == {
+        "samples.png",
+        *(f"{i}.png" for i in range(len(CLASSES))),
+    }
+    pictures = [read(shown / f"{i}.png") for i in range(len(CLASSES))]
+    assert all(picture.shape == (1, 8, 8, 3) for picture in pictures)
+    assert not (pictures[0] == pictures[1]).all()

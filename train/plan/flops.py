@@ -68,15 +68,19 @@ def total(parts: dict[str, Flops]) -> Flops:
 def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dict[str, Flops]:
     """FLOPs of one clip of `tokens` video tokens by part of VideoDiT (Movie Gen, section 3.1.3).
 
-    `text_tokens` are those of each encoder with their padding. Named as in `plan.parts` of the parameters.
+    `text_tokens` are those of each encoder with their padding, none for labels. Named as in `plan.parts` of
+    the parameters.
     """
     d, n, length, text = config.width, config.depth, tokens, sum(text_tokens)
     patch = config.latent_channels * prod(config.patch_size)
     projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
     answers = 2 * text * d * 2 * d  # keys and values of the text
+    cross = {
+        "blocks.cross_attention": _block(2 * length * 2 * d * d + answers, attention=4 * length * text * d)
+    }
     blocks = {
         "blocks.attention": _block(2 * length * 4 * d * d, attention=4 * length * length * d),
-        "blocks.cross_attention": _block(2 * length * 2 * d * d + answers, attention=4 * length * text * d),
+        **(cross if config.text_widths else {}),
         "blocks.ffn": _block(2 * length * 3 * d * config.ffn),
     }
     return {

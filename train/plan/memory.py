@@ -187,16 +187,21 @@ def _block_bytes(config: DiTConfig, piece: Slice) -> float:
         "queries, keys, values": 3 * d,
         "normalized queries and keys, with gain": 2 * norms * d,
         "attended, projected": 2 * d,
-        "cross: normalized, with gain": 2 * d,
-        "cross: queries": d * (norms or 1),
-        "cross: attended": d,
         "feed-forward: normalized, modulated": 2 * d,
         "feed-forward: gate and up, activated, product": 4 * f,
         "feed-forward: projected": d,
     }
+    attentions = 1
+    if config.text_widths:
+        attentions = 2
+        widths |= {
+            "cross: normalized, with gain": 2 * d,
+            "cross: queries": d * (norms or 1),
+            "cross: attended": d,
+        }
     if piece.sequence > 1:  # the exchange hands on copies, and what it was given need not be kept
         widths["exchanged"] = -d if config.qk_norm else d
-    statistics = 2 * config.heads * HIGH  # log-sum-exp of both attentions
+    statistics = attentions * config.heads * HIGH  # log-sum-exp of each attention
     return piece.low * sum(widths.values()) + statistics
 
 

@@ -45,7 +45,8 @@ class Planner:
         self.work: Workload
         if config.model == "dit":
             release = Path(config.release) if config.release else None
-            self.encoders = encoder_sizes(config.dit.text_widths, release)
+            if not config.dit.classes:
+                self.encoders = encoder_sizes(config.dit.text_widths, release)
             self.work = DiTWorkload(config, [encoder.tokens for encoder in self.encoders])
         elif config.model == "tae":
             self.work = TAEWorkload(config)

@@ -21,9 +21,11 @@ def moved(batch: T, device: torch.device) -> T:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or tuples and dataclasses of them, with each tensor changed."""
+    """A tensor, or tuples and dataclasses of them and of numbers, with each tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, int):
+        return value
     if isinstance(value, tuple):
         return tuple(_mapped(part, change) for part in value)
     assert is_dataclass(value) and not isinstance(value, type), f"a batch of {type(value).__name__}"

@@ -9,6 +9,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.dit_video.lora import LoRAConfig
 from kinoflow.dit_video.parallel import ParallelConfig
+from kinoflow.dit_video.unet import UNetConfig
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.grow import Growth
@@ -29,7 +30,7 @@ class DataConfig:
     """Where clips come from, and how many a step takes.
 
     The autoencoder takes clips of the manifest, of the toy world, or of both; crop makes them pieces of
-    frames, at their full resolution. The transformer takes latents.
+    frames, at their full resolution. The backbone takes latents.
 
     Several lists or folders have a share of each bucket's clips by their weights, among those that have the
     bucket; without weights by the number of their clips.
@@ -42,7 +43,7 @@ class DataConfig:
     crop: int | None = None
     """Pixels of the side of a square cut at random from each clip."""
     latents: tuple[str, ...] | None = None
-    """Precomputed folders of the transformer, 'a weight=2'."""
+    """Precomputed folders of the backbone, 'a weight=2'."""
     buckets: tuple[str, ...] | None = None
     """Frames x height x width @ fps; null: the latents'."""
     batch_size: int = 8
@@ -68,7 +69,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """The flow loss of the averaged transformer on clips that it does not learn from.
+    """The flow loss of the averaged backbone on clips that it does not learn from.
 
     Their noise and times are the same at every look, and in every run.
     """
@@ -167,7 +168,7 @@ class DeepSpeedConfig:
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
-    model: Literal["tae", "dit", "text", "judge"] = "tae"
+    model: Literal["tae", "dit", "unet", "text", "judge"] = "tae"
     """What is trained; text and judge only for mini releases."""
     run: str = ""
     """Folder of the run."""
@@ -189,6 +190,8 @@ class RunConfig:
     """The autoencoder."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The transformer."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    """The U-Net."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Adapters of the transformer of init_from."""
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
@@ -202,7 +205,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """The autoencoder's loss."""
     flow: FlowConfig = field(default_factory=FlowConfig)
-    """The transformer's loss."""
+    """The backbone's loss."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """ZeRO and precision."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -226,7 +229,7 @@ class RunConfig:
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
     preview_prompts: str | None = None
-    """File, a prompt a line, or `world`; null: captions of the latents."""
+    """File, a prompt a line, or `world`; null: captions of the latents, or a picture of each class."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
@@ -246,8 +249,9 @@ class RunConfig:
             raise UserError("grow: needs model: tae and an init_from that is to grow")
         if self.lora.rank and (self.model != "dit" or self.init_from is None):
             raise UserError("lora.rank: needs model: dit and an init_from whose weights are to stay")
-        if self.validation.every and self.model != "dit":
-            raise UserError(f"validation: only model: dit is validated, and this run has model: {self.model}")
+        if self.validation.every and self.model not in ("dit", "unet"):
+            line = "only model: dit and unet are validated, and this run has model:"
+            raise UserError(f"validation: {line} {self.model}")
         if self.validation.every % self.log_every:
             raise UserError(f"validation.every: {self.validation.every} is no multiple of "
                             f"log_every={self.log_every}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`kinoflow train average OUT RELEASE RELEASE …`: the mean of several transformers as one release.
+"""`kinoflow train average OUT RELEASE RELEASE …`: the mean of several backbones as one release.
 
 Movie Gen (section 3.3) ends its fine-tuning with it: models that went on from the same weights with other
 data, seeds or rates are good at different things, and their mean at more of them than any.
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint, replacing_folder
-from kinoflow.configs.pretrained import Weights, load_config
+from kinoflow.configs.pretrained import Weights, load_config, save_pretrained
 from kinoflow.configs.schema import dump
-from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video.backbone import BACKBONES, CONFIGS, BackboneConfig
 from kinoflow.sample.release import CARD_NAME, Release
 
 USAGE = """usage: kinoflow train average OUT RELEASE RELEASE …
 
-Writes the release OUT, whose transformer is the mean of theirs, which must be of one shape and share the
+Writes the release OUT, whose backbone is the mean of theirs, which must be of one shape and share the
 autoencoder. All else is copied from the first."""
 _LEAST = 2
 
@@ -34,8 +34,9 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"average: name the release to write and those to average: {USAGE.splitlines()[0]}")
     out, releases = Path(words[0]), [Release.load(word) for word in words[1:]]
     average(out, releases)
-    print(f"{out}: the mean of {len(releases)} transformers")
-    print(f'next: kinoflow sample "PROMPT" --weights {out}')
+    print(f"{out}: the mean of {len(releases)} backbones")
+    asked = "--label CLASS" if releases[0].config.classes else '"PROMPT"'
+    print(f"next: kinoflow sample {asked} --weights {out}")
     return 0
 
 
@@ -43,38 +44,39 @@ def average(out: Path, releases: Sequence[Release]) -> None:
     """Write `out`, a few tensors in memory at a time.
 
     Raises:
-        UserError: the transformers have other shapes, or the latents they make are not of one autoencoder; or
+        UserError: the backbones have other shapes, or the latents they make are not of one autoencoder; or
             `out` is one of the releases.
     """
     first = releases[0]
-    config = load_config(first.folder / "dit", DiTConfig)
+    part = first.part
+    config = load_config(first.folder / part, CONFIGS[part])
     for other in releases[1:]:
         _compare(first, other, config)
     if any(out.resolve() == release.folder.resolve() for release in releases):
         raise UserError(f"{out}: is one of those to average; choose another folder to write")
-    weights = [Weights(release.folder / "dit") for release in releases]
-    with torch.device("meta"):
-        model = VideoDiT(config)
+    weights = [Weights(release.folder / part) for release in releases]
+    state = {name: torch.empty(weights[0].shape(name), device="meta") for name in weights[0]}
     with replacing_folder(out) as aside:
         shutil.copytree(first.folder, aside, dirs_exist_ok=True, ignore=partial(_ignored, first.folder))
-        model.save_pretrained(aside / "dit", dtype=torch.float16, read=lambda names, _: _mean(names, weights))
+        save_pretrained(aside / part, config=config, state=state, dtype=torch.float16,
+                        read=lambda names, _: _mean(names, weights))  # fmt: skip
         dump(replace(first.config, name=out.resolve().name, version="1", trained_from=_named(releases)),
              aside / CARD_NAME)  # fmt: skip
 
 
-def _compare(first: Release, other: Release, config: DiTConfig) -> None:
-    found = load_config(other.folder / "dit", DiTConfig)
-    if replace(found, attention=config.attention) != config:
-        raise UserError(f"{other.folder / 'dit'}: is another model than {first.folder / 'dit'}; average what "
-                        "went on from the same weights")  # fmt: skip
+def _compare(first: Release, other: Release, config: BackboneConfig) -> None:
+    own, its = (release.folder / release.part for release in (first, other))
+    found = load_config(its, CONFIGS[other.part])
+    if first.part != other.part or replace(found, attention=config.attention) != config:
+        raise UserError(f"{its}: is another model than {own}; average what went on from the same weights")
     if folder_fingerprint(other.folder / "tae") != folder_fingerprint(first.folder / "tae"):
         raise UserError(f"{other.folder / 'tae'}: is another autoencoder than {first.folder / 'tae'}; their "
-                        "transformers' latents have no mean")  # fmt: skip
+                        "backbones' latents have no mean")  # fmt: skip
 
 
 def _ignored(release: Path, folder: str | os.PathLike[str], _: list[str]) -> list[str]:
-    """What is not copied of a folder of a release: its transformer."""
-    return ["dit"] if Path(folder) == release else []
+    """What is not copied of a folder of a release: its backbone."""
+    return [*BACKBONES] if Path(folder) == release else []
 
 
 def _mean(names: Sequence[str], weights: Sequence[Weights]) -> Mapping[str, Tensor]:

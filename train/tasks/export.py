@@ -3,6 +3,7 @@
 With `--adapter` the adapters of a run alone, in a folder of their own.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,14 +13,15 @@ from tempfile import TemporaryDirectory
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing
 from kinoflow.configs.schema import dump, load
-from kinoflow.sample.release import CARD_NAME, Release, read_card
+from kinoflow.data.latents.shards import PIXELS, LatentIndex, read_index
+from kinoflow.dit_video.backbone import BACKBONES
+from kinoflow.sample.generate import Sampling
+from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
 from kinoflow.train.tasks.flow_task import FlowTask
-
-_PARTS = ("tae", "dit", "text", "judge")
 
 
 def main(arguments: Sequence[str], build: Callable[[RunConfig], Task]) -> int:
@@ -45,13 +47,18 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
 
     Parts that the release folder lacks are copied from `config.release`, if there is one. A kinoflow.yaml
-    that is there or comes with them gets the name of the run's folder, and says what the run went on from.
+    that is there or comes with them gets the name of the run's folder, and says what the run went on from. A
+    model of labels names their classes there; one that makes pixels needs nothing beside it, and gets one.
     Files already there are replaced only once everything is written.
 
     Raises:
-        UserError: the run has no whole checkpoint, its shards are incomplete, or its adapters belong to other
-            weights than init_from has now.
+        UserError: the run has no whole checkpoint, its shards are incomplete, its adapters belong to other
+            weights than init_from has now, or the release has another kind of backbone.
     """
+    unwanted = _unwanted(config)
+    for name in unwanted & BACKBONES.keys():
+        if (release / name).exists():
+            raise UserError(f"{release}: has {name}/, and {run} gives {config.model}/; name another folder")
     found = _newest(run, task, config)
     state = AveragedState(found)
     release.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +66,8 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
         aside = Path(place)
         task.export(state, aside)
         others = Path(config.release) if config.release else None
-        for source in [] if others is None else [others / name for name in _PARTS]:
+        wanted = [name for name in PARTS if name not in unwanted]
+        for source in [] if others is None else [others / name for name in wanted]:
             if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
                 shutil.copytree(source, aside / source.name)
         _write_card(aside / CARD_NAME, [release] if others is None else [release, others], run, config)
@@ -99,15 +107,41 @@ def _newest(run: Path, task: Task, config: RunConfig) -> Path:
     return found
 
 
+def _unwanted(config: RunConfig) -> set[str]:
+    """Parts that have no place beside what the run trains: another backbone, text encoders beside labels."""
+    if config.model not in BACKBONES:
+        return set()
+    return BACKBONES.keys() - {config.model} | ({"text"} if _labelled(config) else set())
+
+
+def _labelled(config: RunConfig) -> bool:
+    return {"dit": config.dit.classes, "unet": config.unet.classes}.get(config.model, 0) > 0
+
+
 def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfig) -> None:
     """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before."""
     card = next((card for card in map(read_card, sources) if card is not None), None)
+    if _labelled(config):
+        assert config.data.latents is not None, "it was trained on them"
+        index = read_index(Path(config.data.latents))
+        if card is None and index.made_from["tae"] == PIXELS:
+            card = _card_of_pixels(index, config)
+        card = card and replace(card, classes=index.classes)
     if card is None:
         return
     name = run.resolve().name
     if card.name != name:  # else it is this run's already, of an earlier checkpoint
         card = replace(card, name=name, version="1", trained_from=_before(config))
     dump(card, path)
+
+
+def _card_of_pixels(index: LatentIndex, config: RunConfig) -> ReleaseConfig:
+    """What a model of labels and pixels can make: the buckets that it was trained on."""
+    buckets = tuple(name.partition(" ")[0] for name in index.buckets)
+    sampling = Sampling(path=config.flow.path)
+    return ReleaseConfig(
+        name="", buckets=buckets, default_bucket=buckets[0], sampling=sampling, pixels=len(index.latent_mean)
+    )
 
 
 def _before(config: RunConfig) -> str:
@@ -121,10 +155,11 @@ def _before(config: RunConfig) -> str:
 def _purpose(folder: Path, config: RunConfig) -> str:
     """What to do with what was written, or what it lacks, in one line."""
     try:
-        Release.load(folder)
+        classes = Release.load(folder).config.classes
     except UserError as error:
         return str(error)
     if config.model == "tae" and not config.freeze_encoder:
         remedy = "train one on them (kinoflow train precompute), or the autoencoder with freeze_encoder=true"
         return f"{folder}: dit/ does not know the latents of this new encoder; {remedy}"
-    return f'next: kinoflow sample "PROMPT" --weights {folder}'
+    asked = f"--label {shlex.quote(classes[0])}" if classes else '"PROMPT"'
+    return f"next: kinoflow sample {asked} --weights {folder}"

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.labels import Labels
 from kinoflow.data.latents.shards import Batch
 from kinoflow.dit_video.flow.matching import FlowConfig, perturb
 from kinoflow.train.run.log import SHARE
@@ -14,7 +15,7 @@ from kinoflow.train.run.task import Parts
 
 @dataclass(frozen=True, kw_only=True)
 class FlowBatch:
-    """Normalized latents, the noise and times they are mixed at, and their texts, one entry an encoder.
+    """Normalized latents, the noise and times they are mixed at, and their texts or labels.
 
     `dropout` is the seed of what adapters drop.
     """
@@ -22,19 +23,27 @@ class FlowBatch:
     latent: Float[Tensor, "b c t h w"]
     noise: Float[Tensor, "b c t h w"]
     time: Float[Tensor, " b"]
-    texts: tuple[TextEmbedding, ...]
+    condition: tuple[TextEmbedding, ...] | Labels
     dropout: Int[Tensor, ""]
 
 
-def embeddings(clips: Batch) -> tuple[TextEmbedding, ...]:
-    """The text states of stored clips, as the transformer takes them."""
-    return tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
+def condition_of(
+    clips: Batch, classes: int, dropped: Bool[Tensor, " b"] | None = None
+) -> tuple[TextEmbedding, ...] | Labels:
+    """What stored clips tell a backbone: their text states or, of so many classes, their labels.
+
+    Labels that are `dropped` become ∅; texts were chosen when they were read.
+    """
+    if clips.labels is None:
+        return tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
+    labels = Labels(index=clips.labels, classes=classes)
+    return labels if dropped is None else labels.without(dropped)
 
 
 def flow_loss(model: nn.Module, batch: FlowBatch, flow: FlowConfig) -> Float[Tensor, " b"]:
     """The mean squared error of the velocity of each clip, in float32 (Movie Gen, equation 3)."""
     sample = perturb(batch.latent, batch.noise, batch.time, flow.gaussian_path)
-    error = model(sample.x_t, batch.time, batch.texts) - sample.velocity
+    error = model(sample.x_t, batch.time, batch.condition) - sample.velocity
     return error.float().square().flatten(1).mean(1)
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from kinoflow.configs.devices import parse_device
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
-from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.configs.pretrained import fingerprint
+from kinoflow.data.latents.shards import LABELS, PIXELS, LatentDataset
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.sample.release import Release
 from kinoflow.train.run.batches import moved
@@ -24,12 +25,12 @@ from kinoflow.train.run.config import ValidationConfig
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.processes import Processes, from_all
 from kinoflow.train.run.task import Parts
-from kinoflow.train.tasks.flow import FlowBatch, by_quarter, embeddings, flow_loss
+from kinoflow.train.tasks.flow import FlowBatch, by_quarter, condition_of, flow_loss
 from kinoflow.train.tasks.precompute import made_with
 
 USAGE = """usage: kinoflow train validate RELEASE LATENTS [--json]
 
-  RELEASE  folder or hub id of a release, whose transformer is asked
+  RELEASE  folder or hub id of a release, whose backbone is asked
   LATENTS  folder of `kinoflow train precompute`, of clips not trained on (source=world:heldout, or
            a list of your own), made with the release's own autoencoder and text encoders
 
@@ -52,8 +53,8 @@ class HeldOut:
             items = [(clip, part) for clip in own.tolist() for part in range(_TIMES)]
             self._batches += [(name, items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
 
-    def require(self, encoders: Mapping[str, str], whose: str) -> None:
-        """Refuse latents of another autoencoder, and states of other text encoders, than `whose`.
+    def require(self, encoders: Mapping[str, str], classes: Sequence[str], whose: str) -> None:
+        """Refuse latents of another autoencoder, states of other text encoders, other classes, than `whose`.
 
         Raises:
             UserError: they are.
@@ -62,12 +63,15 @@ class HeldOut:
             if self.latents.index.made_from[part] != encoders[part]:
                 raise UserError(f"{self.latents.folder}: made with another {name} than {whose}; precompute it"
                                 " with the same release=")  # fmt: skip
+        if tuple(classes) != self.latents.index.classes:
+            raise UserError(f"{self.latents.folder}: has other classes than {whose}; precompute both of the "
+                            "same")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> FlowBatch:
-        """Latents with their first caption, which is never dropped."""
+        """Latents with their first caption or their label, which are never dropped."""
         name, items = self._batches[index]
         clips = np.array([clip for clip, _ in items])
         found = self.latents.get(name, clips, np.zeros_like(clips))
@@ -76,7 +80,7 @@ class HeldOut:
             latent=found.latent,
             noise=torch.stack(noise),
             time=torch.tensor([(part + 0.5) / _TIMES for _, part in items]),
-            texts=embeddings(found),
+            condition=condition_of(found, len(self.latents.index.classes)),
             dropout=torch.tensor(0),
         )
 
@@ -127,8 +131,16 @@ def main(words: Sequence[str]) -> int:
 
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
-    batches.require(made_with(release.folder, release.tae()), str(release.folder))
+    batches.require(_made_with(release), release.config.classes, str(release.folder))
     return release.backbone(processes.device).eval(), batches, FlowConfig(path=release.config.sampling.path)
+
+
+def _made_with(release: Release) -> Mapping[str, str]:
+    """As the index of latents names the encoders of a release, or what is in their place."""
+    if not release.config.classes:
+        return made_with(release.folder, release.tae())
+    pixels = release.config.pixels
+    return {"tae": PIXELS if pixels else fingerprint(release.tae().state_dict()), "text": LABELS}
 
 
 def _text(found: Parts) -> str:

@@ -1,0 +1,147 @@
+"""What a backbone learns from: precomputed latents, in batches with their noise, times and conditions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.files import seeded
+from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.data.clips.order import Sampler
+from kinoflow.data.latents.sets import LatentSets
+from kinoflow.dit_video.backbone import BackboneConfig
+from kinoflow.dit_video.flow.matching import dropped_texts, time_quantile
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.tasks.flow import FlowBatch, condition_of
+
+
+class FlowData:
+    """The clips of a run. All randomness follows from (seed, step, position)."""
+
+    def __init__(self, config: RunConfig, backbone: BackboneConfig) -> None:
+        self.config = config
+        self.backbone = backbone
+
+    @cached_property
+    def latents(self) -> LatentSets:
+        """The precomputed folders; an export does not need them.
+
+        Raises:
+            UserError: there is none, or its conditions are not those that the model takes.
+        """
+        folder, name, wanted = self.place, self.config.model, self.backbone
+        if self.config.data.latents is None:
+            raise UserError("data.latents: name the folder that `kinoflow train precompute` wrote")
+        dataset = LatentSets(self.config.data.latents)
+        classes = len(dataset.index.classes)
+        if classes != wanted.classes:
+            holds = f"labels of {classes} classes" if classes else "texts"
+            remedy = f"set {name}.classes={classes}"
+            if bool(classes) != bool(wanted.classes):
+                remedy += f" {name}.text_widths=[{','.join(map(str, dataset.index.widths))}]"
+            raise UserError(f"{name}.classes: {wanted.classes}, but {folder} holds {holds}; {remedy}")
+        if dataset.index.widths != wanted.text_widths:
+            raise UserError(
+                f"{name}.text_widths: {wanted.text_widths}, but {folder} holds text "
+                f"states of widths {dataset.index.widths}"
+            )
+        channels = len(dataset.index.latent_mean)
+        if channels != wanted.latent_channels:
+            key = f"{name}.latent_channels"
+            line = f"{wanted.latent_channels}, but {folder} holds {channels}; set {key}={channels}"
+            raise UserError(f"{key}: {line}")
+        return dataset
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the latents, in their order, as data.buckets weighs them where it is given."""
+        stored = [parse(name) for name in self.latents.buckets]
+        if self.config.data.buckets is None:
+            return stored
+        wanted = {_shape(bucket): bucket for bucket in map(parse, self.config.data.buckets)}
+        missing = wanted.keys() - {_shape(bucket) for bucket in stored}
+        if missing:
+            raise UserError(
+                f"data.buckets: {wanted[min(missing)]} is not in {self.place}, which holds "
+                f"{', '.join(self.latents.buckets)}; precompute it or leave it out"
+            )
+        return [wanted.get(_shape(bucket), replace(bucket, weight=0.0)) for bucket in stored]
+
+    @property
+    def largest(self) -> Bucket:
+        """The bucket of the longest clips, which previews show."""
+        return max(self.buckets, key=lambda bucket: (bucket.frames, bucket.weight))
+
+    def sizes(self) -> dict[str, tuple[int, int, int]]:
+        """Frames, rows and columns of the latents of each bucket that is taken from."""
+        pairs = zip(self.latents.buckets, self.buckets, strict=True)
+        taken = [name for name, bucket in pairs if bucket.weight > 0]
+        return {name: self.latents.sizes(name) for name in taken}
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Which clips each step takes."""
+        return Sampler(
+            [self.latents.lengths(name) for name in self.latents.buckets],
+            weights=[bucket.weight for bucket in self.buckets],
+            batch_sizes=[bucket.batch_size or self.config.data.batch_size for bucket in self.buckets],
+            seed=self.config.seed,
+            set_weights=self.latents.weights,
+        )
+
+    @property
+    def place(self) -> str:
+        """Where the latents are, for messages."""
+        return ", ".join(self.config.data.latents or ())
+
+    def names(self, step: int, index: int, slices: int) -> list[str]:
+        """Where the latents of a batch lie."""
+        draw = self.sampler.draw(step, index, slices)
+        return [self.latents.place(self.latents.buckets[draw.bucket], i) for i in draw.indices.tolist()]
+
+    def batch(self, step: int, index: int, slices: int) -> FlowBatch:
+        """Slice `index` of the `slices` equal slices of the global batch of this step."""
+        draw = self.sampler.draw(step, index, slices)
+        count = len(draw.indices)
+        total, first = count * slices, count * index
+        rng = np.random.default_rng(seeded("times", self.config.seed, step))
+        shared, level = rng.permutation(total), rng.random(total)
+        levels = ((shared + level) / total)[first : first + count]
+        choices = self._choices(rng, total)[first : first + count]
+        clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
+        noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
+        time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
+        dropped = torch.from_numpy(choices[:, 0] < 0)
+        return FlowBatch(
+            latent=clips.latent,
+            noise=torch.stack(noise),
+            time=time,
+            condition=condition_of(clips, len(self.latents.index.classes), dropped),
+            dropout=torch.tensor(seeded("dropout", self.config.seed, step, first)),
+        )
+
+    def _choices(self, rng: np.random.Generator, total: int) -> Int64[np.ndarray, "total _"]:
+        """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone.
+
+        Of clips with labels a column of which -1 drops the label, with probability η = `flow.drop_all`.
+        """
+        index, flow = self.latents.index, self.config.flow
+        caption = rng.integers(index.captions_per_clip, size=(total, 1))
+        together = torch.from_numpy(rng.random((total, 1)))
+        each = torch.from_numpy(rng.random((total, len(index.widths))))
+        alone = each if index.widths else torch.ones_like(together)
+        return np.where(dropped_texts(together, alone, flow).numpy(), -1, caption)
+
+    def _noise(self, shape: Sequence[int], step: int, position: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seeded("noise", self.config.seed, step, position))
+        return torch.randn(tuple(shape), generator=generator)
+
+
+def _shape(bucket: Bucket) -> tuple[int, int, int, Fraction]:
+    return bucket.frames, bucket.height, bucket.width, bucket.fps
