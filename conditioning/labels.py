@@ -62,13 +62,13 @@ class LabelEncoder:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
 
-    def __call__(self, labels: list[str], fps: Fraction | None = None) -> Labels:  # noqa: ARG002
+    def __call__(self, prompts: list[str], fps: Fraction | None = None) -> Labels:  # noqa: ARG002
         """The labels of classes, each by its name or by its number; a name goes first. Of any frame rate.
 
         Raises:
             UserError: no such class.
         """
-        return Labels(index=torch.tensor([self._index(label) for label in labels]), classes=len(self.names))
+        return Labels(index=torch.tensor([self._index(label) for label in prompts]), classes=len(self.names))
 
     def null(self) -> Labels:
         """∅, a batch of one: what guidance steers away from."""

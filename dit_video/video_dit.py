@@ -55,7 +55,7 @@ class DiTConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent cells in a token: time, height, width."""
     text_widths: tuple[int, ...] = (128, 96, 128)
-    """Widths of the text encoders' states: UL2, ByT5, MetaCLIP; none where there are classes."""
+    """Widths of the text encoders' states: UL2, ByT5, MetaCLIP; [] with classes."""
     classes: int = 0
     """Classes of the labels that are in the place of text; 0: text."""
     max_tokens: tuple[int, int, int] = (4, 8, 8)

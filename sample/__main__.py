@@ -272,22 +272,24 @@ class Sampler:
     def _frames(self, latent: Tensor, output: Output) -> Iterator[np.ndarray]:
         """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
         from kinoflow.sample.generate import decode_pieces
+        from kinoflow.tae.model.pixels import Pixels
 
+        decoder = self._models[1]
         try:
-            for piece in decode_pieces(self._models[1], latent, self.bucket.frames, self.memory):
+            for piece in decode_pieces(decoder, latent, self.bucket.frames, self.memory):
                 yield piece[0].numpy()
         except (RuntimeError, MemoryError, UserError) as error:
-            if self.release.config.pixels:  # there is nothing to decode with
+            if isinstance(decoder, Pixels):  # there is nothing to decode later with
                 raise
-            again = f"its latent is kept, run: {shlex.join(self._kept(latent, output))}"
+            again = f"its latent is kept, run: {shlex.join(self._kept(latent, output, decoder))}"
             raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
 
-    def _kept(self, latent: Tensor, output: Output) -> list[str]:
+    def _kept(self, latent: Tensor, output: Output, tae: TAE) -> list[str]:
         """Write the latent to a file; the command that decodes it."""
         from kinoflow.configs.pretrained import fingerprint
         from kinoflow.data.latents import stored
 
-        tae, weights = self._models[1], str(self.release.folder / "tae")
+        weights = str(self.release.folder / "tae")
         mean = stored(tae.denormalize(latent)[0].transpose(0, 1), weights)
         file = output.save_latent(mean, tae=weights, tae_sha256=fingerprint(tae.state_dict()))
         clip = output.path.with_suffix(".mp4")

@@ -81,7 +81,7 @@ def test_some_steps_make_the_loss_smaller(name, pictures):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
 
 

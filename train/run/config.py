@@ -169,7 +169,7 @@ class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
     model: Literal["tae", "dit", "unet", "text", "judge"] = "tae"
-    """What is trained; text and judge only for mini releases."""
+    """What is trained; text, judge: mini only."""
     run: str = ""
     """Folder of the run."""
     steps: int = 1000
@@ -229,7 +229,7 @@ class RunConfig:
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
     preview_prompts: str | None = None
-    """File, a prompt a line, or `world`; null: captions of the latents, or a picture of each class."""
+    """File, a prompt a line, or `world`; null: the latents' captions or classes."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,

@@ -77,9 +77,7 @@ class Previews:
         source = self.config.preview_prompts
         if self.data.backbone.classes:
             if source is not None:
-                raise UserError(
-                    "preview_prompts: this run learns classes and shows each of them; leave it out"
-                )
+                raise UserError("preview_prompts: a run that learns classes shows each of them; leave it out")
             return list(self.data.latents.index.classes[:PREVIEW_CLASSES])
         if source == "world":
             return [caption(sample_scene(i, split="heldout"), i, complete=True) for i in range(PREVIEW_CLIPS)]
