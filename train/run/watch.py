@@ -95,8 +95,8 @@ def record_collectives(path: Path) -> None:
     """Write what torch's flight recorder knows: the last 2000 collectives, whether each ended, who called it.
 
     It is always on (TORCH_FR_BUFFER_SIZE sets the number); NCCL's is apart from that of the other backends.
-    `torchfrtrace FOLDER`, which comes with torch, compares the files of all processes and says
-    which of them did not come to which collective.
+    Plain values in a pickle. `torchfrtrace FOLDER`, which comes with torch and reads NCCL's alone, says which
+    process did not come to which collective.
     """
     from torch._C import _distributed_c10d as c10d
 
