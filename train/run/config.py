@@ -229,7 +229,7 @@ class RunConfig:
     preview_every: int = 0
     """Steps between two previews; 0 makes none."""
     preview_prompts: str | None = None
-    """File, a prompt a line, or `world`; null: the latents' captions or classes."""
+    """File, a prompt a line, or `world`; null: what the latents hold."""
 
     def __post_init__(self) -> None:
         _at_least("", 1, steps=self.steps, log_every=self.log_every, checkpoint_every=self.checkpoint_every,
