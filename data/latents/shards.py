@@ -307,8 +307,8 @@ class LatentDataset:
 
 
 def each_encoder(
-    choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b encoders"], encoders: int
-) -> Int64[np.ndarray, "b encoders"]:
+    choice: Int64[np.ndarray, " b"] | Int64[np.ndarray, "b _"], encoders: int
+) -> Int64[np.ndarray, "b _"]:
     """A choice of captions for each encoder, where there may be one for all of them, or for none."""
     return np.repeat(choice[:, None], encoders, axis=1) if choice.ndim == 1 else choice[:, :encoders]
 

@@ -89,17 +89,18 @@ def test_data_buckets_weigh_what_was_precomputed() -> None:
 @pytest.mark.parametrize("own", ["16x64x64@24", "16x64x64@16 weight=0.5 batch=6"])
 def test_a_batch_that_does_not_divide_is_refused_before_the_first_step(own: str) -> None:
     """It may come up once in a thousand steps; a bucket that is left out may have what it likes."""
-    stored = SimpleNamespace(buckets=["16x64x64@16", "1x64x64@16", "16x64x64@24 batch=5"])
+    stored = SimpleNamespace(buckets=["16x64x64@16", "1x64x64@16", "16x64x64@24 batch=5"],
+                             sizes=lambda name: (2, 8, 8))  # fmt: skip
     made = task(f"data.buckets=['1x64x64@16 batch=4','{own}']", "data.latents=x", "data.batch_size=10",
                 "deepspeed.accumulation=2")  # fmt: skip
-    made.__dict__["latents"] = stored
+    made.data.__dict__["latents"] = stored
     processes = Processes(rank=0, size=2, device=torch.device("cpu"))
     with pytest.raises(
         UserError, match=rf"^data\.buckets: the \d+ clips of a batch of {own} do not .* into 4"
     ):
         made.prepare(Spread(config=made.config, processes=processes))
     fine = task("data.buckets=['1x64x64@16 batch=4']", "data.latents=x", "data.batch_size=10")
-    fine.__dict__["latents"] = stored
+    fine.data.__dict__["latents"] = stored
     fine.prepare(Spread(config=fine.config, processes=processes))
 
 

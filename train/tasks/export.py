@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing
 from kinoflow.configs.schema import dump, load
-from kinoflow.data.latents.shards import PIXELS, LatentIndex, read_index
+from kinoflow.data.latents.sets import LatentSets
+from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
@@ -123,7 +124,7 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
     card = next((card for card in map(read_card, sources) if card is not None), None)
     if _labelled(config):
         assert config.data.latents is not None, "it was trained on them"
-        index = read_index(Path(config.data.latents))
+        index = LatentSets(config.data.latents).index
         if card is None and index.made_from["tae"] == PIXELS:
             card = _card_of_pixels(index, config)
         card = card and replace(card, classes=index.classes)
