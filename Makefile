@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train stages gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train stages figure2 gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -74,6 +74,10 @@ bench: .venv/.dev
 # All stages of training in miniature, to a release in releases/stages/average.
 stages: .venv/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" bash configs/mini/stages/all.sh
+
+# Digits at three guidances, from nothing to a picture: half an hour, most of it training.
+figure2: .venv/.dev
+	@PYTHONPATH=. $(BIN)/python tests/figure2.py $(ARGS)
 
 # The autoencoder and the backbone beside their peers; ARGS="--json --dtype bfloat16".
 bench-tae: .venv/.dev

@@ -17,7 +17,7 @@ FOLDERS = ("configs", "data", "conditioning", "tae", "dit_video", "sample", "tra
 
 TAE = {"tae", "tae.model", "tae.cpu", "tae.training", "tae.tiles", "tae.codec"}
 DIT = {"dit_video", "dit_video.attention", "dit_video.flow"}
-DATA = {"data", "data.video", "data.clips", "data.world", "data.latents"}
+DATA = {"data", "data.video", "data.clips", "data.labelled", "data.world", "data.latents"}
 SAMPLE = {"sample", "sample.evaluation"}
 CONDITIONS = ("TextEmbedding", "embedding.TextEmbedding", "embedding.Condition", "labels.Labels",
               "labels.LabelEmbedding")  # fmt: skip
@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "configs": set(),
     "data.video": {"configs"},
     "data.clips": {"configs", "data.video"},
+    "data.labelled": {"configs", "data.video", "data.clips"},
     "data.world": {"configs"},
     "data.latents": {"configs", "data.video", "data.clips"},
     "data": {"configs", "data.video", "data.clips", "data.world"},

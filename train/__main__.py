@@ -25,7 +25,9 @@ USAGE = """usage: kinoflow train CONFIG.yaml … [key=value …]            trai
 _PRECOMPUTE = """usage: kinoflow train precompute CONFIG.yaml … [key=value …]
 
 Clips and captions to latents and text states in out=FOLDER. Shards that are there already are skipped,
-unless a clip of a list or its caption has changed since."""
+unless a clip of a list or its caption has changed since. Pictures with a class each (source=images:PATH: a
+folder with a folder for each class, an .npz with images and labels, a .csv, MNIST's IDX files) are stored
+with their labels, without release= as pixels; one in ten is held out, for source=images:PATH:heldout."""
 _EXPORT = """usage: kinoflow train export RUN RELEASE [--adapter]
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/

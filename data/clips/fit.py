@@ -26,6 +26,8 @@ from kinoflow.data.clips.workers import Workers
 from kinoflow.data.video.timeline import Presentation
 
 T = TypeVar("T")
+# What makes frames of any size a bucket's: frames, height, width.
+Fit = Callable[[UInt8[np.ndarray, "_ _ _ 3"], int, int], UInt8[np.ndarray, "_ _ _ 3"]]
 # More bad clips than this, and than this share of the list, are no accident.
 _FEW, _LARGE_SHARE = 10, 0.25
 
@@ -50,17 +52,17 @@ class Clips:
     A disk that is away for a moment is waited for; for longer, or with a large share of the list bad, it ends
     in an error.
 
-    `workers` cut the clips; by default that happens here and now. `of` names the list in the quarantine file,
-    where that is shared with other lists.
+    `workers` cut the clips; by default that happens here and now. `placed` does what `fit` does by default.
+    `of` names the list in the quarantine file, where that is shared with other lists.
 
     Raises UserError when a URL is of a kind that cannot be read here.
     """
 
     def __init__(
         self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str],
-        workers: Workers | None = None, *, of: str = "",
+        workers: Workers | None = None, *, placed: Fit | None = None, of: str = "",
     ) -> None:  # fmt: skip
-        self._of = {"list": of} if of else {}
+        self._placed, self._of = placed or fit, {"list": of} if of else {}
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
         self._workers, self._lock = workers or Workers(0), threading.Lock()
         before = [line for line in _quarantined(self._quarantine) if line.get("list", "") == of]
@@ -144,7 +146,7 @@ class Clips:
         return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
     def _cut(self, path: Place, bucket: Bucket, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
-        return self._workers.call(cut, path, bucket, self._seed, turn)
+        return self._workers.call(cut, path, bucket, self._seed, turn, self._placed)
 
     def _read(self, entry: ClipEntry, read: Callable[[Place], T]) -> T | None:
         """What `read` makes of the entry's file; None of a bad one, which is set aside."""
@@ -206,17 +208,21 @@ def _facts(where: Place) -> tuple[video.VideoInfo, Presentation]:
         return video.probe(path), pace.times_of(path)
 
 
-def cut(where: Place, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+def cut(
+    where: Place, bucket: Bucket, seed: int, turn: int, placed: Fit
+) -> UInt8[np.ndarray, "frames height width 3"]:
     """Decode a window of a clip, another one in each turn, keeping only the bucket's frames, already small.
 
     Raises:
         UserError: it cannot be read, or does not fill the bucket.
     """
     with local(where) as path:
-        return _window(path, bucket, seed, turn)
+        return _window(path, bucket, seed, turn, placed)
 
 
-def _window(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
+def _window(
+    path: Path, bucket: Bucket, seed: int, turn: int, placed: Fit
+) -> UInt8[np.ndarray, "frames height width 3"]:
     times = pace.times_of(path)
     duration, rate = times.time_of(-1), pace.usual_rate(times)
     if not bucket.filled_by(duration=duration, fps=rate):
@@ -226,7 +232,7 @@ def _window(path: Path, bucket: Bucket, seed: int, turn: int) -> UInt8[np.ndarra
     begin = times.time_of(start)
     wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
     frames = video.frames_at(path, wanted)
-    return np.concatenate([fit(frame[None], bucket.height, bucket.width) for frame in frames])
+    return np.concatenate([placed(frame[None], bucket.height, bucket.width) for frame in frames])
 
 
 def fit(
@@ -238,8 +244,33 @@ def fit(
     crop_width = min(columns, max(1, round(rows * width / height)))
     top, left = (rows - crop_height) // 2, (columns - crop_width) // 2
     cropped = frames[:, top : top + crop_height, left : left + crop_width]
-    if (crop_height, crop_width) == (height, width):
-        return np.ascontiguousarray(cropped)
-    pixels = torch.from_numpy(np.ascontiguousarray(cropped)).permute(0, 3, 1, 2).float()
+    return _resized(np.ascontiguousarray(cropped), height, width)
+
+
+def pad(
+    frames: UInt8[np.ndarray, "frames h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Put the whole picture in the middle of `height` x `width`, made smaller only where it is larger.
+
+    What is around it has the value of its background: of each channel the median of its outermost pixels.
+    """
+    _, rows, columns, _ = frames.shape
+    scale = min(1.0, height / rows, width / columns)
+    inner = _resized(frames, max(1, round(rows * scale)), max(1, round(columns * scale)))
+    edges = (inner[:, 0], inner[:, -1], inner[:, :, 0], inner[:, :, -1])
+    background = np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
+    padded = np.empty((len(frames), height, width, 3), np.uint8)
+    padded[:] = background.astype(np.uint8)
+    top, left = (height - inner.shape[1]) // 2, (width - inner.shape[2]) // 2
+    padded[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return padded
+
+
+def _resized(
+    frames: UInt8[np.ndarray, "frames h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    if frames.shape[1:3] == (height, width):
+        return frames
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     small = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
     return small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()

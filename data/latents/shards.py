@@ -108,6 +108,7 @@ def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ 
                 raise UserError(f"{folder}: {key} was {value} and is {after[key]} now; "
                                   "choose another out= or delete the folder")  # fmt: skip
         return
+    (folder / NULL).mkdir(parents=True, exist_ok=True)
     for i, states in enumerate(null):
         with replacing(folder / NULL / f"text_{i}.npy") as aside:
             np.save(aside, np.asarray(states, np.float16))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from kinoflow.tae.model.config import LatentShape
 
+_LUMA = (0.299, 0.587, 0.114)  # BT.601
+
 
 def from_bytes(
     frames: UInt8[Tensor, "*b frames height width 3"],
@@ -38,10 +40,16 @@ class PixelsConfig:
 
 
 class Pixels:
-    """The part of an autoencoder that sampling asks for, where there is none."""
+    """The parts of an autoencoder that precomputing and sampling ask for, where there is none."""
 
     def __init__(self, channels: int) -> None:
         self.config = PixelsConfig(channels=channels)
+
+    def encode(self, video: Float[Tensor, "b 3 frames h w"]) -> Float[Tensor, "b c frames h w"]:
+        """RGB in [-1, 1] as it is; of a single channel the luma, which of grey is each of the three."""
+        if self.config.channels == 3:
+            return video
+        return torch.einsum("bcfhw,c->bfhw", video, torch.tensor(_LUMA))[:, None]
 
     def denormalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """The latent, which was never normalized."""

@@ -105,6 +105,33 @@ def test_truncated_file_is_named(folder):
         LatentDataset(folder).get(NAMES[1], np.array([0]), np.array([0]))
 
 
+def test_labels(tmp_path):
+    """Beside latents, without texts; folders of texts have no word of them."""
+    index = replace(INDEX, widths=(), captions_per_clip=1, classes=("cat", "dog"))
+    latents.begin(tmp_path, index, [])
+    for bucket in index.buckets:
+        for shard in range(index.num_shards(bucket)):
+            clips = index.shard_clips(bucket, shard)
+            made = replace(content(bucket, clips), texts=[], labels=[clip % 2 for clip in clips])
+            latents.write_shard(tmp_path, bucket, shard, made)
+    data = LatentDataset(tmp_path)
+    assert data.index == index
+    batch = data.get(NAMES[0], np.array([9, 0, 5]), np.zeros(3, np.int64))
+    assert batch.labels.tolist() == [1, 0, 1] and batch.labels.dtype == torch.int64 and batch.texts == ()
+    assert latents.describe(tmp_path)["classes"] == ["cat", "dog"]
+    with pytest.raises(UserError, match="classes was"):
+        latents.begin(tmp_path, replace(index, classes=("dog", "cat")), [])
+
+
+def test_folders_of_texts_are_as_before_there_were_labels(folder):
+    assert "classes" not in json.loads((folder / "index.json").read_text())
+    data = LatentDataset(folder)
+    assert data.index.classes == () and data.get(NAMES[0], np.array([1]), np.array([0])).labels is None
+    assert data.fingerprint == "3d82ed0a3b985797972fc75f39df54a23dbc086186716eee1649a0113dbc86a1"
+    with pytest.raises(UserError, match="is unreadable"):
+        data.label(NAMES[0], 0)
+
+
 def test_begin_again(folder):
     latents.begin(folder, INDEX, NULL)
     other = LatentIndex(**{**vars(INDEX), "made_from": {"tae": "b"}})

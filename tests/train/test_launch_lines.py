@@ -132,7 +132,7 @@ def test_the_planner_finds_room(line: Launch) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a release of frozen parts, latents, and two clips in a list."""
+    """A folder with a release of frozen parts, latents, two clips in a list, and pictures with labels."""
     folder = tmp_path_factory.mktemp("desk")
     write_release(folder / "release")
     words = [f"out={folder / 'latents'}", f"release={folder / 'release'}", "source=world", "clips=4",
@@ -148,14 +148,21 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size = {"frames": 12, "fps": Fraction(16), "width": 48, "height": 32}
         rows.append(manifest.ClipEntry(path=f"{name}.mp4", caption=name, **size))
     manifest.write(folder / "clips.jsonl", rows)
+    pictures = np.random.default_rng(0).integers(0, 255, (40, 6, 6), np.uint8)
+    np.savez(folder / "pictures.npz", images=pictures, labels=np.arange(40) % 10)
+    for side, out in (("train", "pictures"), ("heldout", "held_out_pictures")):
+        words = [f"source=images:{folder / 'pictures.npz'}:{side}", f"out={folder / out}", "workers=0"]
+        precompute(load(PrecomputeConfig, [*words, "buckets=[1x8x8@1]"]), None)
     return folder
 
 
 def of_precomputation(line: Launch, desk: Path, out: Path) -> list[str]:
     config = load(PrecomputeConfig, line.sources)
+    words = [f"out={out}", "shard_size=1", "batch_size=2", "compile=false", "threads=1", "workers=0"]
+    if config.images:
+        return [*words, f"source=images:{desk / 'pictures.npz'}:{config.images.side}", "clips=4"]
     clips = ["clips=4"] if config.split else [f"source={desk / 'clips.jsonl'}", "clips=null"]
-    return [f"out={out}", f"release={desk / 'release'}", f"buckets=[{BUCKET}]", *clips, "shard_size=1",
-            "batch_size=2", "compile=false", "threads=1", "workers=0"]  # fmt: skip
+    return [*words, f"release={desk / 'release'}", f"buckets=[{BUCKET}]", *clips]
 
 
 def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
@@ -164,7 +171,11 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
     if config.parallel.compile:
         words.append("parallel.compile=false")
     start = out.with_name("start")
-    if config.model == "dit":
+    if config.model == "unet" or (config.model == "dit" and config.dit.classes):
+        # Small enough as it is.
+        words += [f"data.latents={desk / 'pictures'}", "data.batch_size=2", "log_every=1"]
+        words += [f"validation.latents={desk / 'held_out_pictures'}", "validation.every=1"]
+    elif config.model == "dit":
         small = load(RunConfig, [*DIT, "dit.max_tokens=[1,1,1]"]).dit
         VideoDiT(small).save_pretrained(start / "dit")
         words += [*DIT, f"data.latents={desk / 'latents'}", "data.buckets=null", "data.workers=1",
@@ -222,8 +233,10 @@ def test_a_line_starts(line: Launch, desk: Path, tmp_path: Path, start_job) -> N
     assert job.wait() == [0] * size, job.text()
     if line.verb:
         data = LatentDataset(out)
-        assert all(data.captions(BUCKET, clip)[0] for clip in range(data.num_clips(BUCKET)))
-    elif load(RunConfig, words).model in {"dit", "tae"}:
+        assert all(
+            data.captions(name, clip)[0] for name in data.buckets for clip in range(data.num_clips(name))
+        )
+    elif load(RunConfig, words).model in {"dit", "tae", "unet"}:
         state = json.loads((out / "checkpoints" / "00000001" / "state.json").read_text())
         assert state["processes"] == size
     else:
