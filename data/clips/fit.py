@@ -60,9 +60,10 @@ class Clips:
 
     def __init__(
         self, manifest: Manifest, buckets: Sequence[Bucket], seed: int, quarantine: str | os.PathLike[str],
-        workers: Workers | None = None, *, placed: Fit | None = None, of: str = "",
+        workers: Workers | None = None, *, of: str = "", placed: Fit | None = None,
     ) -> None:  # fmt: skip
-        self._placed, self._of = placed or fit, {"list": of} if of else {}
+        self._of = {"list": of} if of else {}
+        self._placed = placed or fit
         self._manifest, self._seed, self._quarantine = manifest, seed, Path(quarantine)
         self._workers, self._lock = workers or Workers(0), threading.Lock()
         before = [line for line in _quarantined(self._quarantine) if line.get("list", "") == of]
@@ -217,12 +218,12 @@ def cut(
         UserError: it cannot be read, or does not fill the bucket.
     """
     with local(where) as path:
-        return _window(path, bucket, seed, turn, placed)
+        frames = video.frames_at(path, _window(path, bucket, seed, turn))
+        return np.concatenate([placed(frame[None], bucket.height, bucket.width) for frame in frames])
 
 
-def _window(
-    path: Path, bucket: Bucket, seed: int, turn: int, placed: Fit
-) -> UInt8[np.ndarray, "frames height width 3"]:
+def _window(path: Path, bucket: Bucket, seed: int, turn: int) -> list[int]:
+    """Which frames are shown at the bucket's rate in a window of the clip."""
     times = pace.times_of(path)
     duration, rate = times.time_of(-1), pace.usual_rate(times)
     if not bucket.filled_by(duration=duration, fps=rate):
@@ -230,9 +231,7 @@ def _window(
         raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
     start = seeded("start", seed, turn) % pace.starts(times, bucket.span)
     begin = times.time_of(start)
-    wanted = pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
-    frames = video.frames_at(path, wanted)
-    return np.concatenate([placed(frame[None], bucket.height, bucket.width) for frame in frames])
+    return pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
 
 
 def fit(

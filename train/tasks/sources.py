@@ -40,7 +40,7 @@ class PrecomputeConfig:
     out: str = ""
     """Folder to write."""
     source: tuple[str, ...] = ()
-    """Clip lists, or one of `world` and `images:PATH`, labelled pictures; held out `:heldout` behind it."""
+    """Clip lists, `world`, or labelled pictures, `images:PATH`; of the last two `:heldout` behind it."""
     release: str = ""
     """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
