@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 class PromptEncoder(nn.Module):
-    """The three encoders of a prompt. Moves with ``.to(device, dtype)`` like every module.
+    """The three encoders of a prompt (lecture notes, 1.2.2 and 1.3.2).
+
+    Moves with ``.to(device, dtype)`` like every module.
 
     Args:
         ul2, byt5, metaclip: the encoders of the whole prompt, of the quoted text, of the whole prompt.

@@ -134,7 +134,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Video tokens ask, text tokens answer. Keys and values may be computed once and kept over all steps."""
+    """Video tokens ask, text tokens answer: how a sequence is fed in (lecture notes, 1.2.2).
+
+    Keys and values may be computed once and kept over all steps.
+    """
 
     def __init__(
         self, width: int, heads: int, qk_norm: bool, kernel: Kernel, *, text_width: int | None = None

@@ -152,7 +152,7 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Velocity of the flow at (picture, time) given a label or text.
+    """Velocity of the flow at (picture, time) given a label or text (lecture notes, 1.2.1 and figure 3).
 
     Encoders E_i of residual layers and a convolution of stride 2, a midcoder M, decoders D_i of a
     convolution, upsampling and residual layers. What an encoder has before it shrinks is added to what its

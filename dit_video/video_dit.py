@@ -63,7 +63,7 @@ class DiTConfig:
     qk_norm: bool = True
     """Normalize queries and keys."""
     predicts: Literal["velocity", "data"] = "velocity"
-    """What the head gives."""
+    """What the head gives; velocity as well where it is the score that is learnt (`flow.objective`)."""
     attention: KernelName = "sdpa"
     """How attention is computed."""
 
@@ -101,7 +101,10 @@ class TextContext:
 
 
 class VideoDiT(nn.Module):
-    """Velocity of the flow at (latent, time) given text or a label. Full attention over space and time."""
+    """Velocity of the flow at (latent, time) given text or a label. Full attention over space and time.
+
+    The diffusion transformer of the lecture notes (1.2.1, 1.3.2, figure 4 on the left).
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

@@ -322,7 +322,7 @@ class Sampler:
         from kinoflow.configs.devices import name_of
         from kinoflow.sample.output import installed
 
-        sde = self.sampling.solver == "sde"
+        sde, score = self.sampling.solver == "sde", self.sampling.objective == "score"
         classes = self.release.config.classes
         values = {
             "label" if classes else "prompt": job.prompt,
@@ -331,9 +331,11 @@ class Sampler:
             "steps": self.sampling.num_steps,
             "guidance": self.sampling.guidance_scale,
             "schedule": self.sampling.schedule,
+            "shift": self.sampling.shift if self.sampling.schedule == "shifted" else None,
             "solver": self.sampling.solver,
             "diffusion": self.sampling.diffusion if sde else None,
-            "path": self.sampling.path if sde else None,
+            "path": self.sampling.path if sde or score else None,
+            "objective": self.sampling.objective if score else None,
             "clip": self.bucket,
             "release": self.release.name,
             "weights": self.release.weights_hash,

@@ -16,16 +16,18 @@ from torch import Tensor
 from kinoflow.conditioning.embedding import Condition, TextEmbedding
 from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.flow.matching import Objective
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
 from kinoflow.sample.guidance import VelocityModel, guided_velocity
+from kinoflow.sample.objective import as_velocity
 from kinoflow.tae.model.config import LatentShape
 from kinoflow.tae.model.pixels import Pixels, to_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY, TiledTAE
 
-ScheduleName = Literal["linear", "linear-quadratic"]
+ScheduleName = Literal["linear", "linear-quadratic", "shifted"]
 SolverName = Literal["euler", "midpoint", "heun", "sde"]
 PathName = Literal["cond_ot", "cosine"]
 _EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "sde": 1}
@@ -54,22 +56,30 @@ class Sampling:
     """Intervals of the time grid."""
     schedule: ScheduleName = "linear-quadratic"
     """How the intervals lie."""
+    shift: float = 3.0
+    """How far the shifted schedule lies in the noise; 1 is linear."""
     solver: SolverName = "euler"
     """How an interval is crossed."""
     diffusion: float = 1.0
     """Noise of the SDE, in units of √β; 0 to 10."""
     path: PathName = "cond_ot"
     """What the model was trained on."""
+    objective: Objective = "velocity"
+    """What the model was trained to give."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale <= 100:
             raise UserError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
         if not 0 <= self.diffusion <= 10:
             raise UserError(f"diffusion: {self.diffusion} is not in 0..10; try 0.5 to 1")
+        if not 0 < self.shift <= 100:
+            raise UserError(f"shift: {self.shift} is not above 0 and up to 100; try 1 to 3")
         self.times()
 
     def times(self) -> Float[Tensor, " points"]:
         """The time grid, from 0 (noise) to 1 (data)."""
+        if self.schedule == "shifted":
+            return grids.shifted(self.num_steps, self.shift)
         grid = {"linear": grids.linear, "linear-quadratic": grids.linear_quadratic}[self.schedule]
         return grid(self.num_steps)
 
@@ -94,9 +104,11 @@ def generate(
     seeds: Sequence[int],
     negative: str | None = None,
     schedule: ScheduleName = "linear-quadratic",
+    shift: float = 3.0,
     solver: SolverName = "euler",
     diffusion: float = 1.0,
     path: PathName = "cond_ot",
+    objective: Objective = "velocity",
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[], None] | None = None,
 ) -> UInt8[Tensor, "b frames height width 3"]:
@@ -114,8 +126,8 @@ def generate(
         raise UserError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
     check_negative(negative, guidance_scale)
     sampling = Sampling(
-        guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, solver=solver,
-        diffusion=diffusion, path=path,
+        guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, shift=shift, solver=solver,
+        diffusion=diffusion, path=path, objective=objective,
     )  # fmt: skip
     shape = tae.config.latent_shape(frames, height, width)
     null = null_condition(encoder, negative, fps)
@@ -165,19 +177,21 @@ def sample_latent(
     if isinstance(backbone, torch.nn.Module):
         like = next(backbone.parameters(), like)
     guided = guided_velocity(backbone, _like(condition, like), _like(null, like), sampling.guidance_scale)
+    path = {"cond_ot": cond_ot, "cosine": cosine}[sampling.path]
 
-    def velocity(x: Tensor, time: Tensor) -> Tensor:
+    def output(x: Tensor, time: Tensor) -> Tensor:
         result = guided(x.to(like.dtype), time).float()  # flow time stays exact, whatever the weights are
         if progress is not None:
             progress()
         return result
 
+    velocity = as_velocity(output, sampling.objective, path)
     draw = noise_stream(shape, seed)
     noise, times = draw().to(like.device), sampling.times()
     if sampling.solver == "sde":
         return solvers.euler_maruyama(
-            velocity, noise, times, path={"cond_ot": cond_ot, "cosine": cosine}[sampling.path],
-            diffusion=sampling.diffusion, noise_fn=lambda: draw().to(like.device),
+            velocity, noise, times, path=path, diffusion_fn=solvers.fading(path, sampling.diffusion),
+            noise_fn=lambda: draw().to(like.device),
         )  # fmt: skip
     solve = {"euler": solvers.euler, "midpoint": solvers.midpoint, "heun": solvers.heun}[sampling.solver]
     return solve(velocity, noise, times)
@@ -200,6 +214,8 @@ def decode_latent(
     tae: TAE | Pixels, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> UInt8[Tensor, "b frames height width 3"]:
     """Frames, RGB 0..255 on the CPU, of a normalized latent, in tiles that take up to `memory` bytes.
+
+    The flow ends in the autoencoder's latent space (lecture notes, Remark 4); this leads out of it.
 
     Raises:
         UserError: frames too large for `memory`.

@@ -22,9 +22,13 @@ class VelocityModel(Protocol):
 
 
 def guide(
-    unconditional: Float[Tensor, "b c t h w"], conditional: Float[Tensor, "b c t h w"], guidance_scale: float
-) -> Float[Tensor, "b c t h w"]:
-    """(1 - w) u(x|∅) + w u(x|y): classifier-free guidance, eq. 1.8 of the lecture notes."""
+    unconditional: Float[Tensor, "b ..."], conditional: Float[Tensor, "b ..."], guidance_scale: float
+) -> Float[Tensor, "b ..."]:
+    """(1 - w) u(x|∅) + w u(x|y): classifier-free guidance, eq. 1.8 of the lecture notes (and their figure 1).
+
+    By (1.3) and (1.5) it is u(x|∅) + w b ∇ log p(y|x), without the classifier of Remark 2; it asks for no
+    Gaussian path (Remark 3). Outputs of a score model are combined alike (1.15).
+    """
     return (1 - guidance_scale) * unconditional + guidance_scale * conditional
 
 
@@ -34,11 +38,12 @@ def guided_velocity(
     null: Condition,
     guidance_scale: float,
 ) -> VelocityFn:
-    """The guided velocity as a function of (latent, time), ready for a solver.
+    """The guided velocity as a function of (latent, time), ready for a solver (lecture notes, Key Idea 1).
 
     `null` stands for ∅: the null prompt or no class, or what is to be steered away from in its place, one
-    row or as many as `condition`. Conditions go through the model once, here; both halves of the guidance
-    then run as one batch of 2b. With `guidance_scale` 1 the unconditional half has no weight and is left out.
+    row or as many as `condition`. Conditions go through the model once, here; both halves of the guidance,
+    which one network gives (Summary 1), then run as one batch of 2b. With `guidance_scale` 1 the
+    unconditional half has no weight and is left out.
     """
     if guidance_scale == 1:
         context = backbone.encode_condition(condition)

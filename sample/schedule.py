@@ -46,6 +46,21 @@ def linear_quadratic(num_steps: int) -> Float[Tensor, " points"]:
     return grid
 
 
+def shifted(num_steps: int, shift: float) -> Float[Tensor, " points"]:
+    """`num_steps + 1` times from 0 to 1, float64: a linear grid, of which more lies in the noise.
+
+    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, section 5.3.2) turns the noise's share s of an
+    even grid into αs / (1 + (α − 1)s), α = `shift`: 3 in its releases, 1 leaves the grid as it is. There 1 is
+    noise (lecture notes, 1.3.1, footnote); here the noise's share at time t is 1 − t: the one place that
+    turns it round.
+    """
+    return 1 - _moved(1 - linear(num_steps), shift)
+
+
+def _moved(noise: Tensor, shift: float) -> Tensor:
+    return shift * noise / (1 + (shift - 1) * noise)
+
+
 def _require_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise UserError(f"num_steps: {num_steps} is not a number of steps; use 1 or more")

@@ -26,7 +26,10 @@ from tests.test_configs import SCHEMAS, sources
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *(ROOT / "docs" / name for name in ("cluster.md", "latents.md", "own-videos.md", "planning.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("cluster.md", "latents.md", "notes.md", "own-videos.md", "planning.md")
+    ),
     *sorted((ROOT / "sample" / "mini").glob("*.md")),
 ]
 SHELL = {"bash", "console", "sh", "shell"}

@@ -31,7 +31,10 @@ GaussianPath = Callable[[Tensor], Coefficients]
 
 
 def cond_ot(time: Float[Tensor, "*b"], sigma_min: float = SIGMA_MIN) -> Coefficients:
-    """Straight lines, Movie Gen's path: α = t, β = 1 − (1 − σ_min) t (section 3.1.2, equations 1 and 2)."""
+    """Straight lines, Movie Gen's path: α = t, β = 1 − (1 − σ_min) t (section 3.1.2, equations 1 and 2).
+
+    The notes' CondOT (1.3.2) has σ_min = 0.
+    """
     slope = torch.full_like(time, -(1 - sigma_min))
     return Coefficients(
         alpha=time, beta=1 - (1 - sigma_min) * time, alpha_dot=torch.ones_like(time), beta_dot=slope

@@ -40,7 +40,7 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalTiling:
-    """Tile sizes along time, in latent frames; `factor` frames make one latent frame.
+    """Tile sizes along time, in latent frames; `factor` frames make one latent frame (lecture notes, 1.3.2).
 
     Raises:
         ValueError: a size below one, or an overlap above half a tile (more than two tiles would meet).

@@ -51,10 +51,27 @@ class Mixture:
         data, noise = self.data_and_noise(x, t, path)
         return at.alpha_dot * data + at.beta_dot * noise
 
+    def score(self, x: Tensor, t: Tensor, path: GaussianPath) -> Tensor:
+        """∇ log p_t(x), by the derivative of the density: not by way of the velocity."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.log_density(x, t, path).sum(), x)
+        return slope
+
     def distribution(self, x: Tensor) -> Tensor:
         """P(z <= x) of the data."""
         weight, mean, std = (torch.tensor(v, dtype=F64) for v in (self.weights, self.means, self.stds))
         return (weight * torch.special.ndtr((x[..., None] - mean) / std)).sum(-1)
+
+    def at(self, t: float, path: GaussianPath) -> "Mixture":
+        """p_t, which is a mixture too."""
+        at = path(torch.tensor(t, dtype=F64))
+        alpha, beta = float(at.alpha), float(at.beta)
+        return Mixture(
+            self.weights,
+            tuple(alpha * mean for mean in self.means),
+            tuple(math.hypot(alpha * std, beta) for std in self.stds),
+        )
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws of the data and the component each came from."""

@@ -16,6 +16,7 @@ from kinoflow.dit_video.flow.matching import (
     velocity_from_data,
 )
 from kinoflow.dit_video.flow.paths import SIGMA_MIN, GaussianPath, cond_ot, cosine
+from kinoflow.sample.guidance import guide
 from tests.dit_video.mixture import F64, Mixture
 
 NULL = 3
@@ -63,6 +64,19 @@ def test_the_score_of_a_guided_velocity_is_the_guided_score(path, scale) -> None
     velocity = (1 - scale) * both[0] + scale * both[1]
     expected = (1 - scale) * scores[0] + scale * scores[1]
     torch.testing.assert_close(score_from_velocity(velocity, x, t, path), expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("path", [cond_ot, cosine])
+def test_guidance_scales_the_gradient_of_the_classifier(path, scale) -> None:
+    """u(x|∅) + w b ∇ log p_t(y|x), with b of equation 1.4 and the classifier of Remark 2 known."""
+    x, t = torch.linspace(-2, 2, 50, dtype=F64, requires_grad=True), torch.rand(50, dtype=F64) * 0.9 + 0.05
+    classifier = Mixture().responsibilities(x, t, path)[:, 1]
+    (slope,) = torch.autograd.grad(classifier.log().sum(), x)
+    x, at = x.detach(), path(t)
+    b = (at.alpha_dot * at.beta**2 - at.beta_dot * at.beta * at.alpha) / at.alpha
+    plain, own = (guided(x, t, label, path) for label in (NULL, 1))
+    torch.testing.assert_close(guide(plain, own, scale), plain + scale * b * slope)
 
 
 def expectation(times: list[float], order: int = 64) -> tuple[Tensor, ...]:

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinoflow.dit_video.flow.matching import perturb, score_from_velocity
+from kinoflow.dit_video.flow.matching import (
+    perturb,
+    score_from_velocity,
+    velocity_from_scaled_score,
+    velocity_from_score,
+)
 from kinoflow.dit_video.flow.paths import Coefficients, coefficients, cond_ot, cosine
 from tests.dit_video.mixture import F64, Mixture
 
@@ -71,10 +76,25 @@ def test_the_mixture_obeys_the_continuity_equation(path):
 @every_path
 def test_the_velocity_gives_the_score(path):
     mixture, (x, t) = Mixture(), points()
-    velocity = mixture.velocity(x, t, path)
-    (score,) = torch.autograd.grad(mixture.log_density(x.requires_grad_(), t, path).sum(), x)
-    found = score_from_velocity(velocity, x.detach(), t, path)
-    torch.testing.assert_close(found, score, atol=1e-9, rtol=1e-7)
+    found = score_from_velocity(mixture.velocity(x, t, path), x, t, path)
+    torch.testing.assert_close(found, mixture.score(x, t, path), atol=1e-9, rtol=1e-7)
+
+
+@every_path
+def test_the_score_gives_the_velocity(path):
+    mixture, (x, t) = Mixture(), points()
+    score, velocity = mixture.score(x, t, path), mixture.velocity(x, t, path)
+    torch.testing.assert_close(velocity_from_score(score, x, t, path), velocity, atol=1e-8, rtol=1e-7)
+    scaled = velocity_from_scaled_score(path(t).beta * score, x, t, path)
+    torch.testing.assert_close(scaled, velocity, atol=1e-8, rtol=1e-7)
+
+
+@every_path
+def test_p_t_of_the_mixture_is_a_mixture(path):
+    x, _ = points()
+    t = torch.full_like(x, 0.3)
+    again = Mixture().at(0.3, path).log_density(x, torch.ones_like(x), partial(cond_ot, sigma_min=0.0))
+    torch.testing.assert_close(again, Mixture().log_density(x, t, path))
 
 
 @every_path
@@ -85,16 +105,20 @@ def test_the_conversion_is_proposition_1_as_printed(path):
     printed = (at.beta**2 * at.alpha_dot / at.alpha - at.beta * at.beta_dot) * score
     printed = printed + at.alpha_dot / at.alpha * x
     torch.testing.assert_close(score_from_velocity(printed, x, t, path), score, atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(velocity_from_score(score, x, t, path), printed, atol=1e-9, rtol=1e-7)
 
 
 @every_path
 def test_a_conditional_velocity_gives_the_conditional_score(path):
-    """−ε / β, equation 1.13."""
+    """−ε / β, equation 1.13, and back."""
     data, noise = torch.randn(6, 2, 3, dtype=F64), torch.randn(6, 2, 3, dtype=F64)
     t = torch.rand(6, dtype=F64) * 0.9 + 0.05
     sample = perturb(data, noise, t, path)
     found = score_from_velocity(sample.velocity, sample.x_t, t, path)
     torch.testing.assert_close(found, -noise / coefficients(path, t, noise).beta)
+    torch.testing.assert_close(sample.scaled_score, -noise)
+    velocity = velocity_from_scaled_score(sample.scaled_score, sample.x_t, t, path)
+    torch.testing.assert_close(velocity, sample.velocity, atol=1e-9, rtol=1e-7)
 
 
 @every_path
@@ -108,3 +132,13 @@ def test_the_velocity_is_the_time_derivative_of_the_path(path):
 def test_the_score_where_sampling_starts_is_that_of_the_noise():
     x, velocity = torch.randn(2, 5, dtype=F64), torch.randn(2, 5, dtype=F64)
     torch.testing.assert_close(score_from_velocity(velocity, x, torch.zeros(2, dtype=F64), cosine), -x)
+
+
+def test_at_the_ends_the_conversions_are_what_their_docstrings_say():
+    x, field = torch.randn(2, 5, dtype=F64), torch.randn(2, 5, dtype=F64)
+    start, end, exact = torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64), partial(cond_ot, sigma_min=0.0)
+    assert not velocity_from_score(field, x, start, exact).isfinite().any()
+    assert velocity_from_score(-x, x, start, exact).isnan().all(), "the score of the noise, whatever the data"
+    torch.testing.assert_close(velocity_from_score(field, x, end, exact), x)
+    torch.testing.assert_close(velocity_from_scaled_score(field, x, end, exact), x + field)
+    assert not score_from_velocity(field, x, end, exact).isfinite().any()

@@ -33,32 +33,42 @@ class GaussianFlow:
         return mean + slope * (latent - t * mean)
 
 
+class GaussianScore(GaussianFlow):
+    """The exact score of the same marginals, as a model of it gives it: times β."""
+
+    def __call__(self, latent, time, text):
+        mean, t = text.view(-1, 1, 1, 1, 1), time.view(-1, 1, 1, 1, 1)
+        return -(1 - t) * (latent - t * mean) / (t**2 * self.std**2 + (1 - t) ** 2)
+
+
 def text_of(mean):
     return (TextEmbedding(hidden=torch.full((1, 1, 1), mean), mask=torch.ones(1, 1, dtype=torch.bool)),)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
-def test_sampling_solves_the_gaussian_flow_and_guidance_moves_its_mean(scale, solver):
+@pytest.mark.parametrize(("model", "objective"), [(GaussianFlow(), "velocity"), (GaussianScore(), "score")])
+def test_sampling_solves_the_gaussian_flow_and_guidance_moves_its_mean(scale, solver, model, objective):
     shape = LatentShape(channels=4, frames=2, height=4, width=4)
-    sampling = Sampling(guidance_scale=scale, num_steps=200, solver=solver)
-    result = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
+    sampling = Sampling(guidance_scale=scale, num_steps=200, solver=solver, objective=objective)
+    result = sample_latent(model, text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
     # Both fields have one slope, so the guided one is that of the mean (1 - w) (-1) + w 2.
     expected = (1 - scale) * -1.0 + scale * 2.0 + 0.5 * noise_stream(shape, 7)()
     torch.testing.assert_close(result, expected, rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_sde_has_the_law_of_the_guided_gaussian_flow(scale):
+@pytest.mark.parametrize(("model", "objective"), [(GaussianFlow(), "velocity"), (GaussianScore(), "score")])
+def test_the_sde_has_the_law_of_the_guided_gaussian_flow(scale, model, objective):
     shape = LatentShape(channels=4, frames=4, height=16, width=16)
-    sampling = Sampling(guidance_scale=scale, num_steps=200, solver="sde", diffusion=1.5)
-    result = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
+    sampling = Sampling(guidance_scale=scale, num_steps=200, solver="sde", diffusion=1.5, objective=objective)
+    result = sample_latent(model, text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
     assert float(result.mean()) == pytest.approx((1 - scale) * -1.0 + scale * 2.0, abs=0.03)
     assert float(result.std()) == pytest.approx(0.5, abs=0.02)
     ode = noise_stream(shape, 7)()
     related = torch.corrcoef(torch.stack([result.flatten(), ode.flatten()]))[0, 1]
     assert float(related) < 0.9  # each step's noise is its own, not the start's again
-    again = sample_latent(GaussianFlow(), text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
+    again = sample_latent(model, text_of(2.0), text_of(-1.0), shape, seed=7, sampling=sampling)
     assert torch.equal(result, again)
 
 
@@ -88,6 +98,20 @@ def test_progress_counts_velocities(tiny_release):
     parts = tiny_release.backbone(), tiny_release.tae(), tiny_release.encoder()
     generate(*parts, PROMPTS[:2], seeds=[0, 1], solver="midpoint", progress=lambda: calls.append(1), **SIZE)
     assert len(calls) == 2 * 3 * 2 == 2 * Sampling(num_steps=3, solver="midpoint").num_evaluations
+
+
+def test_the_schedule_of_a_release_is_the_grid_that_is_walked():
+    seen = []
+
+    class Watching(GaussianFlow):
+        def __call__(self, latent, time, text):
+            seen.append(float(time[0]))
+            return super().__call__(latent, time, text)
+
+    shape = LatentShape(channels=1, frames=1, height=1, width=1)
+    sampling = Sampling(num_steps=4, schedule="shifted", shift=3.0)
+    sample_latent(Watching(), text_of(2.0), text_of(-1.0), shape, seed=0, sampling=sampling)
+    assert seen == pytest.approx([0, 0.1, 0.25, 0.5])
 
 
 @pytest.mark.parametrize("frames", [1, 16, 200])
@@ -128,6 +152,8 @@ def test_noise_is_standard_normal_and_follows_from_the_seed_alone():
         ({"num_steps": 300}, "num_steps"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"shift": 0.0}, "shift"),
+        ({"shift": float("nan")}, "shift"),
     ],
 )
 def test_settings_out_of_range_name_their_key(settings, key):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.sample.schedule import EMULATED, linear, linear_quadratic
+from kinoflow.sample.schedule import EMULATED, linear, linear_quadratic, shifted
 
 
 def test_linear_quadratic_of_50_steps_has_the_known_values():
@@ -14,7 +14,7 @@ def test_linear_quadratic_of_50_steps_has_the_known_values():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 20, 49, 50, 250])
 def test_grids_rise_from_0_to_1(num_steps):
-    for grid in (linear(num_steps), linear_quadratic(num_steps)):
+    for grid in (linear(num_steps), linear_quadratic(num_steps), shifted(num_steps, 3.0)):
         assert grid.shape == (num_steps + 1,)
         assert grid[0].item() == 0.0
         assert grid[-1].item() == 1.0
@@ -35,8 +35,23 @@ def test_emulating_as_many_steps_as_there_are_is_linear():
     torch.testing.assert_close(linear_quadratic(EMULATED), linear(EMULATED), rtol=0, atol=1e-14)
 
 
+def test_a_shift_of_three_is_stable_diffusion_3s():
+    """Its noise's share s goes to 3s / (1 + 2s): half noise is where a quarter of the data is in."""
+    torch.testing.assert_close(shifted(4, 3.0), torch.tensor([0, 0.1, 0.25, 0.5, 1], dtype=torch.float64))
+    for alpha in (0.5, 3.0, 7.5):
+        noise = linear(50).flip(0)  # as they count: 1 is noise
+        torch.testing.assert_close(1 - shifted(50, alpha), alpha * noise / (1 + (alpha - 1) * noise))
+
+
+def test_no_shift_is_linear_and_shifts_multiply():
+    torch.testing.assert_close(shifted(50, 1.0), linear(50), rtol=0, atol=1e-15)
+    odds = [grid / (1 - grid) for grid in (shifted(50, 6.0)[:-1], linear(50)[:-1])]
+    torch.testing.assert_close(6 * odds[0], odds[1])
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251)]
+    "make",
+    [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251), lambda: shifted(0, 3.0)],
 )
 def test_impossible_numbers_of_steps_name_the_key(make):
     with pytest.raises(UserError, match="num_steps"):

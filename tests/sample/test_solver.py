@@ -6,7 +6,7 @@ import torch
 
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample.schedule import linear, linear_quadratic
-from kinoflow.sample.solver import euler, euler_maruyama, heun, midpoint
+from kinoflow.sample.solver import euler, euler_maruyama, fading, heun, midpoint
 from tests.dit_video.mixture import Mixture
 
 ORDERS = [(euler, 1), (midpoint, 2), (heun, 2)]
@@ -96,7 +96,7 @@ def test_the_sde_carries_noise_to_the_mixture(path, diffusion):
         return torch.randn(count, dtype=torch.float64, generator=generator)
 
     result = euler_maruyama(
-        marginal_velocity(path), draw(), times, path=path, diffusion=diffusion, noise_fn=draw
+        marginal_velocity(path), draw(), times, path=path, diffusion_fn=fading(path, diffusion), noise_fn=draw
     )
     levels = Mixture().distribution(result).sort().values
     even = (torch.arange(count, dtype=torch.float64) + 0.5) / count
@@ -131,8 +131,9 @@ def test_the_sde_converges_strongly_in_first_order(path):
         sums = increments.view(steps, finest // steps, count).sum(1) / math.sqrt(finest // steps)
         noise, times = iter(sums), 0.9 * linear(steps)
         return euler_maruyama(
-            marginal_velocity(path, one), start, times, path=path, diffusion=1.0, noise_fn=lambda: next(noise)
-        )
+            marginal_velocity(path, one), start, times,
+            path=path, diffusion_fn=fading(path, 1.0), noise_fn=lambda: next(noise),
+        )  # fmt: skip
 
     exact = run(finest)
     errors = [float((run(steps) - exact).square().mean().sqrt()) for steps in (16, 32, 64)]
@@ -152,6 +153,7 @@ def test_without_diffusion_the_sde_is_euler():
     noise = quantiles(20)
     plain = euler(marginal_velocity(cosine), noise, linear(30))
     same = euler_maruyama(
-        marginal_velocity(cosine), noise, linear(30), path=cosine, diffusion=0.0, noise_fn=noise.clone
-    )
+        marginal_velocity(cosine), noise, linear(30),
+        path=cosine, diffusion_fn=lambda _: 0.0, noise_fn=noise.clone,
+    )  # fmt: skip
     assert torch.equal(same, plain)

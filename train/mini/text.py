@@ -180,7 +180,10 @@ def _train_t5(
 
 
 def _train_metaclip(config: TextTrainConfig, seed: int, folder: Path) -> None:
-    """Contrast captions with thumbnails of clips: 6 frames of 24x24 at 4 frames a second."""
+    """Contrast captions with thumbnails of clips: 6 frames of 24x24 at 4 frames a second.
+
+    The loss of the lecture notes' figure 4, on the right (Radford et al. 2021).
+    """
     shape = config.metaclip
     texts = (sample(index).prompt for index in range(_CORPUS))
     tokenizer = byte_pair_tokenizer(texts, config.merges, shape.max_tokens)

@@ -249,6 +249,9 @@ class RunConfig:
             raise UserError("grow: needs model: tae and an init_from that is to grow")
         if self.lora.rank and (self.model != "dit" or self.init_from is None):
             raise UserError("lora.rank: needs model: dit and an init_from whose weights are to stay")
+        if self.model == "dit" and (self.flow.objective, self.dit.predicts) == ("score", "data"):
+            raise UserError("flow.objective: a model that predicts data turns them into a velocity, not a "
+                            "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
         if self.validation.every and self.model not in ("dit", "unet"):
             line = "only model: dit and unet are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")

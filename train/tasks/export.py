@@ -16,7 +16,6 @@ from kinoflow.configs.schema import dump, load
 from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
-from kinoflow.sample.generate import Sampling
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
@@ -48,8 +47,9 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
 
     Parts that the release folder lacks are copied from `config.release`, if there is one. A kinoflow.yaml
-    that is there or comes with them gets the name of the run's folder, and says what the run went on from. A
-    model of labels names their classes there; one that makes pixels needs nothing beside it, and gets one.
+    that is there or comes with them gets the name of the run's folder, and says what the run went on from and
+    which path and objective it was trained on. A model of labels names their classes there; one that makes
+    pixels needs nothing beside it, and gets one.
     Files already there are replaced only once everything is written.
 
     Raises:
@@ -126,23 +126,23 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
         assert config.data.latents is not None, "it was trained on them"
         index = LatentSets(config.data.latents).index
         if card is None and index.made_from["tae"] == PIXELS:
-            card = _card_of_pixels(index, config)
+            card = _card_of_pixels(index)
         card = card and replace(card, classes=index.classes)
     if card is None:
         return
     name = run.resolve().name
     if card.name != name:  # else it is this run's already, of an earlier checkpoint
         card = replace(card, name=name, version="1", trained_from=_before(config))
+    if config.model in BACKBONES:
+        trained = replace(card.sampling, path=config.flow.path, objective=config.flow.objective)
+        card = replace(card, sampling=trained)
     dump(card, path)
 
 
-def _card_of_pixels(index: LatentIndex, config: RunConfig) -> ReleaseConfig:
+def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
     """What a model of labels and pixels can make: the buckets that it was trained on."""
     buckets = tuple(name.partition(" ")[0] for name in index.buckets)
-    sampling = Sampling(path=config.flow.path)
-    return ReleaseConfig(
-        name="", buckets=buckets, default_bucket=buckets[0], sampling=sampling, pixels=len(index.latent_mean)
-    )
+    return ReleaseConfig(name="", buckets=buckets, default_bucket=buckets[0], pixels=len(index.latent_mean))
 
 
 def _before(config: RunConfig) -> str:

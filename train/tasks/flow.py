@@ -41,9 +41,12 @@ def condition_of(
 
 
 def flow_loss(model: nn.Module, batch: FlowBatch, flow: FlowConfig) -> Float[Tensor, " b"]:
-    """The mean squared error of the velocity of each clip, in float32 (Movie Gen, equation 3)."""
+    """The mean squared error of each clip, in float32: of the velocity or of the score (`flow.objective`).
+
+    Movie Gen, equation 3; lecture notes, (1.9) and (1.16), with the conditions dropped in the batch.
+    """
     sample = perturb(batch.latent, batch.noise, batch.time, flow.gaussian_path)
-    error = model(sample.x_t, batch.time, batch.condition) - sample.velocity
+    error = model(sample.x_t, batch.time, batch.condition) - sample.target(flow.objective)
     return error.float().square().flatten(1).mean(1)
 
 

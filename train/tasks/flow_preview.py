@@ -115,6 +115,7 @@ class Previews:
         frames = generate(
             cast(Backbone, model.eval()), *self._frozen, [prompt], frames=bucket.frames,
             height=bucket.height, width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=[seed],
+            path=self.config.flow.path, objective=self.config.flow.objective,
         )  # fmt: skip
         model.train(training)
         return frames[0].numpy()

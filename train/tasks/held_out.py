@@ -132,7 +132,9 @@ def main(words: Sequence[str]) -> int:
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
     batches.require(_made_with(release), release.config.classes, str(release.folder))
-    return release.backbone(processes.device).eval(), batches, FlowConfig(path=release.config.sampling.path)
+    trained = release.config.sampling
+    flow = FlowConfig(path=trained.path, objective=trained.objective)
+    return release.backbone(processes.device).eval(), batches, flow
 
 
 def _made_with(release: Release) -> Mapping[str, str]:
