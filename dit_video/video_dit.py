@@ -63,7 +63,7 @@ class DiTConfig:
     qk_norm: bool = True
     """Normalize queries and keys."""
     predicts: Literal["velocity", "data"] = "velocity"
-    """What the head gives; velocity as well where it is the score that is learnt (`flow.objective`)."""
+    """What the head gives; of a model of the score velocity."""
     attention: KernelName = "sdpa"
     """How attention is computed."""
 

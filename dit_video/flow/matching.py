@@ -33,7 +33,7 @@ class FlowConfig:
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     """How times are drawn on (0, 1)."""
     time_mean: float = 0.0
-    """Mean of the times' logits; where t = 1 is noise, as in Stable Diffusion 3, it has the other sign."""
+    """Mean of the times' logits; above 0 nearer to the data."""
     time_std: float = 1.0
     """Standard deviation of the times' logits."""
     sigma_min: float = SIGMA_MIN

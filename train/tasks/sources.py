@@ -40,7 +40,7 @@ class PrecomputeConfig:
     out: str = ""
     """Folder to write."""
     source: tuple[str, ...] = ()
-    """Clip lists, `world`, or labelled pictures, `images:PATH`; of the last two `:heldout` behind it."""
+    """Clip lists, `world` or `images:PATH`; held out `world:heldout`."""
     release: str = ""
     """Release with tae/ and text/, or with the text encoders' names in kinoflow.yaml."""
     text_cache: str | None = None
@@ -48,9 +48,9 @@ class PrecomputeConfig:
     buckets: tuple[str, ...] = ()
     """Frames x height x width @ fps; ' weight=2' and ' batch=8' behind it."""
     fit: Literal["crop", "pad"] = "crop"
-    """Pictures in a bucket of another size: their centre resized, or all of them amid their background."""
+    """Pictures of other sizes: their centre, or all amid background."""
     channels: int | None = None
-    """Of images that are stored as pixels, 1 (BT.601's luma) or 3; null: 1 where none has colours."""
+    """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
     """Over all buckets, by weight; null: all of a list that fill one."""
     captions_per_clip: int = 1
