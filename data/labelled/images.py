@@ -83,7 +83,7 @@ def read(place: Place) -> Labelled:
         raise UserError(f"{path}: no labelled pictures; name a folder with a folder for each class, an .npz, "
                         "a .csv, or IDX files")  # fmt: skip
     if len(found.classes) < 2:
-        (only,) = found.classes
+        only = ", ".join(found.classes)
         raise UserError(f"{path}: has one class only, {only}; name what holds all of them")
     if len(found.labels) == 0:
         raise UserError(f"{path}: too few pictures, none is on the side {place.side}; add some")
