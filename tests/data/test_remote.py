@@ -16,7 +16,7 @@ from kinoflow.data import video
 from kinoflow.data.__main__ import main
 from kinoflow.data.clips import manifest, patience
 from kinoflow.data.clips.buckets import parse
-from kinoflow.data.clips.fit import Clips, cut
+from kinoflow.data.clips.fit import Clips, cut, fit
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.clips.patience import OutageError
 from kinoflow.data.clips.remote import Url, local, place
@@ -205,9 +205,9 @@ def test_copies_do_not_stay(desk, memory, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(kept))
     with local(Url(f"{memory}/clips/0 a.mp4")) as path:
         assert path.name == "0 a.mp4" and path.is_relative_to(kept)
-    cut(Url(f"{memory}/clips/0 a.mp4"), BUCKET, 3, 0)
+    cut(Url(f"{memory}/clips/0 a.mp4"), BUCKET, 3, 0, fit)
     with pytest.raises(UserError, match=rf"^{memory}/nothing.mp4: cannot be fetched \(there is nothing\)"):
-        cut(Url(f"{memory}/nothing.mp4"), BUCKET, 3, 0)
+        cut(Url(f"{memory}/nothing.mp4"), BUCKET, 3, 0, fit)
     assert list(kept.iterdir()) == []
 
 
