@@ -65,7 +65,12 @@ class FlowSample:
 
     x_t: Float[Tensor, "b ..."]
     velocity: Float[Tensor, "b ..."]
-    scaled_score: Float[Tensor, "b ..."]
+    noise: Float[Tensor, "b ..."]
+
+    @property
+    def scaled_score(self) -> Float[Tensor, "b ..."]:
+        """β ∇ log p_t(x|z)."""
+        return -self.noise
 
     def target(self, objective: Objective) -> Float[Tensor, "b ..."]:
         """What a model of this objective is compared with: conditional fields, u_t(x|z) or β ∇ log p_t(x|z).
@@ -114,7 +119,7 @@ def perturb(
     return FlowSample(
         x_t=at.alpha * data + at.beta * noise,
         velocity=at.alpha_dot * data + at.beta_dot * noise,
-        scaled_score=-noise,
+        noise=noise,
     )
 
 
