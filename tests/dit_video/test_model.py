@@ -13,6 +13,7 @@ from kinoflow.dit_video.attention.kernels import math_attention, sdpa_attention
 from kinoflow.dit_video.flow.matching import velocity_from_data
 from kinoflow.dit_video.flow.paths import SIGMA_MIN
 from kinoflow.dit_video.layers import FactorizedPositions, SwiGLU
+from tests.shaken import shake
 
 CONFIG = DiTConfig(
     width=32,
@@ -31,11 +32,7 @@ def build(config: DiTConfig = CONFIG, *, trained: bool = True) -> VideoDiT:
     torch.manual_seed(0)
     model = VideoDiT(config)
     model.init_weights()
-    if trained:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.double()
+    return (shake(model) if trained else model).double()
 
 
 def text(batch: int, lengths: tuple[int, int] = (5, 3), seed: int = 1) -> tuple[TextEmbedding, ...]:

@@ -13,6 +13,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.layers import sinusoids
 from kinoflow.dit_video.unet import UNet, UNetConfig
 from tests.reference import attend
+from tests.shaken import shake
 
 CONFIG = UNetConfig(
     latent_channels=2, channels=(8, 12, 16), layers=2, width=10, classes=3, attention_levels=(1, 2), heads=2,
@@ -26,11 +27,7 @@ def build(config: UNetConfig = CONFIG, *, trained: bool = True) -> UNet:
     torch.manual_seed(0)
     model = UNet(config)
     model.init_weights()
-    if trained:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.double()
+    return (shake(model) if trained else model).double()
 
 
 def latent(batch: int = 3) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
 from kinoflow.sample.release import Release, ReleaseConfig, write
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
+from tests.shaken import shake
 
 WIDTHS = (8, 6, 8)
 
@@ -62,10 +63,7 @@ def tiny_dit() -> VideoDiT:
     torch.manual_seed(1)
     dit = VideoDiT(config)
     dit.init_weights()
-    # A fresh head is zero: without this no prompt would change anything.
-    for parameter in dit.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return dit.eval()
+    return shake(dit).eval()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from kinoflow.sample.generate import generate
 from kinoflow.sample.guidance import stack
 from kinoflow.sample.release import Release, ReleaseConfig, write
 from tests.sample.conftest import tiny_tae
+from tests.shaken import shake
 from tests.standin import DEVICE, Accelerator
 
 CLASSES = ("cat", "dog", "7")
@@ -28,9 +29,7 @@ SIZE = {"frames": 1, "height": 8, "width": 8, "fps": Fraction(1), "num_steps": 3
 def shaken(model):
     torch.manual_seed(1)
     model.init_weights()
-    for parameter in model.parameters():  # a fresh head is zero
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
+    return shake(model)
 
 
 def tiny_unet(channels: int = 1) -> UNet:
