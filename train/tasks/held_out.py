@@ -16,8 +16,7 @@ from torch import nn
 from kinoflow.configs.devices import parse_device
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
-from kinoflow.configs.pretrained import fingerprint
-from kinoflow.data.latents.shards import LABELS, PIXELS, LatentDataset
+from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.sample.release import Release
 from kinoflow.train.run.batches import moved
@@ -131,18 +130,11 @@ def main(words: Sequence[str]) -> int:
 
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
-    batches.require(_made_with(release), release.config.classes, str(release.folder))
+    classes, tae = release.config.classes, None if release.config.pixels else release.tae()
+    batches.require(made_with(release.folder, tae, labelled=bool(classes)), classes, str(release.folder))
     trained = release.config.sampling
     flow = FlowConfig(path=trained.path, objective=trained.objective)
     return release.backbone(processes.device).eval(), batches, flow
-
-
-def _made_with(release: Release) -> Mapping[str, str]:
-    """As the index of latents names the encoders of a release, or what is in their place."""
-    if not release.config.classes:
-        return made_with(release.folder, release.tae())
-    pixels = release.config.pixels
-    return {"tae": PIXELS if pixels else fingerprint(release.tae().state_dict()), "text": LABELS}
 
 
 def _text(found: Parts) -> str:

@@ -68,6 +68,7 @@ class Unencoded:
     """Stands where the frozen parts do when pictures are stored as they are, in [-1, 1]."""
 
     channels: int
+    tae: None = None
     text: NoText = NoText()
 
     @property
@@ -173,7 +174,8 @@ def _write(
         buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
         widths=encoders.text.widths, latent_mean=encoders.latent_mean, latent_std=encoders.latent_std,
         made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
-        | _made_by(config, encoders), classes=source.classes,
+        | made_with(Path(config.release), encoders.tae, labelled=config.images is not None),
+        classes=source.classes,
     )  # fmt: skip
     with torch.inference_mode():
         shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
@@ -200,24 +202,23 @@ def _is_made(folder: Path, index: shards.LatentIndex, source: Source, bucket: Bu
     return shards.read_stamps(folder, str(bucket), shard) == wanted
 
 
-def _made_by(config: PrecomputeConfig, encoders: Encoders | Unencoded) -> dict[str, str]:
-    if isinstance(encoders, Unencoded):
-        return {"tae": shards.PIXELS, "text": shards.LABELS}
-    if config.images is not None:
-        return {"tae": fingerprint(encoders.tae.state_dict()), "text": shards.LABELS}
-    return made_with(Path(config.release), encoders.tae)
+def made_with(release: Path, tae: TAE | None, *, labelled: bool) -> dict[str, str]:
+    """What names the encoders of a release in the index of latents, or what is in their place.
+
+    `tae` is the one it has, None where the latents are pixels; clips that are `labelled` have no texts.
+    """
+    return {
+        "tae": shards.PIXELS if tae is None else fingerprint(tae.state_dict()),
+        "text": shards.LABELS if labelled else _made_with_texts(release),
+    }
 
 
-def made_with(release: Path, tae: TAE) -> dict[str, str]:
-    """What names the encoders of a release in the index of latents; `tae` is the one it has."""
-    made = {"tae": fingerprint(tae.state_dict()), "text": folder_fingerprint(release / "text")}
+def _made_with_texts(release: Path) -> str:
     text = text_config(release)
-    if replace(text, offload=()) != TextConfig():
-        named = [
-            f"{s}={checkpoints.fingerprint(s.folder())}" for s in checkpoints.find(text.sources(release))
-        ]
-        made["text"] = " ".join([*named, text.dtype])
-    return made
+    if replace(text, offload=()) == TextConfig():
+        return folder_fingerprint(release / "text")
+    named = [f"{s}={checkpoints.fingerprint(s.folder())}" for s in checkpoints.find(text.sources(release))]
+    return " ".join([*named, text.dtype])
 
 
 @torch.inference_mode()
