@@ -127,10 +127,11 @@ def _train(sources: list[str]) -> int:
 def start(config: RunConfig, build: Callable[[RunConfig], Task]) -> int:
     """Train the task that build makes, inside a process group."""
     from kinoflow.train.run import engine, loop
+    from kinoflow.train.run.spread import Spread
 
     processes = engine.start(config.threads, config.parallel.sequence)
     try:
-        slices = processes.replicas * config.deepspeed.accumulation
+        slices = Spread(config=config, processes=processes).slices
         if config.data.batch_size % slices:
             raise UserError(f"data.batch_size: {config.data.batch_size} does not divide into {slices} "
                               f"(processes / parallel.sequence x deepspeed.accumulation)")  # fmt: skip

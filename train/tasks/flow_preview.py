@@ -95,7 +95,7 @@ class Previews:
         Raises:
             UserError: there is no such folder.
         """
-        if self._pixels and self.data.backbone.classes:
+        if self._pixels:
             return None
         if self.config.release is None or not Path(self.config.release, "tae").is_dir():
             found = "" if self.config.release is None else f"{self.config.release} has no tae/; "

@@ -48,7 +48,7 @@ class FlowTask:
         self.data = FlowData(config, self.model.config)
         self.previews = Previews(config, self.data)
         self._earlier: Weights | None = None
-        self._replicas = 1
+        self._slices = config.deepspeed.accumulation
         if config.init_from is not None:
             self._earlier = _earlier(part_folder(config.init_from, config.model), config.model, self.model)
             if config.lora.rank:
@@ -62,7 +62,7 @@ class FlowTask:
                 clips that are none, or processes that the heads, or the clips of a bucket's batch, do not
                 divide among.
         """
-        self._replicas = spread.processes.replicas
+        self._slices = spread.slices
         if self.config.data.latents is not None:
             check_batches(self.data.buckets, self.config.data.batch_size, spread.slices)
             self._check_sizes()
@@ -144,8 +144,7 @@ class FlowTask:
         """
         choice, config = self.config.validation, self.config
         assert choice.latents is not None, "the configuration asks for it"
-        slices = config.data.batch_size // config.deepspeed.accumulation
-        found = HeldOut(choice.latents, choice.clips, max(slices // self._replicas, 1))
+        found = HeldOut(choice.latents, choice.clips, max(config.data.batch_size // self._slices, 1))
         own = self.data.latents
         if own.holds(found.latents):
             raise UserError(f"validation.latents: {choice.latents} holds the clips of data.latents; "

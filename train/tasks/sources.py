@@ -23,6 +23,7 @@ from kinoflow.train.run import launch
 from kinoflow.train.tasks.clips import describe, renderer
 
 _WORLD_CLIPS = 1024
+_FITS = {"crop": fit, "pad": pad}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +189,9 @@ def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Worker
 def _files(config: PrecomputeConfig, found: Labelled, buckets: Sequence[Bucket], workers: Workers) -> Source:
     """Pictures in files: one that cannot be read is set aside, and the next takes its place."""
     assert isinstance(found.pictures, Manifest), "it was asked"
-    placed = {"crop": fit, "pad": pad}[config.fit]
-    clips = Clips(found.pictures, buckets, config.seed, _quarantine(config), workers, placed=placed)
+    clips = Clips(
+        found.pictures, buckets, config.seed, _quarantine(config), workers, placed=_FITS[config.fit]
+    )
     counts = _some(config, buckets, _filled(config, buckets, clips.count))
 
     def get(bucket: Bucket, clip: int) -> Clip:
@@ -208,7 +210,7 @@ def _files(config: PrecomputeConfig, found: Labelled, buckets: Sequence[Bucket],
 
 def _table(config: PrecomputeConfig, found: Labelled, buckets: Sequence[Bucket], workers: Workers) -> Source:
     """Pictures in memory: the source is as the index says, or it is another one."""
-    pictures, placed = found.pictures, {"crop": fit, "pad": pad}[config.fit]
+    pictures, placed = found.pictures, _FITS[config.fit]
     assert isinstance(pictures, np.ndarray), "it was asked"
     count, height, width, _ = pictures.shape
     still = partial(admissible, duration=Fraction(1), fps=Fraction(1), height=height, width=width)
