@@ -29,6 +29,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_HASHED = (*_READ, *_WEIGHTS, "diffusion_pytorch_model*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def fingerprint(folder: Path) -> str:
         if parent.parent.name == "snapshots" and _COMMIT.fullmatch(parent.name):
             named = f"{parent.parent.parent.name}@{parent.name}/{folder.relative_to(parent)}"
             return hashlib.sha256(named.encode()).hexdigest()
-    files = sorted(path for pattern in (*_READ, *_WEIGHTS) for path in folder.glob(pattern))
+    files = sorted(path for pattern in _HASHED for path in folder.glob(pattern))
     return _hash_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 

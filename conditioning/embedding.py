@@ -19,13 +19,15 @@ class TextEmbedding:
     Attributes:
         hidden: raw last hidden states, ``(b, l, d)``; zero where ``mask`` is False.
         mask: ``(b, l)``, True where a real token stands and False on padding.
+        pooled: ``(b, p)``, the whole text in one vector; None of an encoder that gives none.
 
     Raises:
-        ValueError: when the two shapes do not belong together or the mask is not boolean.
+        ValueError: when the shapes do not belong together or the mask is not boolean.
     """
 
     hidden: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
+    pooled: Float[Tensor, "b p"] | None = None
 
     def __post_init__(self) -> None:
         if self.hidden.dim() != 3 or self.hidden.shape[:2] != self.mask.shape:
@@ -35,6 +37,13 @@ class TextEmbedding:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"TextEmbedding: mask must be boolean, got {self.mask.dtype}")
+        if self.pooled is not None and len(self.pooled) != len(self.mask):
+            raise ValueError(f"TextEmbedding: pooled has {len(self.pooled)} rows, mask {len(self.mask)}")
+
+    def to(self, like: Tensor) -> "TextEmbedding":
+        """On the device of `like`, the states in its dtype."""
+        pooled = None if self.pooled is None else self.pooled.to(like)
+        return TextEmbedding(hidden=self.hidden.to(like), mask=self.mask.to(like.device), pooled=pooled)
 
 
 Condition = Sequence[TextEmbedding] | Labels

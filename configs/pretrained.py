@@ -178,8 +178,13 @@ def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load fp32 copies of `state` strictly, one tensor at a time.
+def load_state(
+    model: torch.nn.Module,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Load copies of `state` strictly, floating ones in `dtype`, one tensor at a time.
 
     Raises:
         UserError: a name or shape that does not fit, with the first one that differs.
@@ -190,7 +195,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str 
         value = state[name] if name in own and name in state else None
         if value is None or own[name] != value.shape:
             raise misfit(name, source)
-        taken[name] = value.float() if value.is_floating_point() else value
+        taken[name] = _cast(value, dtype)
     model.load_state_dict(taken, assign=True)
 
 

@@ -22,7 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.attention.kernels import Kernel, Shard, uncompiled
+from kinoflow.dit_video.joint import JointBlock
 from kinoflow.dit_video.layers import Block, Layout
+from kinoflow.dit_video.mmdit import MMDiT
 from kinoflow.dit_video.video_dit import TextContext, VideoDiT
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class ParallelConfig:
 
 
 def parallelize(
-    model: VideoDiT, config: ParallelConfig, group: "ProcessGroup | None", *, gathered: bool = False
+    model: VideoDiT | MMDiT, config: ParallelConfig, group: "ProcessGroup | None", *, gathered: bool = False
 ) -> None:
     """Apply what config asks for, in the one order that works: exchange, compile, recompute.
 
@@ -61,18 +63,21 @@ def parallelize(
     that no hook lies inside of what is compiled.
 
     Raises:
-        UserError: the group has another size, or the heads do not divide among it.
+        UserError: the group has another size, the heads do not divide among it, or the model has no exchange.
     """
     if config.sequence > 1:
+        if not isinstance(model, VideoDiT):
+            raise UserError("parallel.sequence: only model: dit shares a clip's tokens; set it to 1")
         _spread_sequence(model, config, group)
     if gathered:
         from deepspeed.utils import set_z3_leaf_modules
 
-        set_z3_leaf_modules(model, [Block])
+        set_z3_leaf_modules(model, [Block, JointBlock])
         # It lets go of a block's weights when the gradient of its input is there. Where all before the
         # first block is frozen (beside adapters) there would be none, and it would do so too early.
         model.embed.register_forward_hook(_differentiable)
-        model.separate_text = False
+        if isinstance(model, VideoDiT):
+            model.separate_text = False
     for index, block in enumerate(model.blocks):
         if config.compile:
             block.forward = torch.compile(block.forward)

@@ -91,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames", type=int, help="number of frames; 1 is an image")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
     add("--fps", type=argument(parse_rate), help="frames per second, such as 16 or 24000/1001")
-    add("--weights", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
+    add(
+        "--weights",
+        metavar="RELEASE",
+        help="release folder or hub id, or Stable Diffusion 3's or 3.5's in diffusers' layout (default: the "
+        "shipped mini release)",
+    )
     add_lora(add)
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line; finished ones are skipped")
     add(
@@ -128,11 +133,12 @@ def _bytes(text: str) -> int:
 
 def _sample(args: argparse.Namespace) -> int:
     from kinoflow.conditioning.labels import LabelEncoder
+    from kinoflow.configs.devices import parse_device, parse_dtype
     from kinoflow.sample.generate import check_negative
-    from kinoflow.sample.release import Release
+    from kinoflow.sample.stable_diffusion import open_release
 
     jobs = _jobs(args)
-    release = Release.load(args.weights, args.lora)
+    release = open_release(args.weights, args.lora, parse_dtype(args.dtype, parse_device(args.device)))
     refuse_other_kind(release, args.label, args.text_cache)
     if release.config.classes:
         jobs = [replace(job, prompt=LabelEncoder(release.config.classes).name(job.prompt)) for job in jobs]
@@ -281,7 +287,8 @@ class Sampler:
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(decoder, Pixels):  # there is nothing to decode later with
                 raise
-            again = f"its latent is kept, run: {shlex.join(self._kept(latent, output, decoder))}"
+            kept = None if self.release.tae_folder is None else self._kept(latent, output, decoder)
+            again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
             raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
 
     def _kept(self, latent: Tensor, output: Output, tae: TAE) -> list[str]:
@@ -289,7 +296,7 @@ class Sampler:
         from kinoflow.configs.pretrained import fingerprint
         from kinoflow.data.latents import stored
 
-        weights = str(self.release.folder / "tae")
+        weights = str(self.release.tae_folder)
         mean = stored(tae.denormalize(latent)[0].transpose(0, 1), weights)
         file = output.save_latent(mean, tae=weights, tae_sha256=fingerprint(tae.state_dict()))
         clip = output.path.with_suffix(".mp4")
@@ -331,7 +338,7 @@ class Sampler:
             "steps": self.sampling.num_steps,
             "guidance": self.sampling.guidance_scale,
             "schedule": self.sampling.schedule,
-            "shift": self.sampling.shift if self.sampling.schedule == "shifted" else None,
+            "shift": self.sampling.shift if self.sampling.is_shifted else None,
             "solver": self.sampling.solver,
             "diffusion": self.sampling.diffusion if sde else None,
             "path": self.sampling.path if sde or score else None,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from kinoflow.conditioning.embedding import Condition, TextEmbedding
+from kinoflow.conditioning.embedding import Condition
 from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.matching import Objective
@@ -27,7 +27,7 @@ from kinoflow.tae.model.pixels import Pixels, to_bytes
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY, TiledTAE
 
-ScheduleName = Literal["linear", "linear-quadratic", "shifted"]
+ScheduleName = Literal["linear", "linear-quadratic", "shifted", "stable-diffusion-3"]
 SolverName = Literal["euler", "midpoint", "heun", "sde"]
 PathName = Literal["cond_ot", "cosine"]
 _EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2, "sde": 1}
@@ -57,7 +57,7 @@ class Sampling:
     schedule: ScheduleName = "linear-quadratic"
     """How the intervals lie."""
     shift: float = 3.0
-    """How far the shifted schedule lies in the noise; 1 is linear."""
+    """Of the schedules shifted and stable-diffusion-3: above 1 nearer to the noise."""
     solver: SolverName = "euler"
     """How an interval is crossed."""
     diffusion: float = 1.0
@@ -78,10 +78,15 @@ class Sampling:
 
     def times(self) -> Float[Tensor, " points"]:
         """The time grid, from 0 (noise) to 1 (data)."""
-        if self.schedule == "shifted":
-            return grids.shifted(self.num_steps, self.shift)
-        grid = {"linear": grids.linear, "linear-quadratic": grids.linear_quadratic}[self.schedule]
-        return grid(self.num_steps)
+        if self.is_shifted:
+            grid = grids.shifted if self.schedule == "shifted" else grids.stable_diffusion_3
+            return grid(self.num_steps, self.shift)
+        return (grids.linear if self.schedule == "linear" else grids.linear_quadratic)(self.num_steps)
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether `shift` has an effect."""
+        return self.schedule in ("shifted", "stable-diffusion-3")
 
     @property
     def num_evaluations(self) -> int:
@@ -244,4 +249,4 @@ def decode_pieces(
 def _like(condition: Condition, like: Tensor) -> Condition:
     if isinstance(condition, Labels):
         return replace(condition, index=condition.index.to(like.device))
-    return tuple(TextEmbedding(hidden=e.hidden.to(like), mask=e.mask.to(like.device)) for e in condition)
+    return tuple(embedding.to(like) for embedding in condition)

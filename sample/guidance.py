@@ -76,9 +76,13 @@ def _stack_one(null: TextEmbedding, own: TextEmbedding) -> TextEmbedding:
     rows = own.mask.shape[0]
     length = max(null.mask.shape[1], own.mask.shape[1])
     null, own = _pad(null, length), _pad(own, length)
+    pooled = None
+    if null.pooled is not None and own.pooled is not None:
+        pooled = torch.cat((null.pooled.expand(rows, -1), own.pooled))
     return TextEmbedding(
         hidden=torch.cat((null.hidden.expand(rows, -1, -1), own.hidden)),
         mask=torch.cat((null.mask.expand(rows, -1), own.mask)),
+        pooled=pooled,
     )
 
 
@@ -87,4 +91,5 @@ def _pad(embedding: TextEmbedding, length: int) -> TextEmbedding:
     return TextEmbedding(
         hidden=torch.nn.functional.pad(embedding.hidden, (0, 0, 0, missing)),
         mask=torch.nn.functional.pad(embedding.mask, (0, missing), value=False),
+        pooled=embedding.pooled,
     )

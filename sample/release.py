@@ -126,6 +126,11 @@ class Release:
         """The release's name."""
         return self.config.name
 
+    @property
+    def tae_folder(self) -> Path | None:
+        """Where its autoencoder lies, for the commands that take it alone."""
+        return self.folder / "tae"
+
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """The clips it can make."""

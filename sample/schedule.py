@@ -8,6 +8,8 @@ from kinoflow.configs.errors import UserError
 
 EMULATED = 250
 """Steps of the linear grid whose beginning `linear_quadratic` has."""
+TRAINED = 1000
+"""Times that Stable Diffusion 3 was trained at."""
 
 
 def linear(num_steps: int) -> Float[Tensor, " points"]:
@@ -57,8 +59,20 @@ def shifted(num_steps: int, shift: float) -> Float[Tensor, " points"]:
     return 1 - _moved(1 - linear(num_steps), shift)
 
 
-def _moved(noise: Tensor, shift: float) -> Tensor:
-    return shift * noise / (1 + (shift - 1) * noise)
+def stable_diffusion_3(num_steps: int, shift: float) -> Float[Tensor, " points"]:
+    """`num_steps + 1` times from 0 to 1, float64: what the released samplers of Stable Diffusion 3 take.
+
+    All but the last are even, and then `shifted`, from the noise to the last of `TRAINED` training times,
+    which is shifted as well; one step goes from there to the data.
+    """
+    _require_steps(num_steps)
+    last = float(_moved(torch.tensor(1 / TRAINED, dtype=torch.float64), shift))
+    even = torch.linspace(1.0, last, num_steps, dtype=torch.float64)
+    return torch.cat((1 - _moved(even, shift), even.new_ones(1)))
+
+
+def _moved(noise_time: Tensor, shift: float) -> Tensor:
+    return shift * noise_time / (1 + (shift - 1) * noise_time)
 
 
 def _require_steps(num_steps: int) -> None:

@@ -64,11 +64,12 @@ TO_ONLY: dict[tuple[str, str], set[str]] = {
     ("train.tasks", "train.plan"): {"train.plan.flops.dit_flops", "train.plan.flops.total"},
 }
 DEEPSPEED = {"train/run/engine.py", "train/run/spread.py", "train/run/masters.py", "dit_video/parallel.py"}
+TEXT_TRAINING = {"train/mini/text.py", "train/mini/tokenizers.py"}
 # Library -> the only files, or the room, that import it.
 LIBRARIES: dict[str, set[str]] = {
     "deepspeed": DEEPSPEED,
-    "transformers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
-    "tokenizers": {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers.py"},
+    "transformers": {"conditioning/clip_t5.py", "conditioning/encoders.py", *TEXT_TRAINING},
+    "tokenizers": {"conditioning/encoders.py", *TEXT_TRAINING},
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
     "peft": {"train/tasks/lora.py"},

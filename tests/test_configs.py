@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from kinoflow.configs.schema import load, to_dict
 from kinoflow.data.clips.buckets import parse
+from kinoflow.dit_video.mmdit import MMDiT
 from kinoflow.dit_video.unet import UNet
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
@@ -74,6 +75,8 @@ def build(config: RunConfig) -> nn.Module:
             return VideoDiT(config.dit)
         if config.model == "unet":
             return UNet(config.unet)
+        if config.model == "mmdit":
+            return MMDiT(config.mmdit)
         if config.model == "judge":
             return Judge(JudgeConfig())
         assert config.model == "text"
@@ -157,6 +160,17 @@ def test_the_30b_model_is_the_papers() -> None:
     layers = [p.numel() for p in model.blocks.parameters() if p.ndim == 2 and p.shape[0] != 6]
     assert sum(layers) == 48 * (8 * 6144**2 + 3 * 6144 * 16384)
     assert 28.9e9 <= sum(p.numel() for p in model.parameters()) <= 31e9
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sd3_2b", 2.03e9), ("sd3_8b", 8e9)])
+def test_the_two_stream_models_are_the_papers(name: str, expected: float) -> None:
+    """38 layers of 2 (6 + 12) d² are the 8 billion of Esser et al. 2024, figure 8, but for the last text."""
+    with torch.device("meta"):
+        model = MMDiT(load(RunConfig, [f"configs/models/{name}.yaml"]).mmdit)
+    d, depth = model.config.width, model.config.depth
+    matrices = [p.numel() for p in model.blocks.parameters() if p.ndim == 2]
+    assert sum(matrices) == depth * 36 * d**2 - 14 * d**2
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("stage", ["t2i_256", "t2iv_256", "t2iv_768", "sft"])

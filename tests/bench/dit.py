@@ -9,6 +9,8 @@ process with the same threads and dtype; FFN ratio, norms and the way of the tex
   fraction of peak   = FLOPs / seconds / the fastest matmul. FlopCounterMode counts the forward, and with the
                        backward it is three times that: what is computed again counts for nothing.
 
+Beside these the two-stream backbone and diffusers' own of the same shape, on a picture of as many tokens.
+
 With a CUDA device also the training MFU of configs/models/dit_1b.yaml, compiled, bf16, with sdpa and with
 xformers.
 """
@@ -20,184 +22,28 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from dit_subjects import DTYPES, MODELS, PAIR, Settings, Subject  # beside this file
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
-from kinoflow.conditioning.embedding import TextEmbedding
-from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.dit_video import VideoDiT
+from kinoflow.dit_video.mmdit import MMDiT
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 
-HEAD = 128
-TEXT_WIDTH = 4096
-POOLED = 768
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MATMULS = ((1024, 1024, 1024), (1024, 1024, 4096), (2048, 2048, 2048), (4096, 4096, 4096))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all models share. `tokens` = 4 x side², as one clip of four latent frames."""
-
-    width: int = 1024
-    depth: int = 3
-    side: int = 16
-    text: int = 128
-    dtype: str = "bf16"
-    compile: int = 0
-    repeats: int = 5
-    rounds: int = 3
-    threads: int = torch.get_num_threads()
-
-    @property
-    def tokens(self) -> int:
-        return 4 * self.side**2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model, a call of its forward, and the containers of its repeated blocks (compiled each alone)."""
-
-    model: nn.Module
-    call: Callable[[], Tensor]
-    blocks: tuple[str, ...]
-
-
-def hidden_width(width: int, ratio: float) -> int:
-    """A feed-forward width near the ratio, a multiple of 64 as in every released model."""
-    return 64 * round(width * ratio / 64)
-
-
-def kinoflow(s: Settings) -> Subject:
-    config = DiTConfig(width=s.width, depth=s.depth, heads=s.width // HEAD, ffn=hidden_width(s.width, 8 / 3),
-                       text_widths=(TEXT_WIDTH,), max_tokens=(4, s.side, s.side))  # fmt: skip
-    model = VideoDiT(config)
-    model.init_weights()
-    with torch.no_grad():
-        for parameter in model.parameters():  # closed gates would carry no gradient
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    model.to(DTYPES[s.dtype])
-    latent, hidden = inputs(s, 16), text(s)
-    embedding = TextEmbedding(hidden=hidden, mask=mask(s))
-    return Subject(
-        model=model, call=lambda: model(latent, torch.full((1,), 0.5), (embedding,)), blocks=("blocks",)
-    )
-
-
-def wan(s: Settings) -> Subject:
-    from diffusers import WanTransformer3DModel
-
-    model = WanTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, ffn_dim=hidden_width(s.width, 2.7),
-        num_layers=s.depth, text_dim=TEXT_WIDTH,
-    ).to(DTYPES[s.dtype])  # fmt: skip
-    latent, hidden, step = inputs(s, 16), text(s), torch.tensor([500])
-    return Subject(
-        model=model, call=lambda: model(latent, step, hidden, return_dict=False)[0], blocks=("blocks",)
-    )
-
-
-def hunyuan(s: Settings) -> Subject:
-    """A third of the blocks has two streams, as in the released 20 + 40."""
-    from diffusers import HunyuanVideoTransformer3DModel
-
-    double = max(s.depth // 3, 1)
-    model = HunyuanVideoTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=double,
-        num_single_layers=s.depth - double, text_embed_dim=TEXT_WIDTH, pooled_projection_dim=POOLED,
-    ).to(DTYPES[s.dtype])  # fmt: skip
-    latent, hidden, real, step = inputs(s, 16), text(s), mask(s), torch.tensor([500])
-    pooled, guidance = torch.randn(1, POOLED).to(hidden), torch.tensor([6000.0]).to(hidden)
-    return Subject(
-        model=model,
-        call=lambda: model(latent, step, hidden, real, pooled, guidance, return_dict=False)[0],
-        blocks=("transformer_blocks", "single_transformer_blocks"),
-    )
-
-
-def cogvideox(s: Settings) -> Subject:
-    """The 5B's layout: rotary positions, one stream."""
-    from diffusers import CogVideoXTransformer3DModel
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
-
-    model = CogVideoXTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=s.depth,
-        text_embed_dim=TEXT_WIDTH, max_text_seq_length=s.text, use_rotary_positional_embeddings=True,
-        sample_width=2 * s.side, sample_height=2 * s.side, sample_frames=13,
-    ).to(DTYPES[s.dtype])  # fmt: skip
-    latent, hidden, step = inputs(s, 16).transpose(1, 2), text(s), torch.tensor([500])
-    rotary = get_3d_rotary_pos_embed(HEAD, ((0, 0), (s.side, s.side)), (s.side, s.side), 4)
-    return Subject(
-        model=model,
-        call=lambda: model(latent, hidden, step, image_rotary_emb=rotary, return_dict=False)[0],
-        blocks=("transformer_blocks",),
-    )
-
-
-def mochi(s: Settings) -> Subject:
-    from diffusers import MochiTransformer3DModel
-
-    model = MochiTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, num_layers=s.depth,
-        pooled_projection_dim=s.width // 2, text_embed_dim=TEXT_WIDTH,
-    ).to(DTYPES[s.dtype])  # fmt: skip
-    latent, hidden, real, step = inputs(s, 12), text(s), mask(s), torch.tensor([500])
-    return Subject(
-        model=model,
-        call=lambda: model(latent, hidden, step, real, return_dict=False)[0],
-        blocks=("transformer_blocks",),
-    )
-
-
-def ltx(s: Settings) -> Subject:
-    """Takes tokens, not latents: its autoencoder has folded the patches in."""
-    from diffusers import LTXVideoTransformer3DModel
-
-    model = LTXVideoTransformer3DModel(
-        num_attention_heads=s.width // HEAD, attention_head_dim=HEAD, cross_attention_dim=s.width,
-        num_layers=s.depth, caption_channels=TEXT_WIDTH,
-    ).to(DTYPES[s.dtype])  # fmt: skip
-    dtype = DTYPES[s.dtype]
-    tokens, hidden, real, step = (
-        torch.randn(1, s.tokens, 128).to(dtype),
-        text(s),
-        mask(s),
-        torch.tensor([500]),
-    )
-    return Subject(
-        model=model,
-        call=lambda: model(tokens, hidden, step, real, 4, s.side, s.side, return_dict=False)[0],
-        blocks=("transformer_blocks",),
-    )
 
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Torch counts its fused attention on every device but a CPU."""
     return sdpa_flop_count(query, key, value)
-
-
-MODELS = {"kinoflow": kinoflow, "wan": wan, "hunyuanvideo": hunyuan, "cogvideox": cogvideox, "mochi": mochi,
-          "ltx": ltx}  # fmt: skip
-
-
-def inputs(s: Settings, channels: int) -> Tensor:
-    """A latent that patches of (1, 2, 2) turn into `tokens` tokens."""
-    return torch.randn(1, channels, 4, 2 * s.side, 2 * s.side).to(DTYPES[s.dtype])
-
-
-def text(s: Settings) -> Tensor:
-    return torch.randn(1, s.text, TEXT_WIDTH).to(DTYPES[s.dtype])
-
-
-def mask(s: Settings) -> Tensor:
-    return torch.ones(1, s.text, dtype=torch.bool)
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -243,7 +89,7 @@ def measure(name: str, s: Settings) -> dict[str, Any]:
     torch.manual_seed(0)
     peak = matmul_peak(DTYPES[s.dtype])
     before = resident()
-    subject = MODELS[name](s)
+    subject = (MODELS | PAIR)[name](s)
 
     def both() -> None:
         subject.model.zero_grad(set_to_none=True)
@@ -273,7 +119,7 @@ def measure(name: str, s: Settings) -> dict[str, Any]:
 
 def compile_blocks(subject: Subject) -> None:
     torch._dynamo.reset()  # it remembers frames that it met under the counter as not to be compiled
-    if isinstance(subject.model, VideoDiT):
+    if isinstance(subject.model, VideoDiT | MMDiT):
         parallelize(subject.model, ParallelConfig(compile=True), None)
         return
     for name in subject.blocks:
@@ -287,12 +133,12 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def in_rounds(s: Settings) -> list[dict[str, Any]]:
-    """All models one after another, `rounds` times; of each the round of median forward + backward time.
+def in_rounds(s: Settings, models: Iterable[str]) -> list[dict[str, Any]]:
+    """All of them one after another, `rounds` times; of each the round of median forward + backward time.
 
     A machine has faster and slower minutes, which one round would give to single models.
     """
-    rounds = [[in_child(name, s) for name in MODELS] for _ in range(s.rounds)]
+    rounds = [[in_child(name, s) for name in models] for _ in range(s.rounds)]
     return [
         sorted(figures, key=lambda f: f["forward_backward"]["seconds"])[s.rounds // 2]
         for figures in zip(*rounds, strict=True)
@@ -342,7 +188,7 @@ def main(arguments: list[str]) -> None:
     """Measure one model (--only) or compare all; on a CUDA device also the training MFU of dit_1b."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--only", choices=MODELS | PAIR)
     for field in fields(Settings):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     given = vars(parser.parse_args(arguments))
@@ -351,9 +197,10 @@ def main(arguments: list[str]) -> None:
     if only:
         print(json.dumps(measure(only, s)))
         return
-    found = in_rounds(s)
-    summary = compare(found)
-    result: dict[str, Any] = {"settings": asdict(s), "models": found, "ours": summary}
+    found, pair = in_rounds(s, MODELS), in_rounds(s, PAIR)
+    ours, theirs = (figures["forward_backward"]["tokens_per_second"] for figures in pair)
+    summary = compare(found) | {"mmdit_tokens_per_second_over_sd3": ours / theirs}
+    result: dict[str, Any] = {"settings": asdict(s), "models": [*found, *pair], "ours": summary}
     if torch.cuda.is_available():
         from dit_training import on_cuda  # beside this file
 
@@ -361,7 +208,7 @@ def main(arguments: list[str]) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    print(table(found))
+    print(table([*found, *pair]))
     print("\n".join(f"{key:44} {value:.3g}" for key, value in summary.items()))
     for kernel, figures in result.get("training_dit_1b", {}).items():
         print(f"training of dit_1b, {kernel}: {figures}")

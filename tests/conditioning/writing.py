@@ -31,11 +31,15 @@ def t5_config(vocabulary: int, width: int = 24, **more) -> T5Config:
                     decoder_start_token_id=0, **more)  # fmt: skip
 
 
-def write_ul2(folder: Path, width: int = 24) -> None:
+def t5_tokenizer() -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -5.0) for word in WORDS]
     pieces += [(letter, -9.0) for letter in string.printable[:94]]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=4)
+    return T5Tokenizer(vocab=pieces, extra_ids=4)
+
+
+def write_ul2(folder: Path, width: int = 24) -> None:
+    tokenizer = t5_tokenizer()
     tokenizer.save_pretrained(folder)
     whole = T5ForConditionalGeneration(t5_config(len(tokenizer) + 8, width))  # decoder and all, as google/ul2
     whole.save_pretrained(folder)
@@ -46,19 +50,24 @@ def write_byt5(folder: Path, width: int = 24) -> None:
     T5EncoderModel(t5_config(384, width)).save_pretrained(folder)
 
 
-def write_metaclip(folder: Path, width: int = 16) -> None:
+def clip_tokenizer(**more: object) -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77, **more)
+
+
+def write_metaclip(folder: Path, width: int = 16) -> None:
+    tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
+    tokens = len(tokenizer)
     small = {"hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {
-        "bos_token_id": len(tokens) - 2,
-        "eos_token_id": len(tokens) - 1,
-        "pad_token_id": len(tokens) - 1,
+        "bos_token_id": tokens - 2,
+        "eos_token_id": tokens - 1,
+        "pad_token_id": tokens - 1,
     }
-    text = {**small, **special, "vocab_size": len(tokens)}
+    text = {**small, **special, "vocab_size": tokens}
     vision = {**small, "image_size": 8, "patch_size": 4}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)  # both towers
 

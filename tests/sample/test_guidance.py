@@ -63,3 +63,18 @@ def test_stack_keeps_rows_in_order_and_masks_what_it_adds():
     assert torch.equal(both.hidden[:2, :2], null.hidden.expand(2, -1, -1))
     assert (both.hidden[:2, 2:] == 0).all()
     assert torch.equal(both.hidden[2:], own.hidden)
+
+
+def test_pooled_text_is_stacked_and_moved_as_well():
+    null, own = (
+        TextEmbedding(
+            hidden=torch.randn(rows, 2, 3), mask=torch.ones(rows, 2).bool(), pooled=torch.randn(rows, 5)
+        )
+        for rows in (1, 2)
+    )
+    (both,) = stack([null], [own])
+    assert torch.equal(both.pooled, torch.cat((null.pooled, null.pooled, own.pooled)))
+    moved = both.to(torch.empty(0, dtype=torch.float64))
+    assert {moved.hidden.dtype, moved.pooled.dtype} == {torch.float64} and moved.mask.dtype == torch.bool
+    (plain,) = stack([embedding(1, 2)], [embedding(2, 2)])
+    assert plain.pooled is None and plain.to(torch.empty(0)).pooled is None

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from kinoflow.configs.errors import UserError
-from kinoflow.sample.schedule import EMULATED, linear, linear_quadratic, shifted
+from kinoflow.sample.schedule import EMULATED, linear, linear_quadratic, shifted, stable_diffusion_3
 
 
 def test_linear_quadratic_of_50_steps_has_the_known_values():
@@ -14,7 +15,8 @@ def test_linear_quadratic_of_50_steps_has_the_known_values():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 20, 49, 50, 250])
 def test_grids_rise_from_0_to_1(num_steps):
-    for grid in (linear(num_steps), linear_quadratic(num_steps), shifted(num_steps, 3.0)):
+    moved = [make(num_steps, shift) for make in (shifted, stable_diffusion_3) for shift in (0.5, 3.0)]
+    for grid in (linear(num_steps), linear_quadratic(num_steps), *moved):
         assert grid.shape == (num_steps + 1,)
         assert grid[0].item() == 0.0
         assert grid[-1].item() == 1.0
@@ -49,9 +51,24 @@ def test_no_shift_is_linear_and_shifts_multiply():
     torch.testing.assert_close(6 * odds[0], odds[1])
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("num_steps", [1, 8, 28, 50])
+def test_the_released_grid_is_that_of_diffusers(num_steps, shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(num_steps)
+    theirs = 1 - scheduler.sigmas.double()
+    torch.testing.assert_close(stable_diffusion_3(num_steps, shift), theirs, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: linear(0), lambda: linear_quadratic(-1), lambda: linear_quadratic(251), lambda: shifted(0, 3.0)],
+    [
+        lambda: linear(0),
+        lambda: linear_quadratic(-1),
+        lambda: linear_quadratic(251),
+        lambda: shifted(0, 3.0),
+        lambda: stable_diffusion_3(0, 3.0),
+    ],
 )
 def test_impossible_numbers_of_steps_name_the_key(make):
     with pytest.raises(UserError, match="num_steps"):

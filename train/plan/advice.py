@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from kinoflow.train.plan.config import PlanInputs
 from kinoflow.train.plan.memory import GIB
-from kinoflow.train.plan.planner import Memory, Planner, divisors
+from kinoflow.train.plan.planner import Memory, Planner
+from kinoflow.train.plan.workload import divisors
 
 # Fields of PlanInputs that a run sets -> their keys.
 KEYS = {"checkpoint_every": "parallel.checkpoint_every", "sequence": "parallel.sequence",
@@ -24,7 +25,7 @@ def misfits(planner: Planner) -> Iterator[str]:
         yield f"{key}: {degree} does not divide cluster.gpus={gpus}"
     heads = planner.config.dit.heads
     if is_dit and heads % degree:
-        yield f"{key}: {degree} does not divide dit.heads={heads}; take one of {divisors(heads)}"
+        yield f"{key}: {degree} does not divide dit.heads={heads}; take one of {list(divisors(heads))}"
     if degree > node:
         yield (
             f"{key}: {degree} GPUs are more than a node of {node}: attention talks over the network, and "
@@ -76,17 +77,16 @@ def remedies(planner: Planner) -> Iterator[PlanInputs]:
 
 def _single_changes(planner: Planner) -> Iterator[PlanInputs]:
     inputs = planner.inputs
-    if planner.config.model == "dit":
+    if planner.work.depth:
         yield replace(inputs, checkpoint_every=1)
     for stage in range(inputs.zero_stage + 1, 4):
         yield replace(inputs, zero_stage=stage)
     for slices in divisors(planner.common_batch):
         if slices > inputs.slices and slices % (inputs.slices // inputs.accumulation) == 0:
             yield replace(inputs, accumulation=slices * inputs.accumulation // inputs.slices)
-    if planner.config.model == "dit":
-        for degree in divisors(planner.config.dit.heads):
-            if degree > inputs.sequence:
-                yield replace(inputs, sequence=degree)
+    for degree in planner.work.splits:
+        if degree > inputs.sequence:
+            yield replace(inputs, sequence=degree)
     if inputs.zero_stage > 0:
         yield replace(inputs, offload="optimizer")
     if inputs.zero_stage == 3:

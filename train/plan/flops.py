@@ -76,34 +76,34 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
     answers = 2 * text * d * 2 * d  # keys and values of the text
     cross = {
-        "blocks.cross_attention": _block(2 * length * 2 * d * d + answers, attention=4 * length * text * d)
+        "blocks.cross_attention": block(2 * length * 2 * d * d + answers, attention=4 * length * text * d)
     }
     blocks = {
-        "blocks.attention": _block(2 * length * 4 * d * d, attention=4 * length * length * d),
+        "blocks.attention": block(2 * length * 4 * d * d, attention=4 * length * length * d),
         **(cross if config.text_widths else {}),
-        "blocks.ffn": _block(2 * length * 3 * d * config.ffn),
+        "blocks.ffn": block(2 * length * 3 * d * config.ffn),
     }
     return {
-        "embed": _first(2 * length * patch * d),
-        "time": _first(2 * SINUSOIDS * d) + _both(2 * d * d),
-        "modulation": _both(2 * d * 6 * d),
-        "text": _first(projections),
+        "embed": first(2 * length * patch * d),
+        "time": first(2 * SINUSOIDS * d) + both(2 * d * d),
+        "modulation": both(2 * d * 6 * d),
+        "text": first(projections),
         **{name: flops.times(n) for name, flops in blocks.items()},
-        "head_modulation": _both(2 * d * 2 * d),
-        "head": _both(2 * length * d * patch),
+        "head_modulation": both(2 * d * 2 * d),
+        "head": both(2 * length * d * patch),
     }
 
 
-def _first(forward: float) -> Flops:
+def first(forward: float) -> Flops:
     """A product with data: the gradient of its weight alone."""
     return Flops(forward=forward, backward=forward)
 
 
-def _both(forward: float) -> Flops:
+def both(forward: float) -> Flops:
     return Flops(forward=forward, backward=2 * forward)
 
 
-def _block(projections: float, attention: float = 0.0) -> Flops:
+def block(projections: float, attention: float = 0.0) -> Flops:
     """Inside a block: checkpointing runs its forward once more (Chen et al. 2016, section 4)."""
     forward = projections + attention
     return Flops(forward=forward, backward=2 * forward, recomputed=forward, attention=attention)

@@ -14,8 +14,9 @@ from kinoflow.configs.errors import UserError
 from kinoflow.train.plan.config import PlanConfig, PlanInputs, read_inputs
 from kinoflow.train.plan.flops import Flops, total
 from kinoflow.train.plan.memory import States, zero_states
+from kinoflow.train.plan.mmdit import MMDiTWorkload, released_encoders
 from kinoflow.train.plan.text import EncoderSize, encoder_sizes
-from kinoflow.train.plan.workload import Clip, DiTWorkload, TAEWorkload, Workload
+from kinoflow.train.plan.workload import Clip, DiTWorkload, TAEWorkload, Workload, divisors
 
 DAY = 86_400
 LARGEST_CLUSTER = 2**17
@@ -48,10 +49,23 @@ class Planner:
             if not config.dit.classes:
                 self.encoders = encoder_sizes(config.dit.text_widths, release)
             self.work = DiTWorkload(config, [encoder.tokens for encoder in self.encoders])
+        elif config.model == "mmdit":
+            self.work = self._mmdit(config)
         elif config.model == "tae":
             self.work = TAEWorkload(config)
         else:
-            raise UserError(f"model: {config.model} needs no cluster; the planner takes dit and tae")
+            raise UserError(f"model: {config.model} needs no cluster; the planner takes dit, mmdit and tae")
+
+    def _mmdit(self, config: PlanConfig) -> MMDiTWorkload:
+        """Of Stable Diffusion 3's encoders the towers' tokens are one text, and T5's follow in it."""
+        self.encoders = released_encoders(config.mmdit)
+        if self.encoders:
+            _, tower, sentence = (encoder.tokens for encoder in self.encoders)
+            return MMDiTWorkload(config, [tower + sentence])
+        self.encoders = encoder_sizes(
+            config.mmdit.text_widths, Path(config.release) if config.release else None
+        )
+        return MMDiTWorkload(config, [encoder.tokens for encoder in self.encoders])
 
     def memory(self, inputs: PlanInputs) -> Memory:
         """The peak of one GPU, for the bucket that needs most."""
@@ -98,9 +112,9 @@ class Planner:
             weight = clip.share * clip.batch_size
             step = step + total(clips[clip.name]).times(weight)
             tokens += weight * clip.tokens
-        depth, every = self.config.dit.depth, inputs.checkpoint_every
+        depth, every = self.work.depth, inputs.checkpoint_every
         recomputed = step.recomputed * -(-depth // every) / depth if every else 0.0
-        fused = step.fused_attention if self.config.dit.attention != "math" else 0.0
+        fused = step.fused_attention if self.work.fuses_attention else 0.0
         per_step = {
             "forward": step.forward,
             "backward": step.backward,
@@ -166,16 +180,11 @@ class Planner:
 
     def settings(self) -> list[PlanInputs]:
         """Ways to run the same training: what computes least again, and talks least, first."""
-        base, is_dit = replace(self.inputs, offload="none"), self.config.model == "dit"
+        base = replace(self.inputs, offload="none")
         stages = [stage for stage in range(4) if stage or base.precision == "fp32"]
         return [
             replace(base, checkpoint_every=every, zero_stage=stage, sequence=degree)
-            for every in ((0, 4, 2, 1) if is_dit else (0,))
+            for every in ((0, 4, 2, 1) if self.work.depth else (0,))
             for stage in stages
-            for degree in (divisors(self.config.dit.heads) if is_dit else [1])
+            for degree in self.work.splits
         ]
-
-
-def divisors(number: int) -> list[int]:
-    """From 1 to the number itself."""
-    return [size for size in range(1, number + 1) if number % size == 0]

@@ -77,12 +77,12 @@ def _size(name: str, width: int, limit: int, release: Path | None) -> EncoderSiz
         where = "" if release is None else f" in {release}/text"
         raise UserError(f"dit.text_widths: no {name} is {width} wide{where}, and the published ones are "
                         f"{known}; correct the width or release=FOLDER")  # fmt: skip
-    count: Callable[..., int] = _clip if name == "metaclip" else _t5
+    count: Callable[..., int] = clip_parameters if name == "metaclip" else t5_parameters
     parameters = count(width, shape, limit)
     return EncoderSize(name=name, source=source, parameters=parameters, width=width, tokens=limit)
 
 
-def _t5(d: int, shape: Mapping[str, Any], _: int) -> int:
+def t5_parameters(d: int, shape: Mapping[str, Any], _: int) -> int:
     """Parameters of T5EncoderModel: in a layer attention, gated feed-forward, norms."""
     inner = shape["d_kv"] * shape["num_heads"]
     layer = 4 * d * inner + 3 * d * shape["d_ff"] + 2 * d
@@ -90,7 +90,7 @@ def _t5(d: int, shape: Mapping[str, Any], _: int) -> int:
     return shape["vocab_size"] * d + shape["num_layers"] * layer + biases + d
 
 
-def _clip(d: int, shape: Mapping[str, Any], tokens: int) -> int:
+def clip_parameters(d: int, shape: Mapping[str, Any], tokens: int) -> int:
     """Parameters of CLIPTextModel: in a layer attention, feed-forward, two norms, all with bias."""
     hidden = shape["intermediate_size"]
     layer = 4 * (d * d + d) + 2 * d * hidden + hidden + d + 4 * d

@@ -38,12 +38,18 @@ class Clip:
 
 
 class Workload(Protocol):
-    """One of the two models that a cluster is rented for."""
+    """One of the models that a cluster is rented for."""
 
     clips: tuple[Clip, ...]
     parameters: dict[str, int]
     sizes: tuple[tuple[int, ...], ...]
     """Elements of every parameter, a tuple for each optimizer, in its order."""
+    depth: int
+    """Blocks that can be computed again on the way back; 0 where none can."""
+    splits: tuple[int, ...]
+    """Numbers of GPUs that can share a clip."""
+    fuses_attention: bool
+    """Whether its kernel computes q kᵀ once more on the way back."""
 
     def flops(self, clip: Clip) -> dict[str, Flops]: ...
 
@@ -61,6 +67,8 @@ class DiTWorkload:
         if config.lora.rank:
             raise UserError("lora.rank: the plan counts a training of all weights; set lora.rank=0")
         self.config: DiTConfig = config.dit
+        self.depth, self.splits = config.dit.depth, divisors(config.dit.heads)
+        self.fuses_attention = config.dit.attention != "math"
         self.text_tokens = tuple(text_tokens)
         with torch.device("meta"):
             # A kernel has no parameters, and that of the cluster may not run here.
@@ -105,6 +113,8 @@ class TAEWorkload:
     it and are left out, the discriminator's parameters and states are not.
     """
 
+    depth, splits, fuses_attention = 0, (1,), False
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config.tae
         with torch.device("meta"):
@@ -126,6 +136,11 @@ class TAEWorkload:
 
     def problems(self) -> list[str]:
         return []
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """From 1 to the number itself."""
+    return tuple(size for size in range(1, number + 1) if number % size == 0)
 
 
 def count_parts(model: nn.Module) -> dict[str, int]:
@@ -160,7 +175,7 @@ def read_clips(config: RunConfig, patch: tuple[int, int, int]) -> tuple[Clip, ..
             raise UserError(f"data.buckets: {name}: {error}") from None
         sides = (latent.frames, latent.height, latent.width)
         if any(side % size for side, size in zip(sides, patch, strict=True)):
-            raise UserError(f"data.buckets: {name} is a latent of {sides} and dit.patch_size is {patch}; "
+            raise UserError(f"data.buckets: {name} is a latent of {sides} and the patch_size is {patch}; "
                               "take a size that it divides")  # fmt: skip
         t, h, w = (side // size for side, size in zip(sides, patch, strict=True))
         clip = Clip(

@@ -1,6 +1,6 @@
 """The configuration of a training run: dataclass defaults < YAML files < key=value."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.dit_video.lora import LoRAConfig
+from kinoflow.dit_video.mmdit import MMDiTConfig
 from kinoflow.dit_video.parallel import ParallelConfig
 from kinoflow.dit_video.unet import UNetConfig
 from kinoflow.dit_video.video_dit import DiTConfig
@@ -168,7 +169,7 @@ class DeepSpeedConfig:
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
-    model: Literal["tae", "dit", "unet", "text", "judge"] = "tae"
+    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge"] = "tae"
     """What is trained; text, judge: mini only."""
     run: str = ""
     """Folder of the run."""
@@ -192,6 +193,8 @@ class RunConfig:
     """The transformer."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The U-Net."""
+    mmdit: MMDiTConfig = field(default_factory=MMDiTConfig)
+    """The two-stream transformer for pictures."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Adapters of the transformer of init_from."""
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
@@ -258,11 +261,21 @@ class RunConfig:
         if self.validation.every % self.log_every:
             raise UserError(f"validation.every: {self.validation.every} is no multiple of "
                             f"log_every={self.log_every}")  # fmt: skip
-        spread = replace(self.parallel, compile=False) != ParallelConfig()
-        if (self.model not in ("dit", "tae") and self.parallel.compile) or (self.model != "dit" and spread):
-            raise UserError(
-                f"parallel: only model: dit is spread like this, and this run has model: {self.model}"
-            )
+        self._require_spreadable()
         if self.data.batch_size % self.deepspeed.accumulation:
             raise UserError(f"data.batch_size: {self.data.batch_size} is no multiple of "
                               f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip
+
+    def _require_spreadable(self) -> None:
+        asked, model = self.parallel, self.model
+        takes = {
+            "sequence": ("dit",),
+            "checkpoint_every": ("dit", "mmdit"),
+            "compile": ("dit", "mmdit", "tae"),
+        }
+        for key, models in takes.items():
+            if getattr(asked, key) != getattr(ParallelConfig(), key) and model not in models:
+                raise UserError(
+                    f"parallel.{key}: only model: {' and '.join(models)} is spread like this, and this run "
+                    f"has model: {model}"
+                )
