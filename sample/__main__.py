@@ -1,4 +1,4 @@
-"""`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `sample evaluate` measures a release."""
+"""`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `evaluate` measures, `serve` serves."""
 
 from __future__ import annotations
 
@@ -66,13 +66,18 @@ def _command(argv: list[str]) -> int:
         from kinoflow.sample.evaluation.world import main as evaluate
 
         return evaluate(argv[1:])
+    if argv[:1] == ["serve"]:
+        from kinoflow.sample.serve.command import main as serve
+
+        return serve(argv[1:])
     return _sample(_parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kinoflow sample",
-        description="Write a clip for a prompt or class. To measure one: kinoflow sample evaluate --help.",
+        description="Write a clip for a prompt or class. To measure a release: kinoflow sample evaluate "
+        "--help; to serve one: kinoflow sample serve --help.",
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")

@@ -40,8 +40,17 @@ ARROWS: dict[str, set[str]] = {
     "dit_video.attention": {"configs"},
     "dit_video.flow": {"configs"},
     "dit_video": {"configs", "conditioning", *DIT - {"dit_video"}},
-    "sample": {"configs", "conditioning", "sample.evaluation", *DATA - {"data.world"}, *TAE, *DIT},
+    "sample": {
+        "configs",
+        "conditioning",
+        "sample.evaluation",
+        "sample.serve",
+        *DATA - {"data.world"},
+        *TAE,
+        *DIT,
+    },
     "sample.evaluation": {"configs", "conditioning", "sample", *DATA, *TAE, *DIT},
+    "sample.serve": {"configs", "data.clips", "sample", "tae.tiles"},
     "train.run": {"configs", "data", *TAE, *DIT, "train.mini"},
     "train.plan": {"configs", "data.clips", *TAE, *DIT, "train.run"},
     "train.tasks": {"configs", "conditioning", *DATA, *TAE, *DIT, *SAMPLE, "train.run", "train.plan"},
@@ -55,6 +64,7 @@ FROM_ONLY: dict[tuple[str, str], set[str]] = {
     ("tae", "data.video"): {"tae/__main__.py"},
     ("tae", "data.latents"): {"tae/__main__.py"},
     ("sample", "sample.evaluation"): {"sample/__main__.py"},
+    ("sample", "sample.serve"): {"sample/__main__.py"},
     ("train.run", "train.mini"): {"train/run/config.py"},
 }
 # An arrow that reaches these names only: a module, or one thing in it.
@@ -73,6 +83,10 @@ LIBRARIES: dict[str, set[str]] = {
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
     "peft": {"train/tasks/lora.py"},
+    "fastapi": {"sample/serve/"},
+    "starlette": {"sample/serve/"},
+    "uvicorn": {"sample/serve/"},
+    "prometheus_client": {"sample/serve/"},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES = 400

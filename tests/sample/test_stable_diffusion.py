@@ -14,7 +14,7 @@ from PIL import Image
 from kinoflow.conditioning.embedding import TruncatedPromptWarning
 from kinoflow.configs.errors import UserError
 from kinoflow.sample.__main__ import main
-from kinoflow.sample.generate import Sampling, decode_latent, null_states, sample_latent
+from kinoflow.sample.generate import Sampling, decode_latent, null_condition, sample_latent
 from kinoflow.sample.stable_diffusion import StableDiffusion, open_release
 from tests.sample.stable_diffusion import pipeline
 
@@ -66,7 +66,7 @@ def ours(folder, prompt: str = PROMPT, *, dtype=torch.float32, negative=None, **
     release = open_release(folder, dtype=dtype)
     encoder, tae = release.encoder(), release.tae()
     sampling = release.sampling(num_steps=8, **more)
-    text, null = encoder([prompt], Fraction(1)), null_states(encoder, negative, Fraction(1))
+    text, null = encoder([prompt], Fraction(1)), null_condition(encoder, negative, Fraction(1))
     shape = tae.config.latent_shape(1, 64, 64)
     return sample_latent(release.backbone(dtype=dtype), text, null, shape, seed=5, sampling=sampling), tae
 

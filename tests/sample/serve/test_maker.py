@@ -1,0 +1,92 @@
+"""The server's clips are those of `kinoflow sample`, to the byte."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from kinoflow.configs.errors import UserError
+from kinoflow.sample.__main__ import main
+from kinoflow.sample.release import Release
+from kinoflow.sample.serve.app import ServeConfig, create_app
+from kinoflow.sample.serve.maker import ReleaseMaker
+from kinoflow.sample.serve.request import ClipRequest
+from tests.sample.serve.fake import until
+
+PROMPT = "a red star moves left"
+
+
+def maker_of(release: Release) -> ReleaseMaker:
+    return ReleaseMaker(release, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+
+
+def test_the_shipped_release_through_the_server_and_the_command_is_equal(tmp_path):
+    quick = ["--steps", "1", "--frames", "1", "--seed", "3", "--negative", "a blue ring"]
+    assert main([PROMPT, *quick, "--out", str(tmp_path / "clip.mp4")]) == 0
+    app = create_app(maker_of(Release.load()), ServeConfig(folder=tmp_path / "serve"))
+    values = {"prompt": PROMPT, "num_inference_steps": 1, "num_frames": 1, "seed": 3}
+    with TestClient(app, base_url="http://localhost") as client:
+        asked = client.post("/v1/videos", json=values | {"negative_prompt": "a blue ring"}).json()
+        until(lambda: client.get(f"/v1/videos/{asked['id']}").json()["status"] == "completed")
+        content = client.get(f"/v1/videos/{asked['id']}/content").content
+    assert content == (tmp_path / "clip.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("more", [[], ["--guidance", "1"], ["--size", "48x32", "--seed", "9"]])
+def test_all_settings_give_the_commands_bytes(run, tiny_release, tmp_path, more):
+    options = {"--guidance": ("guidance", float), "--seed": ("seed", int)}
+    asked = {"prompt": PROMPT, "steps": 2}
+    for option, value in zip(more[::2], more[1::2], strict=True):
+        if option == "--size":
+            asked["width"], asked["height"] = map(int, value.split("x"))
+        else:
+            name, kind = options[option]
+            asked[name] = kind(value)
+    assert run(PROMPT, "--out", "clip.mp4", *more)[0] == 0
+    maker, shares = maker_of(tiny_release), []
+    request = maker.check(ClipRequest(**asked))
+    assert maker.make(request, tmp_path / "served.mp4", shares.append) == {"unknown_words": []}
+    assert (tmp_path / "served.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1
+
+
+def test_defaults_are_the_releases(tiny_release):
+    maker = maker_of(tiny_release)
+    assert [str(clip) for clip in maker.clips] == ["16x32x32@16", "1x32x32@16", "40x32x48@24000/1001"]
+    filled = maker.check(ClipRequest(prompt="x"))
+    assert (filled.frames, filled.width, filled.height, filled.fps) == (16, 32, 32, Fraction(16))
+    assert (filled.steps, filled.guidance) == (50, 4.0)
+    assert maker.check(filled) == filled
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"frames": 17}, "makes no such clips"),
+        ({"steps": 300}, "num_steps: 300"),
+        ({"guidance": float("nan")}, "guidance_scale: nan is not in 0..100"),
+        ({"seed": -1}, "seed: -1"),
+        ({"seed": 2**63}, "seed: 9223372036854775808"),
+        ({"negative": "x", "guidance": 1.0}, "negative: guidance_scale 1 steers away from nothing"),
+    ],
+)
+def test_what_the_release_cannot_make_is_refused(tiny_release, asked, said):
+    with pytest.raises(UserError, match=said):
+        maker_of(tiny_release).check(ClipRequest(prompt="x", **asked))
+
+
+def test_what_ends_the_work_leaves_no_file(tiny_release, tmp_path):
+    class StopError(Exception):
+        pass
+
+    maker = maker_of(tiny_release)
+    for last in (0.1, 0.9):  # while sampling, while decoding
+
+        def progress(share, last=last):
+            if share >= last:
+                raise StopError
+
+        with pytest.raises(StopError):
+            maker.make(maker.check(ClipRequest(prompt="x", steps=4)), tmp_path / "clip.mp4", progress)
+        assert list(tmp_path.iterdir()) == []
