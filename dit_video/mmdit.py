@@ -36,7 +36,7 @@ class MMDiTConfig:
     patch: int = 2
     """Latent cells along a side of a token."""
     text_widths: tuple[int, ...] = (128, 96, 128)
-    """Widths of the text states, joined along the sequence; of Stable Diffusion 3 there is one, 4096."""
+    """Widths of the text states; Stable Diffusion 3 has one, 4096."""
     pooled_width: int = 0
     """Width of the pooled text, 2048 of Stable Diffusion 3; 0: there is none."""
     max_tokens: int = 16
