@@ -47,7 +47,7 @@ class _Encoder(nn.Module):
 
 
 class ClipT5Encoder(nn.Module):
-    """Prompts to the one sequence and the pooled text that Stable Diffusion 3 takes.
+    """Prompts to the one sequence and the pooled text of Stable Diffusion 3 (lecture notes, section 1.3.1).
 
     Args:
         clip_l, clip_g: the towers with their tokenizers.

@@ -5,12 +5,17 @@ calls with one condition; `init_parameter` and `continue_parameter`, by which a 
 `grid`, the tokens or cells of a latent; `from_pretrained` and `save_pretrained`.
 """
 
+from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.unet import UNet, UNetConfig
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 
-Backbone = VideoDiT | UNet
-BackboneConfig = DiTConfig | UNetConfig
+Backbone = VideoDiT | UNet | MMDiT
+BackboneConfig = DiTConfig | UNetConfig | MMDiTConfig
 
 # What a run calls it (model=), and the folder of a release that holds it.
-BACKBONES: dict[str, type[VideoDiT] | type[UNet]] = {"dit": VideoDiT, "unet": UNet}
-CONFIGS: dict[str, type[DiTConfig] | type[UNetConfig]] = {"dit": DiTConfig, "unet": UNetConfig}
+BACKBONES: dict[str, type[VideoDiT] | type[UNet] | type[MMDiT]] = {
+    "dit": VideoDiT, "unet": UNet, "mmdit": MMDiT
+}  # fmt: skip
+CONFIGS: dict[str, type[DiTConfig] | type[UNetConfig] | type[MMDiTConfig]] = {
+    "dit": DiTConfig, "unet": UNetConfig, "mmdit": MMDiTConfig
+}  # fmt: skip

@@ -203,7 +203,8 @@ class JointBlock(nn.Module):
         *_, shift, scale, gate = m
         own = self.own_attention.projections(modulated(image, shift, scale))
         assert own.queries is not None
-        attended = self.kernel(*(each.transpose(1, 2) for each in own), None).transpose(1, 2).flatten(2)
+        q, k, v = (each.transpose(1, 2) for each in (own.queries, own.keys, own.values))
+        attended = self.kernel(q, k, v, None).transpose(1, 2).flatten(2)
         return gate * self.own_attention.out(attended)
 
 

@@ -12,13 +12,15 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.embedding import Condition
+from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import KernelName, choose, packs
 from kinoflow.dit_video.joint import JointBlock, Packing, Seen, SineTables, middle, modulated, write_sines
 from kinoflow.dit_video.layers import TimeEmbedding
+from kinoflow.dit_video.lora import Adapter, Merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,11 @@ class MMDiTConfig:
                 f"{self.depth - 1}"
             )
 
+    @property
+    def classes(self) -> int:
+        """None: it takes text."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class JointContext:
@@ -73,7 +80,10 @@ class JointContext:
 
 
 class MMDiT(nn.Module):
-    """Velocity of the flow at (latent, time) given text. Image and text are two streams, in one attention."""
+    """Velocity of the flow at (latent, time) given text (lecture notes, figure 5).
+
+    Image and text are two streams with weights of their own, which attend together.
+    """
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
@@ -135,12 +145,15 @@ class MMDiT(nn.Module):
         else:
             value.copy_(earlier)
 
-    def encode_condition(self, text: Sequence[TextEmbedding]) -> JointContext:
+    def encode_condition(self, condition: Condition) -> JointContext:
         """The text of some prompts for many calls of the model.
 
         Raises:
-            ValueError: not an embedding for each encoder, or not the pooled text that the model takes.
+            ValueError: labels, not an embedding for each encoder, or other pooled text than it takes.
         """
+        if isinstance(condition, Labels):
+            raise ValueError("condition: labels, and an MMDiT takes text")
+        text = condition
         if len(text) != len(self.text):
             raise ValueError(f"text: {len(text)} embeddings for {len(self.text)} encoders")
         states = torch.cat([project(e.hidden) for project, e in zip(self.text, text, strict=True)], dim=1)
@@ -158,7 +171,7 @@ class MMDiT(nn.Module):
         self,
         latent: Float[Tensor, "b c t h w"],
         time: Float[Tensor, " b"],
-        text: Sequence[TextEmbedding] | JointContext,
+        condition: Condition | JointContext,
     ) -> Float[Tensor, "b c t h w"]:
         """Velocity at flow time `time` in [0, 1] (0 noise, 1 data); `latent` is normalized, of one frame.
 
@@ -166,14 +179,14 @@ class MMDiT(nn.Module):
             UserError: more frames than one.
             ValueError: sides that the patch does not divide or that the position tables do not hold.
         """
-        context = text if isinstance(text, JointContext) else self.encode_condition(text)
+        context = condition if isinstance(condition, JointContext) else self.encode_condition(condition)
         _, h, w = self.grid(*latent.shape[2:])
         # Stable Diffusion's time is 1 at the noise, and its velocity leads there. It is turned round here,
         # and nowhere else: the weights know nothing of our convention.
-        condition = self.time(1 - time)
-        condition = condition if context.pooled is None else condition + context.pooled
+        told = self.time(1 - time)
+        told = told if context.pooled is None else told + context.pooled
         x = self.embed(self._patchify(latent)) + self.positions(h, w)
-        x = self._trunk(x, context, nn.functional.silu(condition))
+        x = self._trunk(x, context, nn.functional.silu(told))
         return -self._unpatchify(x, h, w)
 
     def _trunk(self, x: Tensor, context: JointContext, condition: Tensor) -> Float[Tensor, "b l p"]:
@@ -210,16 +223,21 @@ class MMDiT(nn.Module):
         return rearrange(tokens, "b (h w) (c ph pw) -> b c 1 (h ph) (w pw)", h=h, w=w, ph=p, pw=p)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, attention: KernelName | None = None) -> "MMDiT":
+    def from_pretrained(
+        cls, source: str | Path, attention: KernelName | None = None, adapters: Sequence[Adapter] = ()
+    ) -> "MMDiT":
         """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
 
+        The weights have `adapters` added.
+
         Raises:
-            UserError: a missing or damaged file, or a kernel that cannot run here.
+            UserError: a missing or damaged file, or an adapter of another model.
+            UserError: a kernel that cannot run here.
         """
         config, state = load_pretrained(source, MMDiTConfig)
         with torch.device("meta"):
             model = cls(replace(config, attention=attention or config.attention))
-        load_state(model, state, source)
+        load_state(model, Merged(state, adapters), source)
         return model.eval()
 
     def save_pretrained(

@@ -2,7 +2,7 @@
 
 kinoflow.yaml   name, version, what it can make, default settings
 tae/            the autoencoder: config.json and safetensors; none where the backbone makes pixels
-dit/ or unet/   the backbone, a model folder as well
+dit/ …          the backbone, one of dit/, unet/ and mmdit/, a model folder as well
 text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name;
                 none where it names classes
 judge/          (optional) the judge that evaluates the release
@@ -184,7 +184,7 @@ class Release:
 
     @property
     def part(self) -> str:
-        """What its backbone is called: dit or unet, which is its folder as well."""
+        """What its backbone is called: dit, unet or mmdit, which is its folder as well."""
         return next((name for name in BACKBONES if (self.folder / name).is_dir()), "dit")
 
     def decoder(self, device: torch.device | str = "cpu") -> TAE | Pixels:

@@ -62,8 +62,9 @@ def shifted(num_steps: int, shift: float) -> Float[Tensor, " points"]:
 def stable_diffusion_3(num_steps: int, shift: float) -> Float[Tensor, " points"]:
     """`num_steps + 1` times from 0 to 1, float64: what the released samplers of Stable Diffusion 3 take.
 
-    All but the last are even, and then `shifted`, from the noise to the last of `TRAINED` training times,
-    which is shifted as well; one step goes from there to the data.
+    They are those of its 50 steps (lecture notes, section 1.3.1). All but the last are even, and then
+    `shifted`, from the noise to the last of `TRAINED` training times, which is shifted as well; one step goes
+    from there to the data.
     """
     _require_steps(num_steps)
     last = float(_moved(torch.tensor(1 / TRAINED, dtype=torch.float64), shift))

@@ -48,6 +48,8 @@ def open_release(
 ) -> Release:
     """A release of ours, or Stable Diffusion's where the folder or hub id has a model_index.json.
 
+    So the weights of the system of the lecture notes' section 1.3.1 are sampled from as they are released.
+
     Beside a transformer that is computed in less than fp32 its text encoders are held in bf16.
 
     Raises:

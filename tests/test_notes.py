@@ -24,6 +24,7 @@ NUMBERED = {
         "Figure 1",
         "Figure 3",
         "Figure 4",
+        "Figure 5",
     ),
 }
 

@@ -164,8 +164,6 @@ def task_of(config: RunConfig) -> Task:
         from kinoflow.train.tasks.tae import TAETask
 
         return TAETask(config)
-    if config.model == "mmdit":
-        raise UserError("model: mmdit can be planned (kinoflow train plan) and not yet trained")
     from kinoflow.train.tasks.flow_task import FlowTask
 
     return FlowTask(config)

@@ -30,8 +30,9 @@ _NAMES = {
     "frames": "num_frames",
     "num_steps": "num_inference_steps",
     "negative": "negative_prompt",
+    "label": "prompt",
 }
-_NAMED = re.compile(r"--(?:frames|size|fps)\b|^(?:frames|num_steps|negative)\b")
+_NAMED = re.compile(r"--(?:frames|size|fps)\b|^(?:frames|num_steps|negative|label)\b")
 
 
 def _text(value: Any) -> Any:

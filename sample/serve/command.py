@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, os_error_line
@@ -41,8 +42,6 @@ def main(argv: list[str]) -> int:
         args.host, args.port
     ) as listener:  # before the models: a port that is taken is said at once
         release = Release.load(args.weights)
-        if release.config.classes:
-            raise UserError(f"weights: {release.name} makes classes, and clients send prompts; serve another")
         dtype = parse_dtype(args.dtype, device)
         maker = ReleaseMaker(release, device=device, dtype=dtype, threads=args.threads)
         return serve(maker, config, listener)
@@ -144,7 +143,7 @@ def serve(maker: Maker, config: ServeConfig, listener: socket.socket) -> int:
         )
     )
 
-    def stop(*_: object) -> None:
+    def stop(sig: int, frame: FrameType | None) -> None:  # noqa: ARG001
         server.should_exit = True
 
     server.handle_exit = stop  # uvicorn's own would raise the signal again at the end: this is no failure

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.configs.devices import name_of
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.sample.generate import (
@@ -21,6 +22,7 @@ from kinoflow.sample.generate import (
 from kinoflow.sample.output import Output, installed
 from kinoflow.sample.release import Release
 from kinoflow.sample.serve.request import ClipRequest
+from kinoflow.tae.model.config import LatentShape
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
 _CRF = 18.0
@@ -30,7 +32,7 @@ class ReleaseMaker:
     """Makes the clips of a release whose models stay in memory; a Maker.
 
     Args:
-        dtype: of the transformer.
+        dtype: of the backbone.
         threads: of the CPU.
 
     Raises:
@@ -40,20 +42,24 @@ class ReleaseMaker:
     def __init__(self, release: Release, *, device: torch.device, dtype: torch.dtype, threads: int) -> None:
         torch.set_num_threads(threads)
         self._release, self._device, self._dtype, self._threads = release, device, dtype, threads
-        self._dit = release.backbone(device, dtype)
-        self._tae, self._encoder = release.tae(device), release.encoder(device=device)
+        self._backbone = release.backbone(device, dtype)
+        self._decoder, self._encoder = release.decoder(device), release.encoder(device=device)
         self.name = release.name
         default = release.bucket()
         self.clips = (default, *(clip for clip in release.buckets if clip != default))
-        self.defaults = self.check(ClipRequest(prompt="a clip"))
+        first = release.config.classes[0] if release.config.classes else "a clip"
+        self.defaults = self.check(ClipRequest(prompt=first))
 
     def check(self, request: ClipRequest) -> ClipRequest:
-        """See Maker."""
+        """See Maker. Of a release of classes the prompt is one, by its name or number."""
         sampling, bucket = self._sampling(request), self._bucket(request)
         check_negative(request.negative, sampling.guidance_scale)
-        noise_stream(self._tae.config.latent_shape(bucket.frames, bucket.height, bucket.width), request.seed)
+        if request.negative is not None:
+            self._named(request.negative)
+        noise_stream(self._shape(bucket), request.seed)
         return replace(
             request,
+            prompt=self._named(request.prompt),
             frames=bucket.frames,
             width=bucket.width,
             height=bucket.height,
@@ -61,6 +67,13 @@ class ReleaseMaker:
             steps=sampling.num_steps,
             guidance=sampling.guidance_scale,
         )
+
+    def _named(self, prompt: str) -> str:
+        """A prompt as it is; of a release of classes the class's name."""
+        return self._encoder.name(prompt) if isinstance(self._encoder, LabelEncoder) else prompt
+
+    def _shape(self, bucket: Bucket) -> LatentShape:
+        return self._decoder.config.latent_shape(bucket.frames, bucket.height, bucket.width)
 
     def _bucket(self, request: ClipRequest) -> Bucket:
         size = {"frames": request.frames, "height": request.height, "width": request.width}
@@ -89,13 +102,13 @@ class ReleaseMaker:
         self, request: ClipRequest, bucket: Bucket, sampling: Sampling, advance: Callable[..., None]
     ) -> Iterator[np.ndarray]:
         """The frames, a few at a time; each step and each frame advances."""
-        shape = self._tae.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-        text = self._encoder([request.prompt], bucket.fps)
-        null_text = null_condition(self._encoder, request.negative, bucket.fps)
+        shape = self._shape(bucket)
+        told = self._encoder([request.prompt], bucket.fps)
+        null = null_condition(self._encoder, request.negative, bucket.fps)
         latent = sample_latent(
-            self._dit, text, null_text, shape, seed=request.seed, sampling=sampling, progress=advance
+            self._backbone, told, null, shape, seed=request.seed, sampling=sampling, progress=advance
         )
-        for piece in decode_pieces(self._tae, latent, bucket.frames, DEFAULT_MEMORY):
+        for piece in decode_pieces(self._decoder, latent, bucket.frames, DEFAULT_MEMORY):
             yield piece[0].numpy()
             advance(piece.shape[1])
 
@@ -105,8 +118,9 @@ class ReleaseMaker:
 
     def _metadata(self, request: ClipRequest, bucket: Bucket, sampling: Sampling) -> dict[str, str]:
         sde, score = sampling.solver == "sde", sampling.objective == "score"
+        classes = self._release.config.classes
         values = {
-            "prompt": request.prompt,
+            "label" if classes else "prompt": request.prompt,
             "negative": request.negative,
             "seed": request.seed,
             "steps": sampling.num_steps,
@@ -120,7 +134,7 @@ class ReleaseMaker:
             "clip": bucket,
             "release": self._release.name,
             "weights": self._release.weights_hash,
-            "text_dtype": self._release.config.text.dtype,
+            "text_dtype": None if classes else self._release.config.text.dtype,
             "crf": _CRF,
             "device": self._device.type,
             "dtype": name_of(self._dtype),

@@ -95,7 +95,17 @@ def held_out(start_job, tmp_path_factory):
     return _precomputed(start_job, tmp_path_factory.mktemp("held_out"), "world:heldout")
 
 
-def _precomputed(start_job, folder, *source):
-    job = start_job("precomputed", str(folder), "4x16x16@16", *source)
+@pytest.fixture(scope="session")
+def stills(start_job, tmp_path_factory):
+    """Eight single frames of the toy world, and eight that models never saw."""
+    names = {"stills": "world", "held_out_stills": "world:heldout"}
+    return [
+        _precomputed(start_job, tmp_path_factory.mktemp(name), source, bucket="1x16x16@16")
+        for name, source in names.items()
+    ]
+
+
+def _precomputed(start_job, folder, *source, bucket="4x16x16@16"):
+    job = start_job("precomputed", str(folder), bucket, *source)
     assert job.wait() == [0], job.text()
     return folder

@@ -37,7 +37,7 @@ from tests.launch_lines import ROOT, Launch, LineError, of_comments, of_prose, r
 from tests.test_readme import commands, launch_problems
 from tests.train.conftest import _torchrun
 from tests.train.test_launch import srun
-from tests.train.tiny import BUCKET, DIT, write_release
+from tests.train.tiny import BUCKET, DIT, STREAMS, write_release
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = sorted(path for path in (ROOT / "configs").rglob("*") if path.suffix in {".yaml", ".sbatch"})
@@ -183,6 +183,9 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
                   f"parallel.sequence={min(config.parallel.sequence, 2)}"]  # fmt: skip
         if config.validation.every:
             words += [f"validation.latents={desk / 'held_out'}", "validation.every=1", "log_every=1"]
+    elif config.model == "mmdit":
+        words += [*STREAMS, f"data.latents={desk / 'latents'}", "data.buckets=[1x16x16@16]", "data.workers=1",
+                  f"data.batch_size={2 * config.deepspeed.accumulation}"]  # fmt: skip
     elif config.model == "tae":
         # The perceptual network's weights come with another package.
         small = ["tae.channels=32", "discriminator.channels=8", "discriminator.depth=2", "loss.perceptual=0"]
@@ -236,7 +239,7 @@ def test_a_line_starts(line: Launch, desk: Path, tmp_path: Path, start_job) -> N
         assert all(
             data.captions(name, clip)[0] for name in data.buckets for clip in range(data.num_clips(name))
         )
-    elif load(RunConfig, words).model in {"dit", "tae", "unet"}:
+    elif load(RunConfig, words).model in {"dit", "mmdit", "tae", "unet"}:
         state = json.loads((out / "checkpoints" / "00000001" / "state.json").read_text())
         assert state["processes"] == size
     else:

@@ -14,9 +14,9 @@ from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import ParallelConfig, parallelize
 from kinoflow.train.__main__ import main
 from kinoflow.train.plan.config import PlanConfig
-from kinoflow.train.plan.flops import total
+from kinoflow.train.plan.flops import mmdit_flops, total
 from kinoflow.train.plan.memory import Slice
-from kinoflow.train.plan.mmdit import mmdit_activations, mmdit_flops
+from kinoflow.train.plan.mmdit import mmdit_activations
 from kinoflow.train.plan.plan import plan
 from tests.train.held import Saved
 

@@ -7,7 +7,8 @@ import torch
 
 from kinoflow.configs.schema import load
 from kinoflow.data.video import read
-from kinoflow.dit_video import UNet, VideoDiT
+from kinoflow.dit_video import MMDiT, UNet, VideoDiT
+from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.train.__main__ import task_of
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
@@ -28,6 +29,9 @@ BACKBONE = ["model=dit", "dit.width=16", "dit.depth=2", "dit.heads=2", "dit.ffn=
             "dit.text_widths=[2,3]", "dit.max_tokens=[4,8,8]"]  # fmt: skip
 PICTURES = ["model=unet", "unet.channels=[4,8]", "unet.layers=1", "unet.width=6", "unet.classes=3",
             "unet.groups=2", "unet.attention_levels=[1]", "unet.heads=2", "flow.drop_all=0.3"]  # fmt: skip
+STREAMS = ["model=mmdit", "mmdit.width=16", "mmdit.depth=2", "mmdit.heads=2", "mmdit.latent_channels=2",
+           "mmdit.text_widths=[2,3]", "mmdit.max_tokens=4", "mmdit.patch=1",
+           "mmdit.dual_attention_layers=[0]"]  # fmt: skip
 # The adversary joins in the second step.
 AUTOENCODER = [*TINY_TAE, "loss.adversarial_start=1", "data.buckets=['4x8x8@16']", "data.batch_size=4",
                "data.workers=0", f"preview_every={STEPS}"]  # fmt: skip
@@ -55,7 +59,11 @@ CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
     for model in ("tae", "unet")
     for way, words in WAYS.items()
     if not any(word.startswith("parallel.") for word in words)
-}
+} | {
+    f"mmdit-{way}": words
+    for way, words in WAYS.items()
+    if not any(word.startswith("parallel.sequence") for word in words)
+}  # fmt: skip
 
 
 def kind(case: str) -> str:
@@ -69,6 +77,7 @@ def earlier(tmp_path_factory):
     models = {
         "dit": VideoDiT(load(RunConfig, [*BACKBONE, "dit.max_tokens=[2,4,4]"]).dit),
         "unet": UNet(load(RunConfig, PICTURES).unet),
+        "mmdit": MMDiT(load(RunConfig, [*STREAMS, "mmdit.max_tokens=2"]).mmdit),
     }
     for name, model in models.items():
         generator = torch.Generator().manual_seed(1)
@@ -79,15 +88,17 @@ def earlier(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sources(latents, held_out, earlier, tmp_path_factory):
+def sources(latents, held_out, stills, earlier, tmp_path_factory):
     """What each task's runs have in common."""
     data = [f"data.latents={latents}", f"validation.latents={held_out}", "validation.every=1"]
     folders = [write_pictures(tmp_path_factory.mktemp("pictures"), seed=seed) for seed in range(2)]
     pictures = [f"data.latents={folders[0]}", f"validation.latents={folders[1]}", "validation.every=1"]
+    frames = [f"data.latents={stills[0]}", f"validation.latents={stills[1]}", "validation.every=1"]
     return {
         "dit": [*COMMON, *BACKBONE, *data, f"init_from={earlier}"],
         "tae": [*COMMON, *AUTOENCODER],
         "unet": [*COMMON, *PICTURES, *pictures, f"init_from={earlier}"],
+        "mmdit": [*COMMON, *STREAMS, *frames, f"init_from={earlier}"],
     }
 
 
@@ -124,17 +135,21 @@ def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
     assert [line["grad_norm"] for line in logged] == pytest.approx(reference.norms, rel=1e-4)
     last = folder / "checkpoints" / f"{STEPS:08d}"
     found, average = Shards(last, "model"), AveragedState(last)
-    assert {f"master/{name}" for name in start} <= set(found) and set(start) == set(average)
+    fixed = {name for name, value in reference.model.named_parameters() if not value.requires_grad}
+    assert {f"master/{name}" for name in start.keys() - fixed} <= set(found) and set(start) == set(average)
+    assert fixed == ({"positions.rows", "positions.columns"} if kind(case) == "mmdit" else set())
+    assert all(torch.equal(average[name], start[name]) for name in fixed)
     if kind(case) != "tae":
         config = load(RunConfig, sources[kind(case)])
-        model = VideoDiT(config.dit) if kind(case) == "dit" else UNet(config.unet)
+        model = BACKBONES[kind(case)](getattr(config, kind(case)))
         model.load_state_dict(reference.average)
         alone = Processes(rank=0, size=1, device=torch.device("cpu"))
         held_out = held_out_loss(model, HeldOut(config.validation.latents, 64, 3), config.flow, alone)
         assert {key: logged[-1][key] for key in held_out} == pytest.approx(held_out, rel=1e-4)
         assert len({line["validation_loss"] for line in logged}) == STEPS, "of another average each"
     moved = 0
-    for name, value in reference.model.named_parameters():
+    trained = ((n, value) for n, value in reference.model.named_parameters() if n not in fixed)
+    for name, value in trained:
         torch.testing.assert_close(found[f"master/{name}"], value.detach(), rtol=1e-4, atol=2e-5, msg=name)
         torch.testing.assert_close(average[name], reference.average[name], rtol=1e-4, atol=2e-5, msg=name)
         moved += bool((value - start[name]).abs().max() > 1e-3)

@@ -19,6 +19,11 @@ DIT = (
     "model=dit", "dit.width=32", "dit.depth=1", "dit.heads=2", "dit.ffn=64", "dit.text_widths=[24,24,16]",
     "dit.latent_channels=2",
 )  # fmt: skip
+# One of two streams, for their pictures.
+STREAMS = (
+    "mmdit.width=32", "mmdit.depth=1", "mmdit.heads=2", "mmdit.text_widths=[24,24,16]",
+    "mmdit.pooled_width=0", "mmdit.latent_channels=2", "mmdit.max_tokens=1", "mmdit.dual_attention_layers=[]",
+)  # fmt: skip
 
 
 class Text:

@@ -1,4 +1,4 @@
-"""FLOPs of one clip: closed formulas for the transformer, torch's own counter for the autoencoder.
+"""FLOPs of one clip: closed formulas for the transformers, torch's own counter for the autoencoder.
 
 A multiply and an add are two; only matrix products and convolutions count, as in torch's FlopCounterMode,
 which the tests compare with. A product whose two factors both need a gradient costs its forward twice more
@@ -16,6 +16,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kinoflow.dit_video.mmdit import MMDiTConfig
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
@@ -76,34 +77,61 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
     answers = 2 * text * d * 2 * d  # keys and values of the text
     cross = {
-        "blocks.cross_attention": block(2 * length * 2 * d * d + answers, attention=4 * length * text * d)
+        "blocks.cross_attention": _block(2 * length * 2 * d * d + answers, attention=4 * length * text * d)
     }
     blocks = {
-        "blocks.attention": block(2 * length * 4 * d * d, attention=4 * length * length * d),
+        "blocks.attention": _block(2 * length * 4 * d * d, attention=4 * length * length * d),
         **(cross if config.text_widths else {}),
-        "blocks.ffn": block(2 * length * 3 * d * config.ffn),
+        "blocks.ffn": _block(2 * length * 3 * d * config.ffn),
     }
     return {
-        "embed": first(2 * length * patch * d),
-        "time": first(2 * SINUSOIDS * d) + both(2 * d * d),
-        "modulation": both(2 * d * 6 * d),
-        "text": first(projections),
+        "embed": _first(2 * length * patch * d),
+        "time": _first(2 * SINUSOIDS * d) + _both(2 * d * d),
+        "modulation": _both(2 * d * 6 * d),
+        "text": _first(projections),
         **{name: flops.times(n) for name, flops in blocks.items()},
-        "head_modulation": both(2 * d * 2 * d),
-        "head": both(2 * length * d * patch),
+        "head_modulation": _both(2 * d * 2 * d),
+        "head": _both(2 * length * d * patch),
     }
 
 
-def first(forward: float) -> Flops:
+def mmdit_flops(config: MMDiTConfig, tokens: int, text_tokens: Sequence[int]) -> dict[str, Flops]:
+    """FLOPs of one picture of `tokens` image tokens by part of MMDiT (Esser et al. 2024, figure 2).
+
+    `text_tokens` are those of each text with their padding. The last block's gives keys and values alone.
+    """
+    d, n, length, text = config.width, config.depth, tokens, sum(text_tokens)
+    second = len(config.dual_attention_layers)
+    patch = config.latent_channels * config.patch**2
+    matrices = 2 * d * d  # FLOPs of a token in one of d x d
+    projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
+    joint = 4 * d * (length + text)  # softmax(q kᵀ) v of one query
+    pooled = _first(2 * config.pooled_width * d) + _both(matrices) if config.pooled_width else _first(0)
+    return {
+        "embed": _first(2 * length * patch * d),
+        "time": _first(2 * SINUSOIDS * d) + _both(matrices),
+        "pooled": pooled,
+        "text": _first(projections),
+        "blocks.image": _block((6 + 12 * length) * matrices).times(n) + _block(3 * matrices).times(second),
+        "blocks.text": _block((6 + 12 * text) * matrices).times(n - 1) + _block((2 + 2 * text) * matrices),
+        "blocks.joint_attention": _block(0, attention=joint * (length + text)).times(n - 1)
+        + _block(0, attention=joint * length),
+        "blocks.own_attention": _block(4 * length * matrices, attention=4 * d * length**2).times(second),
+        "head_modulation": _both(2 * matrices),
+        "head": _both(2 * length * d * patch),
+    }
+
+
+def _first(forward: float) -> Flops:
     """A product with data: the gradient of its weight alone."""
     return Flops(forward=forward, backward=forward)
 
 
-def both(forward: float) -> Flops:
+def _both(forward: float) -> Flops:
     return Flops(forward=forward, backward=2 * forward)
 
 
-def block(projections: float, attention: float = 0.0) -> Flops:
+def _block(projections: float, attention: float = 0.0) -> Flops:
     """Inside a block: checkpointing runs its forward once more (Chen et al. 2016, section 4)."""
     forward = projections + attention
     return Flops(forward=forward, backward=2 * forward, recomputed=forward, attention=attention)

@@ -11,7 +11,7 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.train.plan.config import PlanInputs
-from kinoflow.train.plan.flops import SINUSOIDS, Flops, block, both, first
+from kinoflow.train.plan.flops import Flops, mmdit_flops
 from kinoflow.train.plan.memory import HIGH, Activations, Slice
 from kinoflow.train.plan.text import EncoderSize, clip_parameters, t5_parameters
 from kinoflow.train.plan.workload import Clip, count_parts, optimizer_sizes, read_clips
@@ -46,7 +46,7 @@ class MMDiTWorkload:
     """The two-stream backbone on latents of single frames; `text_tokens` are those of each of its texts."""
 
     fuses_attention = True
-    splits = (1,)
+    splits: tuple[int, ...] = (1,)
 
     def __init__(self, config: RunConfig, text_tokens: Sequence[int]) -> None:
         self.config = config.mmdit
@@ -85,33 +85,6 @@ class MMDiTWorkload:
             for clip in self.clips
             if max(clip.grid) > most
         ]
-
-
-def mmdit_flops(config: MMDiTConfig, tokens: int, text_tokens: Sequence[int]) -> dict[str, Flops]:
-    """FLOPs of one picture of `tokens` image tokens by part of MMDiT (Esser et al. 2024, figure 2).
-
-    `text_tokens` are those of each text with their padding. The last block's gives keys and values alone.
-    """
-    d, n, length, text = config.width, config.depth, tokens, sum(text_tokens)
-    second = len(config.dual_attention_layers)
-    patch = config.latent_channels * config.patch**2
-    matrices = 2 * d * d  # FLOPs of a token in one of d x d
-    projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
-    joint = 4 * d * (length + text)  # softmax(q kᵀ) v of one query
-    pooled = first(2 * config.pooled_width * d) + both(matrices) if config.pooled_width else first(0)
-    return {
-        "embed": first(2 * length * patch * d),
-        "time": first(2 * SINUSOIDS * d) + both(matrices),
-        "pooled": pooled,
-        "text": first(projections),
-        "blocks.image": block((6 + 12 * length) * matrices).times(n) + block(3 * matrices).times(second),
-        "blocks.text": block((6 + 12 * text) * matrices).times(n - 1) + block((2 + 2 * text) * matrices),
-        "blocks.joint_attention": block(0, attention=joint * (length + text)).times(n - 1)
-        + block(0, attention=joint * length),
-        "blocks.own_attention": block(4 * length * matrices, attention=4 * d * length * length).times(second),
-        "head_modulation": both(2 * matrices),
-        "head": both(2 * length * d * patch),
-    }
 
 
 def mmdit_activations(config: MMDiTConfig, piece: Slice) -> Activations:

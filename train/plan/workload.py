@@ -113,7 +113,9 @@ class TAEWorkload:
     it and are left out, the discriminator's parameters and states are not.
     """
 
-    depth, splits, fuses_attention = 0, (1,), False
+    depth = 0
+    splits: tuple[int, ...] = (1,)
+    fuses_attention = False
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config.tae

@@ -21,10 +21,10 @@ def moved(batch: T, device: torch.device) -> T:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or tuples and dataclasses of them and of numbers, with each tensor changed."""
+    """A tensor, or tuples and dataclasses of them, of numbers and of None, with each tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, int):
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, tuple):
         return tuple(_mapped(part, change) for part in value)

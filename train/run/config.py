@@ -255,8 +255,8 @@ class RunConfig:
         if self.model == "dit" and (self.flow.objective, self.dit.predicts) == ("score", "data"):
             raise UserError("flow.objective: a model that predicts data turns them into a velocity, not a "
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
-        if self.validation.every and self.model not in ("dit", "unet"):
-            line = "only model: dit and unet are validated, and this run has model:"
+        if self.validation.every and self.model not in ("dit", "unet", "mmdit"):
+            line = "only model: dit, unet and mmdit are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")
         if self.validation.every % self.log_every:
             raise UserError(f"validation.every: {self.validation.every} is no multiple of "

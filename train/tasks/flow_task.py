@@ -13,12 +13,13 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import check_batches
-from kinoflow.dit_video.backbone import CONFIGS, Backbone
+from kinoflow.dit_video.backbone import CONFIGS, Backbone, BackboneConfig
 from kinoflow.dit_video.lora import Merged
+from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import parallelize
-from kinoflow.dit_video.unet import UNet
-from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
-from kinoflow.train.plan.flops import dit_flops, total
+from kinoflow.dit_video.unet import UNet, UNetConfig
+from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.train.plan.flops import dit_flops, mmdit_flops, total
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
@@ -34,7 +35,7 @@ from kinoflow.train.tasks.held_out import HeldOut, held_out_loss
 class FlowTask:
     """Mean squared error of the velocity, text or label dropped now and then for classifier-free guidance.
 
-    The backbone is that of `config.model`: a DiT or a U-Net.
+    The backbone is that of `config.model`: a DiT, an MM-DiT or a U-Net.
     """
 
     discriminator: nn.Module | None = None
@@ -70,7 +71,7 @@ class FlowTask:
             self.previews.check()
         if self.config.validation.every:
             _ = self.held_out
-        if isinstance(self.model, VideoDiT):
+        if not isinstance(self.model, UNet):
             gathered = self.config.deepspeed.zero_stage == 3
             parallelize(self.model, self.config.parallel, spread.group, gathered=gathered)
         spread.materialize(self.model, _units(self.model), self._fill)
@@ -174,12 +175,15 @@ class FlowTask:
         A frozen weight costs its product once more in the backward pass, and attention twice as ever. Those
         of a U-Net are not counted.
         """
-        if not isinstance(self.model, VideoDiT):
+        if isinstance(self.model, UNet):
             return 0.0
         t, h, w = self.model.grid(*batch.latent.shape[2:])
         told = batch.condition
         text = [] if isinstance(told, Labels) else [embedding.hidden.shape[1] for embedding in told]
-        clip = total(dit_flops(self.config.dit, t * h * w, text))
+        if isinstance(self.model, MMDiT):
+            clip = total(mmdit_flops(self.config.mmdit, t * h * w, text))
+        else:
+            clip = total(dit_flops(self.config.dit, t * h * w, text))
         return len(batch.latent) * (
             2 * clip.forward + clip.attention if self.config.lora.rank else clip.model
         )
@@ -210,7 +214,9 @@ class FlowTask:
 
 
 def _built(config: RunConfig) -> Backbone:
-    return UNet(config.unet) if config.model == "unet" else VideoDiT(config.dit)
+    if config.model == "unet":
+        return UNet(config.unet)
+    return MMDiT(config.mmdit) if config.model == "mmdit" else VideoDiT(config.dit)
 
 
 def _units(model: Backbone) -> Iterator[nn.Module]:
@@ -229,20 +235,24 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
         UserError: it differs in more than that, or its tables are longer.
     """
     before, config = load_config(folder, CONFIGS[name]), model.config
-    grown = {"max_tokens": config.max_tokens} if isinstance(config, DiTConfig) else {}
+    grown = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
-    if isinstance(before, DiTConfig) and isinstance(config, DiTConfig):
-        _check_tables(folder, before, config)
+    lengths = _tables(before), _tables(config)
+    for axis, old in lengths[0].items():
+        if lengths[1][axis] < old:
+            raise UserError(f"{name}.max_tokens: the {axis} table of {folder} has {old} rows and cannot "
+                            f"shrink to {lengths[1][axis]}")  # fmt: skip
     weights = Weights(folder)
     if different := weights.keys() ^ dict(model.named_parameters()).keys():
         raise misfit(min(different), folder)
     return weights
 
 
-def _check_tables(folder: Path, before: DiTConfig, config: DiTConfig) -> None:
-    for axis, old, new in zip(("time", "height", "width"), before.max_tokens, config.max_tokens, strict=True):
-        if new < old:
-            raise UserError(
-                f"dit.max_tokens: the {axis} table of {folder} has {old} rows and cannot shrink to {new}"
-            )
+def _tables(config: BackboneConfig) -> dict[str, int]:
+    """Rows of its tables of positions, by axis."""
+    if isinstance(config, UNetConfig):
+        return {}
+    if isinstance(config, MMDiTConfig):
+        return dict.fromkeys(("height", "width"), config.max_tokens)
+    return dict(zip(("time", "height", "width"), config.max_tokens, strict=True))

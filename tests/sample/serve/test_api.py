@@ -300,5 +300,5 @@ def test_health_and_metrics(client):
         "kinoflow_wait_seconds_count 3.0",
     ):
         assert line in lines
-    client.app.state.server.worker.stop(60)
+    client.app.state.server.worker.stop(60.0)
     refusal(client.get("/health"), 503)
