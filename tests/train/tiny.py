@@ -22,7 +22,8 @@ DIT = (
 # One of two streams, for their pictures.
 STREAMS = (
     "mmdit.width=32", "mmdit.depth=1", "mmdit.heads=2", "mmdit.text_widths=[24,24,16]",
-    "mmdit.pooled_width=0", "mmdit.latent_channels=2", "mmdit.max_tokens=1", "mmdit.dual_attention_layers=[]",
+    "mmdit.pooled_width=0", "mmdit.latent_channels=2", "mmdit.patch=2", "mmdit.max_tokens=1",
+    "mmdit.dual_attention_layers=[]",
 )  # fmt: skip
 
 
