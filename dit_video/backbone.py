@@ -16,6 +16,3 @@ BackboneConfig = DiTConfig | UNetConfig | MMDiTConfig
 BACKBONES: dict[str, type[VideoDiT] | type[UNet] | type[MMDiT]] = {
     "dit": VideoDiT, "unet": UNet, "mmdit": MMDiT
 }  # fmt: skip
-CONFIGS: dict[str, type[DiTConfig] | type[UNetConfig] | type[MMDiTConfig]] = {
-    "dit": DiTConfig, "unet": UNetConfig, "mmdit": MMDiTConfig
-}  # fmt: skip

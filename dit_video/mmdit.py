@@ -3,9 +3,7 @@
 Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -16,11 +14,10 @@ from kinoflow.conditioning.embedding import Condition
 from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
-from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import KernelName, choose, packs
 from kinoflow.dit_video.joint import JointBlock, Packing, Seen, SineTables, middle, modulated, write_sines
 from kinoflow.dit_video.layers import TimeEmbedding
-from kinoflow.dit_video.lora import Adapter, Merged
+from kinoflow.dit_video.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +76,14 @@ class JointContext:
     mask: Bool[Tensor, "b l"] | None
 
 
-class MMDiT(nn.Module):
+class MMDiT(Model):
     """Velocity of the flow at (latent, time) given text (lecture notes, figure 5).
 
     Image and text are two streams with weights of their own, which attend together.
     """
+
+    config_type = MMDiTConfig
+    config: MMDiTConfig
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
@@ -112,11 +112,6 @@ class MMDiT(nn.Module):
         )
         self.head_modulation = nn.Linear(d, 2 * d)
         self.head = nn.Linear(d, patch)
-
-    def init_weights(self) -> None:
-        """Every starting value. Gates and the head start at zero, and so does the velocity."""
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter)
 
     @torch.no_grad()
     def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
@@ -221,30 +216,3 @@ class MMDiT(nn.Module):
     def _unpatchify(self, tokens: Tensor, h: int, w: int) -> Float[Tensor, "b c 1 _ _"]:
         p = self.config.patch
         return rearrange(tokens, "b (h w) (c ph pw) -> b c 1 (h ph) (w pw)", h=h, w=w, ph=p, pw=p)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, attention: KernelName | None = None, adapters: Sequence[Adapter] = ()
-    ) -> "MMDiT":
-        """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
-
-        The weights have `adapters` added.
-
-        Raises:
-            UserError: a missing or damaged file, or an adapter of another model.
-            UserError: a kernel that cannot run here.
-        """
-        config, state = load_pretrained(source, MMDiTConfig)
-        with torch.device("meta"):
-            model = cls(replace(config, attention=attention or config.attention))
-        load_state(model, Merged(state, adapters), source)
-        return model.eval()
-
-    def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | None = None, read: Read | None = None
-    ) -> None:
-        """Write config.json and safetensors weights into `folder`.
-
-        A model on the meta device stands for the values that `read` gives, some at a time.
-        """
-        save_pretrained(folder, config=self.config, state=self.state_dict(), read=read, dtype=dtype)

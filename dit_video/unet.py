@@ -8,7 +8,6 @@ Letters: b batch, c channels, h w sides of the picture or latent, l sequence, d 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from kinoflow.conditioning.embedding import Condition, TextEmbedding
 from kinoflow.conditioning.labels import LabelEmbedding, Labels
 from kinoflow.configs.files import seeded
-from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import Kernel, choose
 from kinoflow.dit_video.layers import CrossAttention, SelfAttention, sinusoids
-from kinoflow.dit_video.lora import Adapter, Merged
+from kinoflow.dit_video.model import Model
 
 # Where a branch joins the stream: zero at the start, so that the branch is not there and the velocity is 0.
 _CLOSED = ("conv2.weight", "attention.out.weight", "cross_attention.out.weight", "head.weight")
@@ -151,13 +149,16 @@ class Level(nn.Module):
         return x
 
 
-class UNet(nn.Module):
+class UNet(Model):
     """Velocity of the flow at (picture, time) given a label or text (lecture notes, 1.2.1 and figure 3).
 
     Encoders E_i of residual layers and a convolution of stride 2, a midcoder M, decoders D_i of a
     convolution, upsampling and residual layers. What an encoder has before it shrinks is added to what its
     decoder has grown: the residual connections across.
     """
+
+    config_type = UNetConfig
+    config: UNetConfig
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -182,16 +183,11 @@ class UNet(nn.Module):
         self.head_norm = nn.GroupNorm(config.groups, sizes[0])
         self.head = nn.Conv2d(sizes[0], config.latent_channels, 3, padding=1)
 
-    def init_weights(self) -> None:
-        """Every starting value. Residual branches and the head start at zero, and so does the velocity."""
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter)
-
     @torch.no_grad()
     def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
         """Write the starting value of the parameter of this name, whole.
 
-        It follows from torch's seed and the name alone, as those of `VideoDiT.init_parameter` do.
+        It follows from torch's seed and the name alone, as all starting values do.
         """
         generator = torch.Generator(value.device).manual_seed(seeded("weight", torch.initial_seed(), name))
         if name.endswith((".bias", *_CLOSED)):
@@ -275,28 +271,6 @@ class UNet(nn.Module):
                 raise ValueError(f"latent {axis}: {size} is no multiple of {factor}, which the levels of "
                                  "unet.channels halve; pad it")  # fmt: skip
         return frames, height, width
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, adapters: Sequence[Adapter] = ()) -> "UNet":
-        """Read a model folder or hub id; fp32, in evaluation mode. The weights have `adapters` added.
-
-        Raises:
-            UserError: a missing or damaged file, or an adapter of another model.
-        """
-        config, state = load_pretrained(source, UNetConfig)
-        with torch.device("meta"):
-            model = cls(config)
-        load_state(model, Merged(state, adapters), source)
-        return model.eval()
-
-    def save_pretrained(
-        self, folder: str | Path, dtype: torch.dtype | None = None, read: Read | None = None
-    ) -> None:
-        """Write config.json and safetensors weights into `folder`.
-
-        A model on the meta device stands for the values that `read` gives, some at a time.
-        """
-        save_pretrained(folder, config=self.config, state=self.state_dict(), read=read, dtype=dtype)
 
 
 def _mlp(width: int, channels: int) -> nn.Sequential:

@@ -5,7 +5,6 @@ Letters: b batch, c channels, t h w latent sizes, l sequence, d model width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from kinoflow.conditioning.embedding import Condition, TextEmbedding
 from kinoflow.conditioning.labels import LabelEmbedding, Labels
 from kinoflow.configs.files import seeded
-from kinoflow.configs.pretrained import Read, load_pretrained, load_state, save_pretrained
 from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
 from kinoflow.dit_video.flow.matching import velocity_from_data
 from kinoflow.dit_video.layers import (
@@ -28,7 +26,7 @@ from kinoflow.dit_video.layers import (
     TimeEmbedding,
     stretch,
 )
-from kinoflow.dit_video.lora import Adapter, Merged
+from kinoflow.dit_video.model import Model
 
 # Matrices that start at zero beside the blocks' own.
 CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
@@ -100,11 +98,14 @@ class TextContext:
         return self.mask if self.lengths is None else Segments((tokens,) * len(self.lengths), self.lengths)
 
 
-class VideoDiT(nn.Module):
+class VideoDiT(Model):
     """Velocity of the flow at (latent, time) given text or a label. Full attention over space and time.
 
     The diffusion transformer of the lecture notes (1.2.1, 1.3.2, figure 4 on the left).
     """
+
+    config_type = DiTConfig
+    config: DiTConfig
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -128,11 +129,6 @@ class VideoDiT(nn.Module):
         self.head_norm = RMSNorm(d, gain=False)
         self.head_modulation = nn.Linear(d, 2 * d)
         self.head = nn.Linear(d, patch)
-
-    def init_weights(self) -> None:
-        """Every starting value. Residual branches and the head start at zero, and so does the velocity."""
-        for name, parameter in self.named_parameters():
-            self.init_parameter(name, parameter)
 
     @torch.no_grad()
     def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
@@ -262,34 +258,3 @@ class VideoDiT(nn.Module):
     @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, attention: KernelName | None = None, adapters: Sequence[Adapter] = ()
-    ) -> "VideoDiT":
-        """Read a model folder or hub id; fp32, in evaluation mode, with its own kernel unless one is given.
-
-        The weights have `adapters` added.
-
-        Raises:
-            UserError: a missing or damaged file, or an adapter of another model.
-            UserError: a kernel that cannot run here.
-        """
-        config, state = load_pretrained(source, DiTConfig)
-        config = replace(config, attention=attention or config.attention)
-        with torch.device("meta"):
-            model = cls(config)
-        load_state(model, Merged(state, adapters), source)
-        return model.eval()
-
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        dtype: torch.dtype | None = None,
-        read: Read | None = None,
-    ) -> None:
-        """Write config.json and safetensors weights into `folder`.
-
-        A model on the meta device stands for the values that `read` gives, some at a time.
-        """
-        save_pretrained(folder, config=self.config, state=self.state_dict(), read=read, dtype=dtype)

@@ -28,7 +28,7 @@ from kinoflow.configs.files import replacing_folder
 from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder, weight_files
 from kinoflow.configs.schema import dump, load
 from kinoflow.data.clips.buckets import Bucket, parse
-from kinoflow.dit_video.backbone import BACKBONES, CONFIGS
+from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.sample.generate import Sampling, SolverName
 from kinoflow.tae.model.pixels import Pixels
 
@@ -275,7 +275,7 @@ class Release:
         Merged(Weights(self.folder / self.part), self.adapters)
 
     def _backbone_config(self) -> BackboneConfig:
-        return load_config(self.folder / self.part, CONFIGS[self.part])
+        return load_config(self.folder / self.part, BACKBONES[self.part].config_type)
 
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]

@@ -18,7 +18,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint, replacing_folder
 from kinoflow.configs.pretrained import Weights, load_config, save_pretrained
 from kinoflow.configs.schema import dump
-from kinoflow.dit_video.backbone import BACKBONES, CONFIGS, BackboneConfig
+from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
 from kinoflow.sample.release import CARD_NAME, Release
 
 USAGE = """usage: kinoflow train average OUT RELEASE RELEASE …
@@ -49,7 +49,7 @@ def average(out: Path, releases: Sequence[Release]) -> None:
     """
     first = releases[0]
     part = first.part
-    config = load_config(first.folder / part, CONFIGS[part])
+    config = load_config(first.folder / part, BACKBONES[part].config_type)
     for other in releases[1:]:
         _compare(first, other, config)
     if any(out.resolve() == release.folder.resolve() for release in releases):
@@ -66,7 +66,7 @@ def average(out: Path, releases: Sequence[Release]) -> None:
 
 def _compare(first: Release, other: Release, config: BackboneConfig) -> None:
     own, its = (release.folder / release.part for release in (first, other))
-    found = load_config(its, CONFIGS[other.part])
+    found = load_config(its, BACKBONES[other.part].config_type)
     if first.part != other.part or replace(found, attention=config.attention) != config:
         raise UserError(f"{its}: is another model than {own}; average what went on from the same weights")
     if folder_fingerprint(other.folder / "tae") != folder_fingerprint(first.folder / "tae"):

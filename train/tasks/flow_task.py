@@ -13,7 +13,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import check_batches
-from kinoflow.dit_video.backbone import CONFIGS, Backbone, BackboneConfig
+from kinoflow.dit_video.backbone import BACKBONES, Backbone, BackboneConfig
 from kinoflow.dit_video.lora import Merged
 from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import parallelize
@@ -234,7 +234,7 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
     Raises:
         UserError: it differs in more than that, or its tables are longer.
     """
-    before, config = load_config(folder, CONFIGS[name]), model.config
+    before, config = load_config(folder, BACKBONES[name].config_type), model.config
     grown = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
