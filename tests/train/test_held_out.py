@@ -105,7 +105,7 @@ def test_clips_that_are_learned_from_are_refused(latents):
         ),
         (
             ["model=tae", "validation.latents=here", "validation.every=2"],
-            "only model: dit, unet and mmdit are validated",
+            "only model: dit, unet, mmdit are validated",
         ),
     ],
 )

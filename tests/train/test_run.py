@@ -136,6 +136,8 @@ def test_half_written_checkpoint_is_passed_over(whole, tmp_path):
 @pytest.mark.parametrize(("change", "code", "line"), [
     ("optimizer.lr=0.5", 0, "resuming with optimizer.lr: 0.0001 -> 0.5"),
     ("tae.latent_channels=4", 2, "tae.latent_channels"),
+    ("unet.layers=1", 2, "unet.layers"),
+    ("mmdit.depth=2", 2, "mmdit.depth"),
     ("deepspeed.zero_stage=1", 0, "resuming with deepspeed.zero_stage: 0 -> 1"),
     ("seed=1", 2, "seed: "),
     ("data.batch_size=16", 2, "data.batch_size: "),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_text
 from kinoflow.configs.schema import to_dict
+from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.train.run import rank_files
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 STATE, FORMAT = "state.json", 2
 _ASIDE, _DAMAGED = ".partial-", ".damaged-"
 # A resumed run that differs in these is another run; all else is taken as it is now given.
-_FIXED = ("model", "seed", "tae", "dit", "lora.rank", "lora.alpha", "lora.targets", "discriminator",
+_FIXED = ("model", "seed", "tae", *BACKBONES, "lora.rank", "lora.alpha", "lora.targets", "discriminator",
           "freeze_encoder", "grow", "loss", "flow", "data.buckets", "data.batch_size", "data.world_share",
           "data.crop")  # fmt: skip
 _SILENT = ("run", "steps", "data.latents", "data.manifest")

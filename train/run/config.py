@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.dit_video.lora import LoRAConfig
 from kinoflow.dit_video.mmdit import MMDiTConfig
@@ -255,8 +256,8 @@ class RunConfig:
         if self.model == "dit" and (self.flow.objective, self.dit.predicts) == ("score", "data"):
             raise UserError("flow.objective: a model that predicts data turns them into a velocity, not a "
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
-        if self.validation.every and self.model not in ("dit", "unet", "mmdit"):
-            line = "only model: dit, unet and mmdit are validated, and this run has model:"
+        if self.validation.every and self.backbone is None:
+            line = f"only model: {', '.join(BACKBONES)} are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")
         if self.validation.every % self.log_every:
             raise UserError(f"validation.every: {self.validation.every} is no multiple of "
@@ -265,6 +266,11 @@ class RunConfig:
         if self.data.batch_size % self.deepspeed.accumulation:
             raise UserError(f"data.batch_size: {self.data.batch_size} is no multiple of "
                               f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip
+
+    @property
+    def backbone(self) -> BackboneConfig | None:
+        """The shape of the backbone that is trained; None where something else is."""
+        return getattr(self, self.model) if self.model in BACKBONES else None
 
     def _require_spreadable(self) -> None:
         asked, model = self.parallel, self.model

@@ -116,7 +116,7 @@ def _unwanted(config: RunConfig) -> set[str]:
 
 
 def _labelled(config: RunConfig) -> bool:
-    return {"dit": config.dit.classes, "unet": config.unet.classes}.get(config.model, 0) > 0
+    return config.backbone is not None and config.backbone.classes > 0
 
 
 def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfig) -> None:
