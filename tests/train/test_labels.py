@@ -194,7 +194,7 @@ def test_a_plan_is_made_for_a_transformer_of_labels_and_refused_for_a_unet(capsy
     assert found["text_encoders"] == [] and found["precomputation"] == {}
     assert not any("cross" in part for part in found["flops"]["per_clip"]["1x64x64@1"])
     assert main(["plan", *SHAPES["unet"], *words]) == 2
-    assert "model: unet needs no cluster; the planner takes dit and tae" in capsys.readouterr().err
+    assert "model: unet needs no cluster; the planner takes dit, mmdit and tae" in capsys.readouterr().err
 
 
 def test_folders_of_texts_read_as_before(latents):

@@ -179,9 +179,9 @@ def test_what_cannot_be_spread_is_named():
         load(RunConfig, ["model=dit", "parallel.sequence=0"])
     with pytest.raises(UserError, match=r"parallel\.checkpoint_every"):
         load(RunConfig, ["model=dit", "parallel.checkpoint_every=-1"])
-    with pytest.raises(UserError, match="parallel: only model: dit"):
+    with pytest.raises(UserError, match=r"parallel\.checkpoint_every: only model: dit and mmdit are spread"):
         load(RunConfig, ["model=tae", "parallel.checkpoint_every=1"])
-    with pytest.raises(UserError, match="parallel: only model: dit"):
+    with pytest.raises(UserError, match=r"parallel\.compile: only model: dit, mmdit and tae are spread"):
         load(RunConfig, ["model=judge", "parallel.compile=true"])
     load(RunConfig, ["model=tae", "parallel.compile=true"])
 

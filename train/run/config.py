@@ -281,7 +281,8 @@ class RunConfig:
         }
         for key, models in takes.items():
             if getattr(asked, key) != getattr(ParallelConfig(), key) and model not in models:
+                *others, last = models
+                only = f"{', '.join(others)} and {last} are" if others else f"{last} is"
                 raise UserError(
-                    f"parallel.{key}: only model: {' and '.join(models)} is spread like this, and this run "
-                    f"has model: {model}"
+                    f"parallel.{key}: only model: {only} spread like this, and this run has model: {model}"
                 )
