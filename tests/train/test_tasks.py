@@ -53,17 +53,19 @@ WAYS = {
     for way, words in (EVERY_STAGE | (LAST_STAGE if stage == 3 else {})).items()
     if stage > 0 or "offload" not in way
 }
-PREVIEW = [f"preview_every={STEPS}"]
-CASES = {f"dit-{way}": words for way, words in WAYS.items()} | {
-    f"{model}-{way}": [*words, *(PREVIEW if model == "unet" and way.endswith("plain") else [])]
-    for model in ("tae", "unet")
-    for way, words in WAYS.items()
-    if not any(word.startswith("parallel.") for word in words)
-} | {
-    f"mmdit-{way}": words
-    for way, words in WAYS.items()
-    if not any(word.startswith("parallel.sequence") for word in words)
+# The engine's ways are the same for each backbone: one of them goes every way, the others each way once.
+ONCE = {
+    *(f"zero{stage}-plain" for stage in range(4)), "zero1-optimizer_offload", "zero2-accumulated",
+    "zero3-parameters_offload", "zero3-recomputed",
 }  # fmt: skip
+PREVIEW = [f"preview_every={STEPS}"]
+ALONE = {way: words for way, words in WAYS.items() if not any("parallel." in word for word in words)}
+CASES = (
+    {f"dit-{way}": words for way, words in WAYS.items()}
+    | {f"tae-{way}": words for way, words in ALONE.items()}
+    | {f"unet-{way}": [*ALONE[way], *PREVIEW] for way in sorted(ONCE & ALONE.keys())}
+    | {f"mmdit-{way}": WAYS[way] for way in sorted(ONCE)}
+)
 
 
 def kind(case: str) -> str:
