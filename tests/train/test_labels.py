@@ -10,7 +10,7 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import dump, load
-from kinoflow.data.latents.shards import LatentDataset, read_index
+from kinoflow.data.latents.shards import LatentDataset, LatentIndex, begin, read_index
 from kinoflow.dit_video import UNet
 from kinoflow.sample.release import Release, ReleaseConfig
 from kinoflow.train.__main__ import main
@@ -21,6 +21,7 @@ from kinoflow.train.run.spread import Spread
 from kinoflow.train.tasks.flow_task import FlowTask
 from kinoflow.train.tasks.held_out import HeldOut
 from tests.labelled import CLASSES, write_pictures
+from tests.train.tiny import STREAMS
 
 SHAPES = {
     "unet": ["model=unet", "unet.channels=[8,16]", "unet.layers=1", "unet.width=8", "unet.classes=3"],
@@ -120,6 +121,18 @@ def test_texts_for_a_model_of_labels_are_refused(latents):
         UserError, match=r"unet\.classes: 3, but .* holds texts; set unet\.classes=0 unet\.text_w"
     ):
         prepared(task("unet", latents))
+
+
+def test_pooled_text_that_is_not_stored_is_refused(tmp_path):
+    index = LatentIndex(
+        buckets={"1x16x16@16": 0}, shard_size=4, captions_per_clip=1, widths=(2, 3), made_from={"tae": ""},
+        latent_mean=(0.0, 0.0), latent_std=(1.0, 1.0),
+    )  # fmt: skip
+    begin(tmp_path, index, [np.zeros((1, width)) for width in index.widths])
+    words = ["model=mmdit", *STREAMS, "mmdit.text_widths=[2,3]", f"data.latents={tmp_path}"]
+    assert FlowTask(load(RunConfig, words)).data.latents.index.widths == (2, 3)
+    with pytest.raises(UserError, match=r"mmdit\.pooled_width: 4, but .* holds no pooled text; set mmdit"):
+        _ = FlowTask(load(RunConfig, [*words, "mmdit.pooled_width=4"])).data.latents
 
 
 def test_held_out_pictures_have_the_same_classes(pictures, others, tmp_path):

@@ -17,6 +17,7 @@ from kinoflow.data.clips.order import Sampler
 from kinoflow.data.latents.sets import LatentSets
 from kinoflow.dit_video.backbone import BackboneConfig
 from kinoflow.dit_video.flow.matching import dropped_texts, time_quantile
+from kinoflow.dit_video.mmdit import MMDiTConfig
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks.flow import FlowBatch, condition_of
 
@@ -51,6 +52,9 @@ class FlowData:
                 f"{name}.text_widths: {wanted.text_widths}, but {folder} holds text "
                 f"states of widths {dataset.index.widths}"
             )
+        if isinstance(wanted, MMDiTConfig) and wanted.pooled_width:
+            line = f"{wanted.pooled_width}, but {folder} holds no pooled text; set {name}.pooled_width=0"
+            raise UserError(f"{name}.pooled_width: {line}")
         channels = len(dataset.index.latent_mean)
         if channels != wanted.latent_channels:
             key = f"{name}.latent_channels"
