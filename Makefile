@@ -1,5 +1,5 @@
 # make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
-# make test | setup | check | bench | bench-tae | bench-dit | bench-loader | clean
+# make test | setup | check | bench | bench-tae | bench-dit | bench-sample | bench-loader | clean
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-loader bench-train stages figure2 gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -85,6 +85,10 @@ bench-tae: .venv/.dev
 
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
+
+# Clips: the share of each part, several at once, and beside diffusers' pipeline.
+bench-sample: .venv/.dev
+	@$(BIN)/python tests/bench/sample.py $(ARGS)
 
 # The training loop beside a bare one.
 bench-train: .venv/.dev

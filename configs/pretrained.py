@@ -143,19 +143,27 @@ def load_config(folder: Path, schema: type[Schema]) -> Schema:
         raise UserError(f"{path}: not a JSON object ({error}); fetch the folder again") from None
 
 
-def resolve_folder(source: str | Path, patterns: list[str] | None = None) -> Path:
+def resolve_folder(
+    source: str | Path, patterns: list[str] | None = None, revision: str | None = None
+) -> Path:
     """The local folder for `source`: itself when it exists, else a download of that hub id.
 
-    Of a hub repository only the files that match one of `patterns` are fetched, when they are given.
+    Of a hub repository only the files that match one of `patterns` are fetched, when they are given, and of
+    its `revision`: a branch, tag or commit.
+
+    Raises:
+        UserError: neither a folder nor readable from the hub, or a revision of a folder.
     """
     folder = Path(source)
     if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"revision: {folder} is a folder, which has none; leave it out")
         return folder
     hub_id_parts = 2
     if folder.is_absolute() or len(folder.parts) != hub_id_parts or folder.parts[0].startswith("."):
         raise UserError(f"{folder}: no such folder; give a folder or a hub id such as owner/name")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{source}: neither a folder here nor readable from the hub ({reason})") from None

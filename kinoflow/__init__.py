@@ -1,7 +1,7 @@
 """Text to video by flow matching, from a laptop to a cluster.
 
 The names that a script needs, imported when they are first asked for: `TAE`, `accelerate` and `Codec`,
-`VideoDiT`, `PromptEncoder`, `Release` and `generate`, and `UserError`, which all of them raise.
+`VideoDiT`, `PromptEncoder`, `Release`, `Pipeline` and `generate`, and `UserError`, which all of them raise.
 """
 
 from importlib import import_module
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from kinoflow.configs.errors import UserError
     from kinoflow.dit_video import VideoDiT
     from kinoflow.sample.generate import generate
+    from kinoflow.sample.pipeline import Pipeline
     from kinoflow.sample.release import Release
     from kinoflow.tae import TAE
     from kinoflow.tae.codec.codec import Codec
 
 __version__ = "0.1.0"
-__all__ = ["TAE", "Codec", "PromptEncoder", "Release", "UserError", "VideoDiT", "generate"]
+__all__ = ["TAE", "Codec", "Pipeline", "PromptEncoder", "Release", "UserError", "VideoDiT", "generate"]
 
 _HOMES = {
     "TAE": "kinoflow.tae",
     "Codec": "kinoflow.tae.codec.codec",
+    "Pipeline": "kinoflow.sample.pipeline",
     "PromptEncoder": "kinoflow.conditioning.prompt_encoder",
     "Release": "kinoflow.sample.release",
     "UserError": "kinoflow.configs.errors",

@@ -1,7 +1,7 @@
 """From prompts or labels to frames: conditions, noise, the flow, the autoencoder's decoder.
 
 Each prompt runs on its own. Batched kernels round differently at each batch size, so only this gives the
-same prompt and seed the same bytes whatever else is asked for.
+same prompt and seed the same bytes whatever else is asked for; `pipeline` makes several at once in threads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -158,6 +158,16 @@ def check_negative(negative: str | None, guidance_scale: float) -> None:
         raise UserError("negative: guidance_scale 1 steers away from nothing; use more, or leave it out")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that PyTorch's generators do not take.
+
+    Raises:
+        UserError: it is not in 0 .. 2^63 - 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed} is not in 0 .. 2^63 - 1")
+
+
 def null_condition(encoder: Encoder, negative: str | None, fps: Fraction) -> Condition:
     """What guidance steers away from: the negative prompt or class, or ∅ where there is none."""
     return encoder.null() if negative is None else encoder([negative], fps)
@@ -208,8 +218,7 @@ def noise_stream(shape: LatentShape, seed: int) -> Callable[[], Float[Tensor, "1
     Raises:
         UserError: a seed that is not in 0 .. 2^63 - 1.
     """
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed: {seed} is not in 0 .. 2^63 - 1")
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     size = (1, shape.channels, shape.frames, shape.height, shape.width)
     return lambda: torch.randn(size, generator=generator)

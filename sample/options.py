@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from kinoflow.configs.errors import UserError
 
 if TYPE_CHECKING:
-    from kinoflow.sample.generate import SolverName
     from kinoflow.sample.release import Release
 
 _OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
-_CLIPS = {".mp4", ".m4v", ".mov", ".png"}
+_CLIPS = {".mp4", ".m4v", ".mov", ".png", ".gif", ".webp"}
 
 
 def add_hardware(add: Callable[..., Any]) -> None:
@@ -76,24 +75,16 @@ def named_as_options() -> Iterator[None]:
         raise UserError(line) from None
 
 
-def is_picture(frames: int, out: Path | None) -> bool:
-    """Whether a PNG is written; `out` is None where the file's name follows from the prompt."""
-    return frames == 1 if out is None else out.suffix.lower() == ".png"
-
-
-def refuse_without_effect(
-    *, diffusion: float | None, crf: float | None, solver: SolverName, picture: bool
-) -> None:
-    """Refuse options that change nothing beside the others.
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of WIDTHxHEIGHT, or of one number for a square.
 
     Raises:
-        UserError: one line that names the option and the one that takes its effect.
+        UserError: anything else.
     """
-    if diffusion is not None and solver != "sde":
-        raise UserError(f"diffusion: {solver} adds no noise; use --solver sde with it")
-    if crf is not None and picture:
-        remedy = "leave --crf out, or write a clip of one frame with --out NAME.mp4"
-        raise UserError(f"crf: a picture (--frames 1) is a PNG, which loses nothing; {remedy}")
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 64x64")
+    return int(parts[0]), int(parts[-1])
 
 
 def folder_of_list(out: Path | None) -> Path:

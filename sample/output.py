@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, UInt8
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.configs.files import replacing, seeded
+from kinoflow.configs.files import seeded
 from kinoflow.data.latents.kino import CHUNK, LatentInfo, write
 from kinoflow.data.video import VideoWriter, probe
+from kinoflow.sample import picture
 
 _SLUG_LENGTH = 60
-_PICTURES = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ""})
+_OTHER_PICTURES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ""})
 
 
 def slug(prompt: str) -> str:
@@ -35,19 +34,38 @@ def derived_seed(seed: int, prompt: str, repeat: int = 0) -> int:
     return seeded("prompt", seed, repeat, prompt) % 2**32
 
 
-def free_path(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... before its suffix when files of these names exist."""
+def free_path(path: Path, taken: Collection[Path] = ()) -> Path:
+    """The path itself, or with -2, -3, ... before its suffix when such files exist or are `taken`."""
     number, free = 1, path
-    while free.exists():
+    while free in taken or free.exists():
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
 
 
+def is_lossless(path: Path) -> bool:
+    """Whether what is written there has no quality to choose, as H.264 has one."""
+    return path.suffix.lower() in picture.SUFFIXES
+
+
+def file_metadata(path: Path, metadata: Mapping[str, str], crf: float | int) -> dict[str, str]:
+    """What a file at the path says of itself: what made its frames, and its quality where it has one."""
+    return dict(metadata) if is_lossless(path) else {**metadata, "crf": str(float(crf))}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a clip or picture says of itself.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    return picture.read_metadata(path) if is_lossless(path) else dict(probe(path).metadata)
+
+
 def finished(path: Path, metadata: Mapping[str, str]) -> bool:
     """Whether a readable file made with exactly this metadata is at the path."""
     try:
-        written = _png_metadata(path) if path.suffix.lower() == ".png" else probe(path).metadata
+        written = read_metadata(path)
     except (UserError, OSError):
         return False
     return all(written.get(key) == value for key, value in metadata.items())
@@ -57,7 +75,7 @@ class Output:
     """A clip to be written: what can be wrong about it is found before any sampling.
 
     Args:
-        path: ends in .mp4 (.m4v, .mov), or in .png when there is one frame.
+        path: ends in .mp4 (.m4v, .mov), .gif, .webp, or .png: a frame as it is, of more a contact sheet.
         metadata: goes into the file.
 
     Raises:
@@ -72,17 +90,14 @@ class Output:
         height: int,
         width: int,
         fps: Fraction,
-        crf: float,
+        crf: float | int,
         metadata: Mapping[str, str],
     ) -> None:
         self.path, self._metadata, self._writer = path, dict(metadata), None
         self._shape: dict[str, Any] = {"frames": frames, "height": height, "width": width, "fps": fps}
-        if path.suffix.lower() == ".png":
-            if frames != 1:
-                raise UserError(f"{path}: a PNG holds one frame, not {frames}; end the name in .mp4")
-        elif frames == 1 and path.suffix.lower() in _PICTURES:
+        if frames == 1 and path.suffix.lower() in _OTHER_PICTURES:
             raise UserError(f"{path}: a picture is written as PNG; end the name in .png")
-        else:
+        if not is_lossless(path):
             self._writer = VideoWriter(path, fps=fps, width=width, height=height, crf=crf, metadata=metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +109,8 @@ class Output:
     def write(self, pieces: Iterable[UInt8[np.ndarray, "_ height width 3"]]) -> None:
         """Write the clip, a few frames at a time; the file appears whole or not at all.
 
+        Of an mp4 no more than that is held; pictures are held whole.
+
         Raises:
             UserError: the disk is full, or the file cannot be written.
             Exception: what `pieces` raises; then there is no file.
@@ -104,15 +121,8 @@ class Output:
                     writer.write(piece)
                     del piece  # not held while the next one is made
             return
-        (picture,) = np.concatenate(list(pieces))
-        info = PngInfo()
-        for key, value in self._metadata.items():
-            info.add_itxt(key, value)
-        try:
-            with replacing(self.path) as aside:
-                Image.fromarray(np.ascontiguousarray(picture)).save(aside, format="PNG", pnginfo=info)
-        except OSError as error:
-            raise UserError(os_error_line(self.path, error)) from error
+        frames = np.concatenate(list(pieces))
+        picture.write_picture(self.path, frames, self._shape["fps"], self._metadata)
 
     def save_latent(self, latent: Float16[np.ndarray, "t c h w"], *, tae: str, tae_sha256: str) -> Path:
         """Keep the latent of a clip that could not be decoded, as a latent file beside it; returns its path.
@@ -143,8 +153,3 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _png_metadata(path: Path) -> dict[str, str]:
-    with Image.open(path) as image:
-        return {str(key): str(value) for key, value in image.info.items()}

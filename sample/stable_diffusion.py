@@ -23,7 +23,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import CONFIG_NAME, resolve_folder, weight_files
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.sample.generate import Sampling
-from kinoflow.sample.release import CARD_NAME, Release, ReleaseConfig
+from kinoflow.sample.release import CARD_NAME, DEFAULT_RELEASE, Release, ReleaseConfig
 
 if TYPE_CHECKING:
     from kinoflow.conditioning.clip_t5 import ClipT5Encoder
@@ -44,22 +44,26 @@ _FETCHED = (INDEX, "*/*.json", "tokenizer*/*", *(f"{part}/{stem}{end}" for part,
 
 
 def open_release(
-    source: str | Path | None, lora: Sequence[str] = (), dtype: torch.dtype = torch.float32
+    source: str | Path | None,
+    lora: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
 ) -> Release:
     """A release of ours, or Stable Diffusion's where the folder or hub id has a model_index.json.
 
     So the weights of the system of the lecture notes' section 1.3.1 are sampled from as they are released.
 
-    Beside a transformer that is computed in less than fp32 its text encoders are held in bf16.
+    Beside a transformer that is computed in less than fp32 its text encoders are held in bf16. `revision` is
+    a branch, tag or commit of a hub id.
 
     Raises:
-        UserError: a missing or damaged file, another family of models, or adapters that do not fit.
+        UserError: a missing or damaged file, a revision of a folder, another family of models, or adapters
+            that do not fit.
     """
-    if source is None or (Path(source) / CARD_NAME).is_file():
-        return Release.load(source, lora)
-    folder = resolve_folder(source, [INDEX, CARD_NAME])
-    if not (folder / INDEX).is_file():
-        return Release.load(source, lora)
+    source = DEFAULT_RELEASE if source is None else source
+    folder = resolve_folder(source, [INDEX, CARD_NAME], revision)
+    if (folder / CARD_NAME).is_file() or not (folder / INDEX).is_file():
+        return Release.load(resolve_folder(source, revision=revision), lora)
     if lora:
         raise UserError(f"lora: {source} is Stable Diffusion, which takes no adapters here; leave --lora out")
     index = _read(folder / INDEX)
@@ -68,7 +72,7 @@ def open_release(
             f"{folder / INDEX}: a {index.get('_class_name')}; give a {_PIPELINE} (Stable Diffusion 3 or 3.5) "
             "or a release of kinoflow"
         )
-    return _opened(resolve_folder(source, list(_FETCHED)), Path(source).name, index, dtype)
+    return _opened(resolve_folder(source, list(_FETCHED), revision), Path(source).name, index, dtype)
 
 
 def _opened(folder: Path, name: str, index: dict[str, Any], dtype: torch.dtype) -> StableDiffusion:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
@@ -22,10 +23,12 @@ def contact_sheet(
     *,
     columns: int,
     captions: Sequence[str] | None = None,
+    info: PngInfo | None = None,
 ) -> None:
     """Write a PNG with one row per clip: `columns` evenly spaced frames, first and last among them.
 
-    A clip with fewer frames than columns leaves the rest of its row blank. Captions stand above their row.
+    A clip with fewer frames than columns leaves the rest of its row blank. Captions stand above their row;
+    `info` goes into the file.
 
     Raises:
         UserError: nothing to show, captions that do not match, or a file that cannot be written.
@@ -41,7 +44,7 @@ def contact_sheet(
     sheet = _stacked(rows, texts, width)
     try:
         with replacing(path) as aside:
-            sheet.save(aside, format="PNG")
+            sheet.save(aside, format="PNG", pnginfo=info)
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
 

@@ -20,12 +20,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve import body, metrics
 from kinoflow.sample.serve.errors import ApiError, answer
 from kinoflow.sample.serve.guard import Guard
 from kinoflow.sample.serve.jobs import Job, Jobs
 from kinoflow.sample.serve.metrics import Metrics
-from kinoflow.sample.serve.request import ClipRequest, Maker
+from kinoflow.sample.serve.request import Maker
 from kinoflow.sample.serve.worker import Worker
 
 log = logging.getLogger(__name__)

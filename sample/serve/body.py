@@ -12,8 +12,9 @@ from starlette.requests import Request
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import parse_rate
 from kinoflow.data.clips.buckets import Bucket
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.errors import ApiError
-from kinoflow.sample.serve.request import ClipRequest, Maker
+from kinoflow.sample.serve.request import Maker
 
 MAX_PROMPT = 2000
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")

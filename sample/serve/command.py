@@ -27,8 +27,7 @@ _GRACE = 2  # seconds that open connections have when the server stops
 def main(argv: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; 0 then."""
     args = _parser().parse_args(argv)
-    from kinoflow.configs.devices import parse_device, parse_dtype
-    from kinoflow.sample.release import Release
+    from kinoflow.sample.pipeline import Pipeline
     from kinoflow.sample.serve.app import ServeConfig
     from kinoflow.sample.serve.maker import ReleaseMaker
 
@@ -37,14 +36,13 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{key}: {getattr(args, key)}; use 1 or more")
     token = _token(args.token_file, args.host)
     config = ServeConfig(folder=args.folder, queue=args.queue, keep=args.keep, token=token)
-    device = parse_device(args.device)
     with listening(
         args.host, args.port
     ) as listener:  # before the models: a port that is taken is said at once
-        release = Release.load(args.weights)
-        dtype = parse_dtype(args.dtype, device)
-        maker = ReleaseMaker(release, device=device, dtype=dtype, threads=args.threads)
-        return serve(maker, config, listener)
+        pipeline = Pipeline.from_pretrained(
+            args.weights, device=args.device, dtype=args.dtype, threads=args.threads
+        )
+        return serve(ReleaseMaker(pipeline), config, listener)
 
 
 def _parser() -> argparse.ArgumentParser:

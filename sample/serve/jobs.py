@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kinoflow.configs.errors import UserError
-from kinoflow.sample.serve.request import ClipRequest
+from kinoflow.sample.request import ClipRequest
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)

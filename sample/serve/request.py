@@ -1,49 +1,13 @@
-"""The seam between the server and what makes clips: a request, and a Maker that checks and makes it."""
+"""The seam between the server and what makes clips: a Maker checks a request and makes it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kinoflow.data.clips.buckets import Bucket
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRequest:
-    """One clip that is asked for; None stands for the default, until `Maker.check` has filled it in."""
-
-    prompt: str
-    """What it shows."""
-    negative: str | None = None
-    """What it is steered away from."""
-    seed: int = 0
-    """Of the noise that it starts from, 0 .. 2^63 - 1."""
-    frames: int | None = None
-    """How many."""
-    width: int | None = None
-    """In pixels."""
-    height: int | None = None
-    """In pixels."""
-    fps: Fraction | None = None
-    """Frames per second."""
-    steps: int | None = None
-    """Intervals of the time grid."""
-    guidance: float | None = None
-    """Weight of the prompt."""
-
-    def dumps(self) -> str:
-        """As JSON, which `loads` reads."""
-        return json.dumps(asdict(self) | {"fps": None if self.fps is None else str(self.fps)})
-
-    @classmethod
-    def loads(cls, text: str) -> ClipRequest:
-        """Read what `dumps` wrote."""
-        values = json.loads(text)
-        return cls(**values | {"fps": None if values["fps"] is None else Fraction(values["fps"])})
+from kinoflow.sample.request import ClipRequest
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import kinoflow.sample.generate
+import kinoflow.sample.pipeline
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.data.latents.kino import read_info, read_latents
 from kinoflow.data.video import VideoWriter, read
@@ -30,7 +30,7 @@ def failed(run, monkeypatch):
 
     def sample(*argv):
         with monkeypatch.context() as patch:
-            patch.setattr(kinoflow.sample.generate, "decode_pieces", out_of_memory)
+            patch.setattr(kinoflow.sample.pipeline, "decode_pieces", out_of_memory)
             err = refused(run(*argv))
         assert (
             "decoding failed (CUDA out of memory. Tried to allocate 20 GiB); its latent is kept, run: " in err

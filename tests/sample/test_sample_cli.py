@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kinoflow.sample.generate
 import kinoflow.sample.output
+import kinoflow.sample.pipeline
 import kinoflow.sample.release
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read
@@ -210,7 +210,7 @@ def test_the_readmes_prompts_are_of_the_shipped_releases_words():
         ([PROMPT, "--crf", "99"], "crf"),
         ([PROMPT, "--threads", "0"], "threads"),
         ([PROMPT, "--out", "clip.avi"], "clip.avi"),
-        ([PROMPT, "--out", "clip.png"], "one frame"),
+        ([PROMPT, "--batch", "2"], "batch: one prompt is one clip"),
         ([PROMPT, "--out", "."], "mp4"),
         ([PROMPT + "\0"], "NUL"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
@@ -362,7 +362,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kinoflow.sample.generate, "decode_pieces", interrupt)
+    monkeypatch.setattr(kinoflow.sample.pipeline, "decode_pieces", interrupt)
     code, _, err = run(PROMPT)
     assert code == 130
     assert err.count("\n") == 1

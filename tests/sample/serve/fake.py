@@ -16,9 +16,9 @@ import uvicorn
 from kinoflow.configs.errors import UserError, run
 from kinoflow.data import video
 from kinoflow.data.clips.buckets import Bucket, parse
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.app import ServeConfig, create_app
 from kinoflow.sample.serve.command import listening, serve
-from kinoflow.sample.serve.request import ClipRequest
 
 TOKEN = "a-token-that-tests-know"
 FORM = {"prompt": "a red star moves left"}

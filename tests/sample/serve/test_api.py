@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 
 from kinoflow.data.video import probe
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.jobs import Jobs
-from kinoflow.sample.serve.request import ClipRequest
 from tests.sample.serve.fake import FORM, FakeMaker, until
 
 UNKNOWN = "video_" + "0" * 32

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 
 from kinoflow.configs.errors import UserError
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.jobs import Jobs
-from kinoflow.sample.serve.request import ClipRequest
 
 REQUEST = ClipRequest(prompt='a "★"\n', seed=2**63 - 1, frames=24, fps=Fraction(24000, 1001), guidance=0.1)
 

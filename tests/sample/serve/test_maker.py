@@ -3,22 +3,22 @@
 from fractions import Fraction
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 
 from kinoflow.configs.errors import UserError
 from kinoflow.sample.__main__ import main
+from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.app import ServeConfig, create_app
 from kinoflow.sample.serve.maker import ReleaseMaker
-from kinoflow.sample.serve.request import ClipRequest
 from tests.sample.serve.fake import until
 
 PROMPT = "a red star moves left"
 
 
 def maker_of(release: Release) -> ReleaseMaker:
-    return ReleaseMaker(release, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+    return ReleaseMaker(Pipeline(release))
 
 
 def test_the_shipped_release_through_the_server_and_the_command_is_equal(tmp_path):

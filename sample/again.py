@@ -1,0 +1,125 @@
+"""`kinoflow sample again CLIP`: make a clip again from what it says of itself, and compare."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.terminal import one_line_warnings, print_json
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.video import read
+from kinoflow.sample.job import Job, Sampler
+from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
+from kinoflow.sample.picture import read_frames
+from kinoflow.sample.pipeline import CRF, Pipeline
+from kinoflow.sample.request import ClipRequest
+from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
+
+_VERSIONS = ("kinoflow", "torch")  # others may round otherwise, which the comparison tells
+
+
+def main(argv: list[str]) -> int:
+    """0 when the clip that was made again is equal, 1 when not."""
+    args = _parser().parse_args(argv)
+    written = read_metadata(args.clip)
+    with one_line_warnings():
+        return _again(args, written)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kinoflow sample again",
+        description="Make a clip again from its own metadata and compare: exits with 0 when all frames are "
+        "equal, else with 1.",
+    )
+    add = parser.add_argument
+    add("clip", type=Path, metavar="CLIP", help="made by kinoflow sample, its server or a Pipeline")
+    add("--weights", metavar="RELEASE", help="what it was made with (default: the shipped mini release)")
+    add("--out", type=Path, help="keep what is made, under this name")
+    add("--json", action="store_true", help="print one JSON object with every figure")
+    return parser
+
+
+def _again(args: argparse.Namespace, written: Mapping[str, str]) -> int:
+    pipeline, request = _pipeline(args.clip, args.weights, written), _request(args.clip, written)
+    plan = pipeline.plan(request)
+    crf = _number(args.clip, written, "crf", CRF)
+    planned = file_metadata(args.clip, pipeline.metadata(plan), crf)
+    others = sorted(key for key in planned if key not in _VERSIONS and written.get(key) != planned[key])
+    if others:
+        told = ", ".join(f"{key} {written.get(key)}, here {planned[key]}" for key in others)
+        raise UserError(f"{args.clip}: made otherwise ({told}); name what it was made with in --weights")
+    with TemporaryDirectory() as folder:
+        out = args.out or Path(folder, f"again{args.clip.suffix}")
+        if out.suffix.lower() != args.clip.suffix.lower() or out.resolve() == args.clip.resolve():
+            raise UserError(f"{out}: give --out another name that ends in {args.clip.suffix}")
+        made = Sampler(pipeline, crf=crf, quiet=True).run(Job(plan=plan, out=out))
+        same_file = out.read_bytes() == args.clip.read_bytes()
+        same_frames = same_file or _equal(_frames(args.clip), _frames(out))
+    versions = {key: [written.get(key), planned[key]] for key in _VERSIONS}
+    if args.json:
+        print_json(made | {"equal": same_frames, "same_file": same_file, "versions": versions})
+        return 0 if same_frames else 1
+    changed = [f"{key} {old} then, {new} now" for key, (old, new) in versions.items() if old != new]
+    verdict = "equal, to the byte" if same_file else "equal in all frames" if same_frames else "not equal"
+    print(f"{args.clip}: {verdict}" + (f" ({', '.join(changed)})" if changed else ""))
+    return 0 if same_frames else 1
+
+
+def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pipeline:
+    if "weights" not in written or not {"prompt", "label"} & written.keys():
+        raise UserError(f"{clip}: does not say how it was made; give a file of kinoflow sample")
+    pipeline = Pipeline.from_pretrained(
+        weights,
+        lora=written["lora"].split(" ") if "lora" in written else (),
+        device=written.get("device", "cpu"),
+        dtype=written.get("dtype", "fp32"),
+        threads=int(_number(clip, written, "threads", 1)),
+        memory=int(_number(clip, written, "memory", DEFAULT_MEMORY)),
+    )
+    if pipeline.release.weights_hash != written["weights"]:
+        raise UserError(
+            f"{clip}: made with {written.get('release')}, weights {written['weights']}; these are "
+            f"{pipeline.release.name}, {pipeline.release.weights_hash}: name its release in --weights"
+        )
+    return pipeline
+
+
+def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
+    try:
+        bucket = parse(written["clip"])
+        return ClipRequest(
+            prompt=written["label"] if "label" in written else written["prompt"],
+            negative=written.get("negative"),
+            seed=int(written["seed"]),
+            frames=bucket.frames,
+            width=bucket.width,
+            height=bucket.height,
+            fps=None if bucket.frames == 1 else bucket.fps,
+            steps=int(written["steps"]),
+            guidance=float(written["guidance"]),
+            solver=written["solver"],  # pyright: ignore[reportArgumentType]
+            diffusion=float(written["diffusion"]) if "diffusion" in written else None,
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{clip}: its metadata is damaged ({error}); it cannot be made again") from None
+
+
+def _number(clip: Path, written: Mapping[str, str], key: str, default: float | int) -> float:
+    try:
+        return float(written.get(key, default))
+    except ValueError:
+        raise UserError(f"{clip}: its {key} is {written[key]!r}; it cannot be made again") from None
+
+
+def _frames(path: Path) -> np.ndarray:
+    return read_frames(path) if is_lossless(path) else read(path)
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and bool((one == other).all())

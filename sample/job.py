@@ -1,0 +1,230 @@
+"""The clips of one call of `kinoflow sample`: names, bars, files, figures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinoflow.configs.errors import UserError, one_line
+from kinoflow.configs.pretrained import fingerprint
+from kinoflow.configs.terminal import progress_bar
+from kinoflow.data.latents import stored
+from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
+from kinoflow.sample.pipeline import Pipeline, Plan
+from kinoflow.tae.model.pixels import Pixels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.progress import Progress, TaskID
+    from torch import Tensor
+
+    from kinoflow.tae.model.tae import TAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One clip to make; `out` is None where the name follows from the prompt and the seed."""
+
+    plan: Plan
+    folder: Path = Path()
+    out: Path | None = None
+    skip_finished: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Figures of each clip that was made or found, and of each that failed."""
+
+    clips: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A clip whose name is known; without an output it is there already, as `note` says."""
+
+    job: Job
+    output: Output | None
+    note: str
+    metadata: dict[str, str]
+
+
+class UnknownWordsWarning(UserWarning):
+    """A prompt has words that the release has never read, or cannot write."""
+
+
+class Sampler:
+    """Makes files with a pipeline.
+
+    Args:
+        crf: quality of mp4 files.
+        quiet: stdout is for a program; a person reads stderr.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, crf: float, quiet: bool) -> None:
+        self._pipeline, self._crf = pipeline, crf
+        self._stream = sys.stderr if quiet else sys.stdout
+        self._taken: set[Path] = set()
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Make one clip, say where it is, and return its figures.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        with progress_bar() as bar:
+            return self._make(self._prepare(job), bar, "sampling")
+
+    def run_list(self, jobs: Sequence[Job], at_once: int | None) -> Results:
+        """Every job, so many at a time, whatever happens to one; what failed is listed at the end."""
+        failed: dict[int, dict[str, Any]] = {}
+        clips: dict[int, dict[str, Any]] = {}
+        todo: list[tuple[int, _Prepared]] = []
+
+        def fail(number: int, job: Job, error: UserError) -> None:
+            failed[number] = {"prompt": job.plan.prompt, "seed": job.plan.seed, "error": str(error)}
+
+        for number, job in enumerate(jobs):  # in their order: so names do not depend on which is done first
+            try:
+                ready = self._prepare(job)
+            except UserError as error:
+                fail(number, job, error)
+                continue
+            if ready.output is None:
+                clips[number] = self._skipped(ready)
+            else:
+                todo.append((number, ready))
+        with progress_bar() as bar:
+
+            def make(item: tuple[int, _Prepared]) -> None:
+                number, ready = item
+                try:
+                    clips[number] = self._make(ready, bar, f"{number + 1}/{len(jobs)}")
+                except UserError as error:
+                    fail(number, ready.job, error)
+
+            for _ in self._pipeline.at_once(make, todo, at_once):
+                pass
+        for _, failure in sorted(failed.items()):
+            print(f"failed: {failure['prompt'][:60]!r}: {failure['error']}", file=sys.stderr)
+        return Results(
+            clips=[clips[number] for number in sorted(clips)],
+            failed=[failed[number] for number in sorted(failed)],
+        )
+
+    def _prepare(self, job: Job) -> _Prepared:
+        """Where the clip goes, and a line on stderr about words that mean nothing to the release."""
+        bucket, note = job.plan.bucket, ""
+        suffix = ".png" if bucket.frames == 1 else ".mp4"
+        path = job.folder / f"{slug(job.plan.prompt)}-{job.plan.seed}{suffix}" if job.out is None else job.out
+        metadata = file_metadata(path, self._pipeline.metadata(job.plan), self._crf)
+        if job.out is None:
+            named, path = path, free_path(path, self._taken)
+            if job.skip_finished:
+                for taken in named.parent.glob(f"{named.stem}*{suffix}"):
+                    if finished(taken, metadata):
+                        return _Prepared(job=job, output=None, note=str(taken), metadata=metadata)
+            if path != named:
+                note = f"  ({named} was there already)"
+        elif path.exists():
+            note = "  (replaced)"
+        size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+        output = Output(path, **size, crf=self._crf, metadata=metadata)
+        self._taken.add(path)
+        self._advise(job.plan)
+        return _Prepared(job=job, output=output, note=note, metadata=metadata)
+
+    def _advise(self, plan: Plan) -> None:
+        known = self._pipeline.release.vocabulary
+        for text in (plan.prompt, plan.negative or ""):
+            advice = None if known is None else known.advice(text)
+            if advice is not None:
+                warnings.warn(advice, UnknownWordsWarning, stacklevel=2)
+
+    def _skipped(self, ready: _Prepared) -> dict[str, Any]:
+        self._say(f"{ready.note} (finished before, skipped)")
+        plan = ready.job.plan
+        words = self._pipeline.unknown_words(plan)
+        found = {"path": ready.note, "prompt": plan.prompt, "seed": plan.seed, "skipped": True}
+        return found | {"unknown_words": words}
+
+    def _make(self, ready: _Prepared, bar: Progress, label: str) -> dict[str, Any]:
+        assert ready.output is not None
+        plan, output, started = ready.job.plan, ready.output, time.perf_counter()
+        self._pipeline.load()  # when the first clip is to be made
+        clock = _Clock(load=time.perf_counter() - started)
+        task = bar.add_task(label, total=plan.num_steps)
+        try:
+            with clock.part("text"):
+                conditions = self._pipeline.conditions(plan)
+            with clock.part("flow"):
+                latent = self._pipeline.flow(plan, conditions, lambda count: bar.advance(task, count))
+            output.write(clock.each("decode", self._frames(plan, latent, output, bar, task)))
+        finally:
+            bar.remove_task(task)
+        seconds = time.perf_counter() - started
+        self._say(f"{output.path}{ready.note}  {seconds:.1f} s")
+        figures = {"seed": plan.seed, "seconds": round(seconds, 3), "parts": clock.figures(seconds)}
+        words = {"unknown_words": self._pipeline.unknown_words(plan)}
+        return {"path": str(output.path)} | ready.metadata | figures | words
+
+    def _frames(
+        self, plan: Plan, latent: Tensor, output: Output, bar: Progress, task: TaskID
+    ) -> Iterator[np.ndarray]:
+        """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
+        decoder = self._pipeline.decoder
+        try:
+            yield from self._pipeline.decode(plan, latent, lambda count: bar.advance(task, count))
+        except (RuntimeError, MemoryError, UserError) as error:
+            if isinstance(decoder, Pixels):  # there is nothing to decode later with
+                raise
+            folder = self._pipeline.release.tae_folder
+            kept = None if folder is None else self._kept(latent, output, decoder, str(folder))
+            again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
+            raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
+
+    def _kept(self, latent: Tensor, output: Output, tae: TAE, weights: str) -> list[str]:
+        """Write the latent to a file; the command that decodes it."""
+        mean = stored(tae.denormalize(latent)[0].transpose(0, 1), weights)
+        file = output.save_latent(mean, tae=weights, tae_sha256=fingerprint(tae.state_dict()))
+        clip = output.path.with_suffix(".mp4")
+        how = ["--weights", weights, "--crf", str(self._crf)]
+        return ["kinoflow", "tae", "decode", str(file), str(clip), *how]
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream)
+
+
+class _Clock:
+    """Seconds of the parts of one clip."""
+
+    def __init__(self, *, load: float) -> None:
+        self._seconds = {"load": load}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def each(self, name: str, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same pieces; making them is the part."""
+        while True:
+            with self.part(name):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+            del piece  # not held while the next one is made
+
+    def figures(self, total: float) -> dict[str, float]:
+        """Rounded; "write" is what is left: the file, and what lies between the parts."""
+        parts = self._seconds | {"write": total - sum(self._seconds.values())}
+        return {name: round(seconds, 4) for name, seconds in parts.items()}

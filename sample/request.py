@@ -1,0 +1,49 @@
+"""What is asked of a release: one clip, with the settings that are given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kinoflow.sample.generate import SolverName
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """One clip that is asked for; None stands for the release's default."""
+
+    prompt: str
+    """What it shows; of a release of classes the name or number of one."""
+    negative: str | None = None
+    """What it is steered away from."""
+    seed: int = 0
+    """Of the noise that it starts from, 0 .. 2^63 - 1."""
+    frames: int | None = None
+    """How many."""
+    width: int | None = None
+    """In pixels."""
+    height: int | None = None
+    """In pixels."""
+    fps: Fraction | None = None
+    """Frames per second."""
+    steps: int | None = None
+    """Intervals of the time grid."""
+    guidance: float | None = None
+    """Weight of the prompt."""
+    solver: SolverName | None = None
+    """How an interval is crossed."""
+    diffusion: float | None = None
+    """Noise of the solver "sde"."""
+
+    def dumps(self) -> str:
+        """As JSON, which `loads` reads."""
+        return json.dumps(asdict(self) | {"fps": None if self.fps is None else str(self.fps)})
+
+    @classmethod
+    def loads(cls, text: str) -> ClipRequest:
+        """Read what `dumps` wrote."""
+        values = json.loads(text)
+        return cls(**values | {"fps": None if values["fps"] is None else Fraction(values["fps"])})

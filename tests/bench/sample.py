@@ -1,0 +1,281 @@
+"""How fast clips are made: `python tests/bench/sample.py [--json] [--steps 50] [--clips 8] …`.
+
+shares   of one clip of the shipped release, from the prompt to the mp4, on one thread: text encoders,
+         backbone, decoder, and what is neither of the last two (text, solver, guidance, noise, the file).
+batch    clips/s of the shipped release: one at a time on one thread and on all, several at once in threads.
+peer     our pipeline and diffusers' WanPipeline, random weights, one clip turn about: equal width, depth,
+         tokens, steps, guidance and number of threads, and text states that are there already. The decoders
+         are each one's own (Wan's compresses time by 4, ours by 8), so the flow is told apart.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.configs.schema import load
+from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.sample.generate import Sampling
+from kinoflow.sample.output import Output
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.release import Release, ReleaseConfig
+from kinoflow.sample.request import ClipRequest
+from kinoflow.tae import TAE, TAEConfig, accelerate
+
+HEAD, TEXT_WIDTH, TEXT_TOKENS, CHANNELS = 64, 512, 32, 16
+LATENT_FRAMES, GUIDANCE = 4, 4.0
+MINI_TAE = Path(__file__).parents[2] / "sample" / "mini" / "tae" / "config.json"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--json", action="store_true")
+    add("--only", choices=("shares", "batch", "peer"))
+    add("--steps", type=int, default=50, help="of shares and peer")
+    add("--batch-steps", type=int, default=8, help="of batch")
+    add("--clips", type=int, default=8, help="of batch")
+    add("--at-once", type=int, nargs="+", default=[2, 4, 8], help="of batch")
+    add("--width", type=int, default=384, help="of peer")
+    add("--depth", type=int, default=4, help="of peer")
+    add("--side", type=int, default=16, help="of peer: pixels / 8")
+    add("--rounds", type=int, default=3, help="of shares and peer; medians are printed")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of peer")
+    return parser.parse_args(arguments)
+
+
+class Stopwatch:
+    """Seconds inside of calls, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Any:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def watch(self, model: nn.Module, name: str, method: str = "forward") -> None:
+        """Count a method of a module from now on."""
+        plain = getattr(model, method)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            with self(name):
+                return plain(*args, **named)
+
+        setattr(model, method, timed)
+
+
+def shares(steps: int, rounds: int) -> dict[str, float]:
+    """Seconds of a clip of the shipped release, and the share of each part; medians."""
+    pipeline = Pipeline(Release.load())
+    backbone, _, encoder = pipeline._models
+    watch = Stopwatch()
+    watch.watch(backbone, "backbone")
+    assert isinstance(encoder, nn.Module)
+    watch.watch(encoder, "text")
+    plan = pipeline.plan(ClipRequest(prompt="a red star moves left on a gray background", steps=steps))
+    found: dict[str, list[float]] = {}
+    with TemporaryDirectory() as folder:
+        for _ in range(rounds + 1):
+            watch.seconds.clear()
+            started = time.perf_counter()
+            latent = pipeline.latent(plan)
+            b = plan.bucket
+            size = {"frames": b.frames, "height": b.height, "width": b.width, "fps": b.fps}
+            output = Output(Path(folder, "a.mp4"), **size, crf=18, metadata=pipeline.metadata(plan))
+            output.write(_decoded(pipeline, plan, latent, watch))
+            total = time.perf_counter() - started
+            values = {name: seconds / total for name, seconds in watch.seconds.items()}
+            overhead = 1 - values["backbone"] - values["decoder"]
+            for name, value in ({"seconds": total} | values | {"overhead": overhead}).items():
+                found.setdefault(name, []).append(value)
+    return {name: round(statistics.median(values[1:]), 4) for name, values in found.items()}
+
+
+def _decoded(pipeline: Pipeline, plan: Any, latent: Tensor, watch: Stopwatch) -> Any:
+    pieces = pipeline.decode(plan, latent)
+    while True:
+        with watch("decoder"):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+def batch(steps: int, clips: int, at_once: list[int]) -> list[dict[str, float]]:
+    """Clips/s of a list, one at a time and several at once."""
+    release = Release.load()
+    requests = [ClipRequest(prompt="a red star moves left", seed=seed, steps=steps) for seed in range(clips)]
+    rows = []
+    ways = [(1, 1), (torch.get_num_threads(), 1), *((1, count) for count in at_once)]
+    for threads, count in dict.fromkeys(ways):
+        pipeline = Pipeline(release, threads=threads)
+        pipeline.load()
+        next(pipeline.batch(requests[:1]))
+        started = time.perf_counter()
+        for _ in pipeline.batch(requests, at_once=count):
+            pass
+        rate = clips / (time.perf_counter() - started)
+        rows.append({"threads": threads, "at_once": count, "clips_per_second": round(rate, 4)})
+    return rows
+
+
+class Given:
+    """Text states that are there."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self._text = (TextEmbedding(hidden=hidden, mask=torch.ones(hidden.shape[:2], dtype=torch.bool)),)
+
+    def __call__(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]:
+        del prompts, fps
+        return self._text
+
+    def null(self) -> tuple[TextEmbedding, ...]:
+        return self._text
+
+
+@dataclass(frozen=True)
+class Random(Release):
+    """Models with random weights."""
+
+    models: tuple[VideoDiT, TAE, Given] = ()  # pyright: ignore[reportAssignmentType]
+
+    def backbone(self, *_: Any) -> VideoDiT:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.models[0]
+
+    def decoder(self, *_: Any) -> TAE:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.models[1]
+
+    def encoder(self, *_: Any) -> Given:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.models[2]
+
+
+def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
+    """A call that makes a clip, and what its parts took."""
+    config = DiTConfig(
+        width=options.width, depth=options.depth, heads=options.width // HEAD, ffn=options.width * 8 // 3,
+        latent_channels=CHANNELS, text_widths=(TEXT_WIDTH,),
+        max_tokens=(LATENT_FRAMES, options.side, options.side),
+    )  # fmt: skip
+    dit = VideoDiT(config)
+    dit.init_weights()
+    tae = TAE(load(TAEConfig, [str(MINI_TAE)]))
+    tae.init_weights()
+    frames, side = LATENT_FRAMES * 8, options.side * 8
+    clip = f"{frames}x{side}x{side}@16"
+    sampling = Sampling(guidance_scale=GUIDANCE, num_steps=options.steps)
+    card = ReleaseConfig(name="random", buckets=(clip,), default_bucket=clip, sampling=sampling)
+    models = dit.eval(), accelerate(tae.eval()), Given(torch.randn(1, TEXT_TOKENS, TEXT_WIDTH))
+    pipeline = Pipeline(Random(Path(), card, models=models), threads=options.threads)
+    plan = pipeline.plan(ClipRequest(prompt="noise"))
+    watch = Stopwatch()
+    watch.watch(dit, "backbone")
+
+    def call() -> None:
+        with watch("flow"):
+            latent = pipeline.latent(plan)
+        list(pipeline.decode(plan, latent))
+
+    return call, watch
+
+
+def wan(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
+    """The same of diffusers' pipeline."""
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+
+    dit = WanTransformer3DModel(
+        num_attention_heads=options.width // HEAD, attention_head_dim=HEAD, ffn_dim=options.width * 8 // 3,
+        num_layers=options.depth, text_dim=TEXT_WIDTH, in_channels=CHANNELS, out_channels=CHANNELS,
+    ).eval()  # fmt: skip
+    vae = AutoencoderKLWan(base_dim=32, num_res_blocks=1).eval()
+    pipeline = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=dit,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # pyright: ignore[reportArgumentType]
+    pipeline.set_progress_bar_config(disable=True)
+    watch, states = Stopwatch(), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
+    watch.watch(dit, "backbone")
+    watch.watch(vae, "decoder", "decode")
+
+    def call() -> None:
+        started = time.perf_counter()
+        pipeline(
+            prompt_embeds=states,
+            negative_prompt_embeds=states,
+            height=8 * options.side,
+            width=8 * options.side,
+            num_frames=4 * (LATENT_FRAMES - 1) + 1,
+            num_inference_steps=options.steps,
+            guidance_scale=GUIDANCE,
+        )
+        flow = time.perf_counter() - started - watch.seconds["decoder"]
+        watch.seconds["flow"] = flow
+
+    return call, watch
+
+
+def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Median seconds of both, whole and of the flow, one clip of each in turns."""
+    torch.set_num_threads(options.threads)
+    subjects = {"kinoflow": ours(options), "diffusers": wan(options)}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in subjects}
+    for _ in range(options.rounds + 1):
+        for name, (call, watch) in subjects.items():
+            watch.seconds.clear()
+            started = time.perf_counter()
+            call()
+            seconds = watch.seconds | {"seconds": time.perf_counter() - started}
+            for part in ("seconds", "flow", "backbone"):
+                found[name].setdefault(part, []).append(seconds[part])
+    return {
+        name: {part: round(statistics.median(values[1:]), 3) for part, values in parts.items()}
+        for name, parts in found.items()
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print."""
+    options = parse(arguments)
+    figures: dict[str, Any] = {}
+    if options.only in (None, "shares"):
+        figures["shares"] = shares(options.steps, options.rounds)
+    if options.only in (None, "batch"):
+        figures["batch"] = batch(options.batch_steps, options.clips, options.at_once)
+    if options.only in (None, "peer"):
+        found = peer(options)
+        times = {part: found["diffusers"][part] / found["kinoflow"][part] for part in ("seconds", "flow")}
+        figures["peer"] = found | {"times_faster": {part: round(value, 3) for part, value in times.items()}}
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for name, values in figures.items():
+        rows = values if isinstance(values, list) else [values]
+        for row in rows:
+            print(f"{name:7}", "  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
