@@ -43,7 +43,7 @@ def test_a_clip_is_made_again_from_its_own_file(run, again, name, more):
 
 
 def test_a_clip_of_a_batch_and_one_of_a_picture(run, again):
-    Path("list.csv").write_text(f'prompt,frames,seed\na ring,,3\n"{PROMPT}",1,4\n', encoding="utf-8")
+    Path("list.csv").write_text('prompt,frames,seed\na ring,,3\n"a ""star"", red",1,4\n')
     assert run("--prompts", "list.csv", "--batch", "2", "--out", "clips", "--threads", "2")[0] == 0
     for path in Path("clips").iterdir():
         assert again(str(path))[0] == 0
