@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     from kinoflow.sample.serve.app import ServeConfig
     from kinoflow.sample.serve.maker import ReleaseMaker
 
-    for key in ("queue", "keep", "threads"):
-        if getattr(args, key) < 1:
+    for key in ("queue", "keep", "threads", "batch"):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
             raise UserError(f"{key}: {getattr(args, key)}; use 1 or more")
     token = _token(args.token_file, args.host)
     config = ServeConfig(folder=args.folder, queue=args.queue, keep=args.keep, token=token)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         pipeline = Pipeline.from_pretrained(
             args.weights, device=args.device, dtype=args.dtype, threads=args.threads
         )
-        return serve(ReleaseMaker(pipeline), config, listener)
+        return serve(ReleaseMaker(pipeline, args.batch), config, listener)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--folder", type=Path, default=Path("serve"), help="of the jobs and their clips (default serve/)")
     add("--queue", type=int, default=32, help="the most clips that wait; beyond them 429 (default 32)")
     add("--keep", type=int, default=200, help="the most finished clips that are kept (default 200)")
+    add("--batch", type=int, help="clips at once (default: one a CPU core, 1 on a GPU); memory grows with it")
     add("--token-file", type=Path, metavar="FILE", help="holds the token that clients must send")
     add_hardware(add)
     return parser

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,15 +148,16 @@ class Jobs:
         query = f"SELECT {_COLUMNS} FROM jobs WHERE number {sign} ? ORDER BY number {order} LIMIT ?"
         return [Job.of(row) for row in self._read(query, start, limit)]
 
-    def take(self) -> Job | None:
+    def take(self, running: Collection[str] = ()) -> Job | None:
         """The one that has waited longest, now in progress.
 
-        There is one worker, so one that is in progress already is one whose end could not be written down: it
-        comes first, again.
+        One that is in progress already and not among those `running` is one whose end could not be written
+        down: it comes first, again.
         """
         with self._transaction() as database:
             unfinished = "SELECT id FROM jobs WHERE status IN ('in_progress', 'queued')"
-            row = database.execute(f"{unfinished} ORDER BY status, number LIMIT 1").fetchone()
+            others = f"{unfinished} AND id NOT IN ({', '.join('?' * len(running))})"
+            row = database.execute(f"{others} ORDER BY status, number LIMIT 1", tuple(running)).fetchone()
             if row is None:
                 return None
             change = "status = 'in_progress', started = ?, attempts = attempts + 1"

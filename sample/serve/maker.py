@@ -12,12 +12,16 @@ from kinoflow.sample.request import ClipRequest
 class ReleaseMaker:
     """Makes the clips of a pipeline whose models stay in memory; a Maker.
 
+    Args:
+        at_once: clips at a time, of any settings: each is computed as if it were alone.
+
     Raises:
         UserError: a damaged file, or memory that does not suffice.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, at_once: int | None = None) -> None:
         pipeline.load()
+        self.at_once = pipeline.default_batch if at_once is None else at_once
         release = pipeline.release
         self._pipeline, self.name = pipeline, release.name
         default = release.bucket()

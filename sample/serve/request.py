@@ -12,16 +12,18 @@ from kinoflow.sample.request import ClipRequest
 
 @runtime_checkable
 class Maker(Protocol):
-    """What makes clips, one at a time; `check` may be called meanwhile, from another thread.
+    """What makes clips, up to `at_once` at a time, each in a thread; `check` may be called meanwhile.
 
     Attributes:
         name: what clients call the model.
         clips: those that it can make, the default one first.
+        at_once: the most calls of `make` at a time.
         defaults: the settings of a request that gives none, for people to see.
     """
 
     name: str
     clips: tuple[Bucket, ...]
+    at_once: int
     defaults: ClipRequest
 
     def check(self, request: ClipRequest) -> ClipRequest:

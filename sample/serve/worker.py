@@ -1,10 +1,12 @@
-"""The thread that makes the clips, one after the other, in the order in which they were asked for."""
+"""The threads that make the clips, which are begun in the order in which they were asked for."""
 
 import logging
 import re
 import sqlite3
 import threading
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kinoflow.configs.errors import UserError, one_line
@@ -28,8 +30,16 @@ class RemovedError(Exception):
     """The job that is being made was removed."""
 
 
+@dataclass
+class _Turn:
+    """How a job in progress is doing."""
+
+    share: float = 0.0
+    removed: bool = False
+
+
 class Worker:
-    """Takes jobs until it is stopped.
+    """Takes jobs until it is stopped, as many at a time as the maker can make.
 
     Args:
         folder: where the clips go.
@@ -39,11 +49,15 @@ class Worker:
     def __init__(self, jobs: Jobs, maker: Maker, metrics: Metrics, *, folder: Path, keep: int) -> None:
         self._jobs, self._maker, self._metrics = jobs, maker, metrics
         self._folder, self._keep = folder, keep
-        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._id: str | None = None  # of the job that is being made
-        self._share, self._removed = 0.0, False
-        self._thread = threading.Thread(target=self._run, name="kinoflow-worker", daemon=True)
+        self._turns: dict[str, _Turn] = {}  # by the id of the job
+        self._woken = threading.Condition()
+        self._wakes = 0
+        self._threads = [
+            threading.Thread(target=self._run, name=f"kinoflow-worker-{number}", daemon=True)
+            for number in range(maker.at_once)
+        ]
         self._tidy()
 
     def _tidy(self) -> None:
@@ -56,27 +70,32 @@ class Worker:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, seconds: float) -> bool:
-        """Take no more jobs and put the running one back; whether the thread ended within so many seconds."""
+        """Take no more jobs and put those in progress back; whether all ended within so many seconds."""
         self._stopping.set()
-        self._wake.set()
-        self._thread.join(seconds)
+        self.wake()
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         with self._lock:
-            id = self._id
-        if id is not None:
+            ids = list(self._turns)
+        for id in ids:
             self._jobs.put_back(id)
-        return not self._thread.is_alive()
+        return not any(thread.is_alive() for thread in self._threads)
 
     @property
     def works(self) -> bool:
-        """Whether the thread is there."""
-        return self._thread.is_alive()
+        """Whether the threads are there."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def wake(self) -> None:
         """There may be something to do."""
-        self._wake.set()
+        with self._woken:
+            self._wakes += 1
+            self._woken.notify_all()
 
     def path(self, id: str) -> Path:
         """Where the clip of a job lies."""
@@ -85,21 +104,24 @@ class Worker:
     def share(self, id: str) -> float:
         """How much of a job in progress is done, 0 .. 1."""
         with self._lock:
-            return self._share if self._id == id else 0.0
+            return self._turns[id].share if id in self._turns else 0.0
 
     def remove(self, id: str) -> bool:
         """Forget a job in any state, and its clip; False where there is none of that id."""
         if not self._jobs.remove(id):
             return False
         with self._lock:
-            self._removed |= self._id == id
+            if id in self._turns:
+                self._turns[id].removed = True
         self.path(id).unlink(missing_ok=True)
         return True
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            with self._woken:
+                wakes = self._wakes
             try:
-                job = self._jobs.take()
+                job = self._take()
                 if job is not None:
                     self._turn(job)
                     continue
@@ -107,18 +129,32 @@ class Worker:
                 log.error("the list of jobs cannot be written (%s); trying again", one_line(error))
                 self._stopping.wait(_PAUSE)
                 continue
-            self._wake.wait()
-            self._wake.clear()
+            with self._woken:
+                self._woken.wait_for(lambda seen=wakes: self._wakes != seen)
+
+    def _take(self) -> Job | None:
+        with self._lock:
+            job = self._jobs.take(running=self._turns)
+            if job is not None:
+                self._turns[job.id] = _Turn()
+        return job
 
     def _turn(self, job: Job) -> None:
         """Bring one job to its end."""
+        try:
+            self._brought_to_its_end(job)
+        finally:
+            for path in self._folder.glob(f".{job.id}*"):  # nothing half-written, whatever a maker leaves
+                path.unlink(missing_ok=True)
+            with self._lock:
+                del self._turns[job.id]
+
+    def _brought_to_its_end(self, job: Job) -> None:
         if job.attempts > _ATTEMPTS:
             self._end(
                 job, f"the server ended {_ATTEMPTS} times while it made this clip; ask for a smaller one"
             )
             return
-        with self._lock:
-            self._id, self._share, self._removed = job.id, 0.0, False
         self._metrics.started((job.started or job.created) - job.created)
         try:
             self._make(job)
@@ -135,16 +171,11 @@ class Worker:
         except Exception:
             log.exception("%s: failed", job.id)
             self._end(job, "the server failed at this clip; its log says why")
-        finally:
-            with self._lock:
-                self._id = None
-            for path in self._folder.glob(f".{job.id}*"):  # nothing half-written, whatever a maker leaves
-                path.unlink(missing_ok=True)
 
     def _make(self, job: Job) -> None:
         started, path = time.perf_counter(), self.path(job.id)
-        self._progress(0.0)  # it may have been removed since it was taken
-        figures = self._maker.make(job.request, path, self._progress)
+        self._progress(job.id, 0.0)  # it may have been removed since it was taken
+        figures = self._maker.make(job.request, path, partial(self._progress, job.id))
         seconds = time.perf_counter() - started
         if self._jobs.complete(job.id, {"seconds": round(seconds, 3)} | figures):
             self._metrics.completed(seconds)
@@ -153,14 +184,15 @@ class Worker:
         else:
             path.unlink(missing_ok=True)
 
-    def _progress(self, share: float) -> None:
+    def _progress(self, id: str, share: float) -> None:
         """Raise what ends the work: that comes out of the maker."""
         if self._stopping.is_set():
             raise StoppedError
         with self._lock:
-            if self._removed:
+            turn = self._turns[id]
+            if turn.removed:
                 raise RemovedError
-            self._share = share
+            turn.share = share
 
     def _end(self, job: Job, error: str) -> None:
         if self._jobs.fail(job.id, error):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
-from kinoflow.configs.schema import load
+from kinoflow.configs.pretrained import load_config
 from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.output import Output
@@ -36,7 +36,7 @@ from kinoflow.tae import TAE, TAEConfig, accelerate
 
 HEAD, TEXT_WIDTH, TEXT_TOKENS, CHANNELS = 64, 512, 32, 16
 LATENT_FRAMES, GUIDANCE = 4, 4.0
-MINI_TAE = Path(__file__).parents[2] / "sample" / "mini" / "tae" / "config.json"
+MINI_TAE = Path(__file__).parents[2] / "sample" / "mini" / "tae"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -174,7 +174,7 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
     )  # fmt: skip
     dit = VideoDiT(config)
     dit.init_weights()
-    tae = TAE(load(TAEConfig, [str(MINI_TAE)]))
+    tae = TAE(load_config(MINI_TAE, TAEConfig))
     tae.init_weights()
     frames, side = LATENT_FRAMES * 8, options.side * 8
     clip = f"{frames}x{side}x{side}@16"

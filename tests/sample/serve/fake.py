@@ -39,6 +39,7 @@ class FakeMaker:
 
     name = "fake"
     clips = tuple(map(parse, CLIPS))
+    at_once = 1
 
     def __init__(self, gate: Callable[[], bool] = lambda: True) -> None:
         self.gate, self.made = gate, []

@@ -1,6 +1,7 @@
 """The server's clips are those of `kinoflow sample`, to the byte."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -31,6 +32,22 @@ def test_the_shipped_release_through_the_server_and_the_command_is_equal(tmp_pat
         until(lambda: client.get(f"/v1/videos/{asked['id']}").json()["status"] == "completed")
         content = client.get(f"/v1/videos/{asked['id']}/content").content
     assert content == (tmp_path / "clip.mp4").read_bytes()
+
+
+def test_clips_that_are_made_at_the_same_time_are_those_made_alone(run, tiny_release, tmp_path):
+    maker = ReleaseMaker(Pipeline(tiny_release), 3)
+    app, ids = create_app(maker, ServeConfig(folder=tmp_path / "serve")), {}
+    with TestClient(app, base_url="http://localhost") as client:
+        for seed in range(5):
+            asked = {"prompt": PROMPT, "num_inference_steps": 2, "seed": seed}
+            asked |= {"size": "48x32"} if seed == 4 else {}
+            ids[seed] = client.post("/v1/videos", json=asked).json()["id"]
+        for seed, id in ids.items():
+            until(lambda id=id: client.get(f"/v1/videos/{id}").json()["status"] == "completed")
+            more = ["--size", "48x32"] if seed == 4 else []
+            assert run(PROMPT, "--seed", str(seed), "--out", f"{seed}.mp4", *more)[0] == 0
+            content = client.get(f"/v1/videos/{id}/content").content
+            assert content == Path(f"{seed}.mp4").read_bytes()
 
 
 @pytest.mark.parametrize("more", [[], ["--guidance", "1"], ["--size", "48x32", "--seed", "9"]])
