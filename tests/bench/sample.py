@@ -250,31 +250,31 @@ def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             seconds = watch.seconds | {"seconds": time.perf_counter() - started}
             for part in ("seconds", "flow", "backbone"):
                 found[name].setdefault(part, []).append(seconds[part])
-    return {
+    medians = {
         name: {part: round(statistics.median(values[1:]), 3) for part, values in parts.items()}
         for name, parts in found.items()
     }
+    kinoflow, diffusers = medians["kinoflow"], medians["diffusers"]
+    times = {part: round(diffusers[part] / kinoflow[part], 3) for part in ("seconds", "flow")}
+    return medians | {"times_faster": times}
 
 
 def main(arguments: list[str]) -> None:
     """Measure and print."""
     options = parse(arguments)
+    parts: dict[str, Callable[[], Any]] = {
+        "shares": lambda: shares(options.steps, options.rounds),
+        "batch": lambda: batch(options.batch_steps, options.clips, options.at_once),
+        "peer": lambda: peer(options),
+    }
     figures: dict[str, Any] = {}
-    if options.only in (None, "shares"):
-        figures["shares"] = shares(options.steps, options.rounds)
-    if options.only in (None, "batch"):
-        figures["batch"] = batch(options.batch_steps, options.clips, options.at_once)
-    if options.only in (None, "peer"):
-        found = peer(options)
-        times = {part: found["diffusers"][part] / found["kinoflow"][part] for part in ("seconds", "flow")}
-        figures["peer"] = found | {"times_faster": {part: round(value, 3) for part, value in times.items()}}
+    for name in parts if options.only is None else [options.only]:
+        figures[name] = parts[name]()
+        rows = figures[name] if isinstance(figures[name], list) else [figures[name]]
+        for row in [] if options.json else rows:
+            print(f"{name:7}", "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if options.json:
         print(json.dumps(figures))
-        return
-    for name, values in figures.items():
-        rows = values if isinstance(values, list) else [values]
-        for row in rows:
-            print(f"{name:7}", "  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 if __name__ == "__main__":
