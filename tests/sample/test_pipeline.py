@@ -1,5 +1,6 @@
 """One way from a prompt to frames, whoever asks and in whatever company."""
 
+import threading
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ import torch
 import kinoflow
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read, write
+from kinoflow.sample.batch import GivenUpError
 from kinoflow.sample.generate import generate
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
@@ -121,3 +123,25 @@ def test_it_is_opened_by_name(tiny_release):
         Pipeline.from_pretrained(tiny_release.folder, revision="v1")
     with pytest.raises(UserError, match="threads: 0"):
         Pipeline.from_pretrained(tiny_release.folder, threads=0)
+
+
+def test_a_batch_that_is_given_up_ends_at_the_next_step(pipeline):
+    begun, ended = threading.Event(), []
+    plan = pipeline.plan(REQUESTS[0])
+
+    def work(number):
+        if number == 0:
+            return 0
+        try:
+            while True:
+                pipeline.make(plan, progress=lambda _: begun.set())
+        except GivenUpError as error:
+            ended.append(error)
+            raise
+
+    results = pipeline.at_once(work, [0, 1], 2)
+    assert next(results) == 0
+    begun.wait()
+    results.close()
+    assert len(ended) == 1
+    pipeline.make(plan)  # what was given up is that batch, not the pipeline
