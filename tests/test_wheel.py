@@ -95,7 +95,11 @@ def test_the_commands_run_among_files_of_their_names(installed: Path, desk: Path
 def test_the_readmes_python_runs_among_files_of_our_names(installed: Path, desk: Path) -> None:
     blocks = [code for language, code in fences((ROOT / "README.md").read_text()) if language == "python"]
     assert blocks
-    fast = re.sub(r"(seeds=\[\d+\])", r"\1, num_steps=2", "\n".join(blocks))
+    fast, changed = re.subn(r"(seed=7)", r"\1, steps=2", "\n".join(blocks))
+    assert changed == 1
     run([str(installed / "python"), "-c", fast], desk)
     assert video.probe(desk / "heart.mp4").frames == 32
+    asked = ["a blue heart grows on a black background", "--seed", "7", "--steps", "2", "--out", "own.mp4"]
+    run([str(installed / "kinoflow"), "sample", *asked], desk)
+    assert (desk / "own.mp4").read_bytes() == (desk / "heart.mp4").read_bytes()
     assert (desk / "clip.kino").is_file()
