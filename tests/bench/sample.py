@@ -4,7 +4,8 @@ shares   of one clip of the shipped release, from the prompt to the mp4, on one 
          backbone, decoder, and what is neither of the last two (text, solver, guidance, noise, the file).
 batch    clips/s of the shipped release: one at a time on one thread and on all, several at once in threads.
 peer     our pipeline and diffusers' WanPipeline, random weights, one clip turn about: equal width, depth,
-         tokens, steps, guidance and number of threads, and text states that are there already. The decoders
+         tokens, steps, guidance and number of threads, feed-forwards of equally many weights (three matrices
+         of 8/3 of the width, two of 4 times), and text states that are there already. The decoders
          are each one's own (Wan's compresses time by 4, ours by 8), so the flow is told apart.
 """
 
@@ -165,8 +166,8 @@ class Random(Release):
         return self.models[2]
 
 
-def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
-    """A call that makes a clip, and what its parts took."""
+def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch, int]:
+    """A call that makes a clip, what its parts took, and the weights of the backbone."""
     config = DiTConfig(
         width=options.width, depth=options.depth, heads=options.width // HEAD, ffn=options.width * 8 // 3,
         latent_channels=CHANNELS, text_widths=(TEXT_WIDTH,),
@@ -191,10 +192,10 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
             latent = pipeline.latent(plan)
         list(pipeline.decode(plan, latent))
 
-    return call, watch
+    return call, watch, _weights(dit)
 
 
-def wan(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
+def wan(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch, int]:
     """The same of diffusers' pipeline."""
     from diffusers import (
         AutoencoderKLWan,
@@ -204,7 +205,7 @@ def wan(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
     )
 
     dit = WanTransformer3DModel(
-        num_attention_heads=options.width // HEAD, attention_head_dim=HEAD, ffn_dim=options.width * 8 // 3,
+        num_attention_heads=options.width // HEAD, attention_head_dim=HEAD, ffn_dim=options.width * 4,
         num_layers=options.depth, text_dim=TEXT_WIDTH, in_channels=CHANNELS, out_channels=CHANNELS,
     ).eval()  # fmt: skip
     vae = AutoencoderKLWan(base_dim=32, num_res_blocks=1).eval()
@@ -234,7 +235,11 @@ def wan(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch]:
         flow = time.perf_counter() - started - watch.seconds["decoder"]
         watch.seconds["flow"] = flow
 
-    return call, watch
+    return call, watch, _weights(dit)
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -243,7 +248,7 @@ def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     subjects = {"kinoflow": ours(options), "diffusers": wan(options)}
     found: dict[str, dict[str, list[float]]] = {name: {} for name in subjects}
     for _ in range(options.rounds + 1):
-        for name, (call, watch) in subjects.items():
+        for name, (call, watch, _) in subjects.items():
             watch.seconds.clear()
             started = time.perf_counter()
             call()
@@ -252,6 +257,7 @@ def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 found[name].setdefault(part, []).append(seconds[part])
     medians = {
         name: {part: round(statistics.median(values[1:]), 3) for part, values in parts.items()}
+        | {"parameters": subjects[name][2]}
         for name, parts in found.items()
     }
     kinoflow, diffusers = medians["kinoflow"], medians["diffusers"]
