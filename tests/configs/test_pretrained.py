@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.pretrained import fingerprint, load_pretrained, load_state, save_pretrained
+from kinoflow.configs.pretrained import (
+    fingerprint,
+    load_pretrained,
+    load_state,
+    resolve_folder,
+    save_pretrained,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +116,17 @@ def test_a_hub_id_is_fetched_once_no_such_folder_is_here(
     save_pretrained(tmp_path / "cache", config=Shape(width=5), state=STATE)
     asked: list[str] = []
 
-    def download(name: str, allow_patterns: list[str] | None) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str] | None) -> str:
         assert allow_patterns is None, "a release is fetched whole"
-        asked.append(name)
+        asked.append(name if revision is None else f"{name}@{revision}")
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("kinoflow.configs.pretrained.snapshot_download", download)
     config, _ = load_pretrained("owner/name", Shape)
     assert (config, asked) == (Shape(width=5), ["owner/name"])
+    assert resolve_folder("owner/name", revision="v1") == tmp_path / "cache" and asked[1:] == [
+        "owner/name@v1"
+    ]
     monkeypatch.undo()
     with pytest.raises(UserError, match="neither a folder here nor readable from the hub") as info:
         load_pretrained("owner/no-such-model", Shape)  # the suite is offline
