@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import files
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +26,9 @@ from torch import Tensor
 from kinoflow.configs.files import read_json_lines, replacing
 from kinoflow.configs.terminal import print_json, progress_bar
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.sample.generate import generate
+from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
+from kinoflow.sample.request import ClipRequest
 from tests.digits import CLASSES, accuracy, learn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,19 +91,17 @@ def drawn(release: Release, scale: float, each: int, kept: Path) -> UInt8[np.nda
     file = kept / f"{release.weights_hash}-{each}-w{scale:g}.npy"
     if file.exists():
         return np.load(file)
-    bucket, classes = release.bucket(), release.config.classes
-    models = release.backbone(), release.decoder(), release.encoder()
-    rows = []
-    with progress_bar() as bar, torch.inference_mode():
-        for row in bar.track(range(each), description=f"w = {scale:g}"):
-            seeds = [row * len(classes) + column for column in range(len(classes))]
-            frames = generate(
-                *models, classes, frames=1, height=bucket.height, width=bucket.width, fps=bucket.fps,
-                guidance_scale=scale, num_steps=STEPS, schedule="linear", solver="euler", seeds=seeds,
-                path=release.config.sampling.path,
-            )  # fmt: skip
-            rows.append(frames[:, 0, :, :, 0].numpy())
-    pictures = np.stack(rows)
+    classes = release.config.classes
+    even = replace(release.config, sampling=replace(release.config.sampling, schedule="linear"))
+    pipeline = Pipeline(replace(release, config=even))
+    requests = [
+        ClipRequest(prompt=name, seed=seed, steps=STEPS, guidance=scale)
+        for seed, name in enumerate(classes * each)
+    ]
+    with progress_bar() as bar:
+        videos = bar.track(pipeline.batch(requests), total=len(requests), description=f"w = {scale:g}")
+        digits = [video.frames[0, :, :, 0] for video in videos]
+    pictures = np.stack(digits).reshape(each, len(classes), *digits[0].shape)
     with replacing(file) as aside:
         np.save(aside, pictures)
     return pictures
