@@ -22,6 +22,7 @@ NUMBERED = {
         "Summary 1",
         "Summary 2",
         "Figure 1",
+        "Figure 2",
         "Figure 3",
         "Figure 4",
         "Figure 5",
