@@ -38,7 +38,7 @@ def guided_velocity(
     null: Condition,
     guidance_scale: float,
 ) -> VelocityFn:
-    """The guided velocity as a function of (latent, time), ready for a solver (lecture notes, Key Idea 1; figure 2).
+    """The guided velocity as a function of (latent, time) for a solver (lecture notes, Key Idea 1, figure 2).
 
     `null` stands for ∅: the null prompt or no class, or what is to be steered away from in its place, one
     row or as many as `condition`. Conditions go through the model once, here; both halves of the guidance,
