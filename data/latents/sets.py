@@ -116,6 +116,7 @@ def _require_alike(first: LatentDataset, other: LatentDataset) -> None:
         ("other text encoders", one.made_from.get("text"), two.made_from.get("text")),
         ("text states of other widths", one.widths, two.widths),
         ("other classes", one.classes, two.classes),
+        ("other keyframes=", one.keyframes, two.keyframes),
         ("other latent statistics", (one.latent_mean, one.latent_std), (two.latent_mean, two.latent_std)),
     ):
         if before != after:

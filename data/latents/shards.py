@@ -4,6 +4,7 @@
     folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]
     folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
+        keyframes.npy                 float16 [n, 2, c, h, w], of the first and last frame alone, if kept
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         captions.jsonl                one list of captions per clip
         label.npy                     int64 [n], where clips have a class
@@ -29,11 +30,11 @@ from torch import Tensor
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing, replacing_folder, write_json
 from kinoflow.data.clips.buckets import parse
-from kinoflow.data.latents import kino
 
 INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
 # What made_from says in the place of an autoencoder and of text encoders where there are none.
 PIXELS, LABELS = "pixels", "labels"
+_LATER = ("classes", "keyframes")
 _OPEN = 256  # each mapped file is an open one, and systems allow a process 1,024
 
 
@@ -45,6 +46,7 @@ class LatentIndex:
     is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
     `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
     `classes` are the names of the clips' classes in the order of their labels; empty where they have texts.
+    `keyframes` says that clips of more than one frame have latents of their first and last frame too.
     """
 
     buckets: Mapping[str, int]
@@ -55,6 +57,7 @@ class LatentIndex:
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     classes: tuple[str, ...] = ()
+    keyframes: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.latent_mean) == len(self.latent_std) > 0 or min(self.latent_std) <= 0:
@@ -65,11 +68,8 @@ class LatentIndex:
                 raise UserError(f"buckets: {place} is listed twice, once is enough")
 
     def described(self) -> dict[str, Any]:
-        """As index.json has it: classes only where there are some, as it was before there were any."""
-        content = asdict(self)
-        if not self.classes:
-            del content["classes"]
-        return content
+        """As index.json has it: classes and keyframes only where there are some, as before there were any."""
+        return {key: value for key, value in asdict(self).items() if value or key not in _LATER}
 
     def num_shards(self, bucket: str) -> int:
         """Shards of a bucket; the last may be shorter."""
@@ -86,7 +86,8 @@ class Shard:
 
     texts[e][i * captions + k] are encoder e's states of caption k of clip i. `stamps` say of each clip what
     it was made of, for those who ask whether it is still so; none where that cannot change. `labels` are
-    positions in the index's classes, one a clip where there are some.
+    positions in the index's classes, one a clip where there are some. `keyframes` are latents of the
+    first and the last frame, each encoded alone.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
@@ -94,6 +95,7 @@ class Shard:
     captions: Sequence[Sequence[str]]
     stamps: Sequence[str] = ()
     labels: Sequence[int] = ()
+    keyframes: Float16[np.ndarray, "n 2 c h w"] | None = None
 
 
 def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
@@ -125,7 +127,7 @@ def is_finished(folder: Path, bucket: str, shard: int) -> bool:
     return shard_path(folder, bucket, shard).is_dir()
 
 
-def _unfinished(folder: Path, index: LatentIndex, bucket: str) -> list[int]:
+def unfinished(folder: Path, index: LatentIndex, bucket: str) -> list[int]:
     """The shards of a bucket that are not there: one listing, not a question for each of them."""
     place = shard_path(folder, bucket, 0).parent
     there = {entry.name for entry in os.scandir(place)} if place.is_dir() else set()
@@ -144,6 +146,8 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
     whole = shard_path(folder, bucket, shard)
     with replacing_folder(whole) as aside:
         np.save(aside / "latent.npy", content.latent)
+        if content.keyframes is not None:
+            np.save(aside / "keyframes.npy", content.keyframes)
         for i, states in enumerate(content.texts):
             lengths = np.array([len(state) for state in states], np.int64)
             np.save(aside / f"text_{i}.npy", np.concatenate(states).astype(np.float16))
@@ -190,12 +194,14 @@ class PaddedText:
 class Batch:
     """Latents (normalized, float32) and the text states that belong to them, one entry per encoder.
 
-    `labels` are positions in the index's classes; None where there are none.
+    `labels` are positions in the index's classes, `keyframes` normalized latents of the first and last frame;
+    None where there are none.
     """
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
     labels: Int[Tensor, " b"] | None = None
+    keyframes: Float[Tensor, "b 2 c h w"] | None = None
 
     @classmethod
     def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
@@ -205,18 +211,26 @@ class Batch:
             for values in (index.latent_mean, index.latent_std)
         )
         latent = torch.from_numpy(np.stack([row.latent for row in rows])).float()
+        stills = [row.keyframes for row in rows if row.keyframes is not None]
+        keyframes = torch.from_numpy(np.stack(stills)).float() if stills else None
         texts = tuple(_pad(states) for states in zip(*(row.texts for row in rows), strict=True))
         labels = torch.tensor([row.label for row in rows]) if index.classes else None
-        return cls(latent=(latent - mean) / std, texts=texts, labels=labels)
+        if keyframes is not None:
+            keyframes = (keyframes - mean[..., 0]) / std[..., 0]
+        return cls(latent=(latent - mean) / std, texts=texts, labels=labels, keyframes=keyframes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One clip as it is on disk: its latents, of each encoder the states of one caption, or its label."""
+    """One clip as it is on disk: its latents, of each encoder the states of one caption, or its label.
+
+    Where the folder has keyframes, those of a clip of more than one frame.
+    """
 
     latent: Float16[np.ndarray, "c t h w"]
     texts: Sequence[Float[np.ndarray, "_ _"]]
     label: int | None = None
+    keyframes: Float16[np.ndarray, "2 c h w"] | None = None
 
 
 class LatentDataset:
@@ -226,7 +240,7 @@ class LatentDataset:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         for bucket in self.index.buckets:
-            if missing := _unfinished(self.folder, self.index, bucket):
+            if missing := unfinished(self.folder, self.index, bucket):
                 raise UserError(f"{shard_path(self.folder, bucket, missing[0])} is missing: run the same "
                                   "precompute command again, it makes what is left")  # fmt: skip
         self._null = [self._load(self.folder / NULL / f"text_{i}.npy") for i in range(len(self.index.widths))]
@@ -270,7 +284,10 @@ class LatentDataset:
         """One clip, with the caption that `choices` name for each encoder; -1 is the null prompt."""
         texts = [self._text(bucket, index, encoder, choice) for encoder, choice in enumerate(choices)]
         label = self.label(bucket, index) if self.index.classes else None
-        return Row(latent=self.stored(bucket, index), texts=texts, label=label)
+        keyframes = None
+        if self.index.keyframes and parse(bucket).frames > 1:
+            keyframes = self._file(bucket, index, "keyframes")[index % self.index.shard_size]
+        return Row(latent=self.stored(bucket, index), texts=texts, label=label, keyframes=keyframes)
 
     def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
         """The latents of one clip as they are on disk."""
@@ -328,58 +345,3 @@ def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
 def is_latent_folder(path: Path) -> bool:
     """Whether `begin` has been here."""
     return (path / INDEX).is_file() and (path / NULL).is_dir()
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """What a latent folder holds, in plain values; shards that are still to make are counted as missing.
-
-    Raises:
-        UserError: no index, or a damaged one.
-    """
-    index = read_index(folder)
-    return {
-        "clips": sum(index.buckets.values()),
-        "buckets": dict(index.buckets),
-        "captions_per_clip": index.captions_per_clip,
-        "text_widths": {f"text_{i}": width for i, width in enumerate(index.widths)},
-        "classes": list(index.classes),
-        "shards": sum(map(index.num_shards, index.buckets)),
-        "shards_missing": sum(len(_unfinished(folder, index, bucket)) for bucket in index.buckets),
-        "made_from": dict(index.made_from),
-        "latent_mean": list(index.latent_mean),
-        "latent_std": list(index.latent_std),
-    }
-
-
-def export(folder: Path, target: Path, clip: int, bucket: str | None = None) -> None:
-    """Write one clip of a latent folder as a latent file, without sound; `bucket` is the first by default.
-
-    Raises:
-        UserError: a folder that is not whole or holds pixels, no such bucket, or no such clip in it.
-    """
-    data = LatentDataset(folder)
-    if data.index.made_from["tae"] == PIXELS:
-        raise UserError(f"{folder}: holds pixels, which nothing has to decode; look at the source itself")
-    named = {name.partition(" ")[0]: name for name in data.buckets}
-    shape = next(iter(named)) if bucket is None else bucket.partition(" ")[0]
-    if shape not in named:
-        raise UserError(f"bucket: {bucket} is not in {folder}, which holds {', '.join(named)}; choose one")
-    size, count = parse(shape), data.num_clips(named[shape])
-    if not 0 <= clip < count:
-        raise UserError(f"clip: {clip} is not in {folder}; choose one from 0 to {count - 1} of {shape}")
-    latent = data.stored(named[shape], clip)
-    captions = data.captions(named[shape], clip)
-    info = kino.LatentInfo(
-        frames=size.frames,
-        height=size.height,
-        width=size.width,
-        fps=size.fps,
-        color={},
-        source=captions[0],
-        tae=f"of {folder}",
-        tae_sha256=data.index.made_from["tae"],
-        channels=len(latent),
-        tile=kino.CHUNK,
-        metadata={f"caption_{i}": text for i, text in enumerate(captions)},
-    )
-    kino.write(target, info, np.swapaxes(latent, 0, 1))

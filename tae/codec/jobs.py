@@ -13,7 +13,7 @@ import numpy as np
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data import video
-from kinoflow.data.latents import shards
+from kinoflow.data.latents import contents, shards
 from kinoflow.data.latents.kino import LatentInfo, read_info, read_presentation, read_sound
 from kinoflow.data.video.audio import Sound, sound
 from kinoflow.data.video.footage import PICTURE_RATE, Footage, footage, stamp
@@ -112,7 +112,7 @@ def decode_clip(
     """One clip of a latent folder to an mp4: what training sees; `how` is `decode`'s."""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / f"{folder.resolve().name}-{clip}.kino"
-        shards.export(folder, file, clip, bucket)
+        contents.export(folder, file, clip, bucket)
         return decode(codec, file, output, **how) | {"input": str(folder), "clip": clip}
 
 
@@ -169,7 +169,7 @@ def reconstruct(
 def describe(path: Path) -> Figures:
     """What a latent file, a latent folder, a clip or a folder of pictures holds."""
     if shards.is_latent_folder(path):
-        return {"input": str(path), **shards.describe(path), "bytes": size_of(path)}
+        return {"input": str(path), **contents.describe(path), "bytes": size_of(path)}
     if path.suffix in {".kino", ".zarr"} or (path / "zarr.json").is_file():
         info = read_info(path)
         size = {"bytes": size_of(path), "ratio": _raw_bytes(info, info.frames) / size_of(path)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data.latents import kino, stored
+from kinoflow.data.latents import contents, kino, stored
 from kinoflow.data.latents import shards as latents
 from kinoflow.data.latents.shards import LatentDataset, LatentIndex, Shard
 from kinoflow.data.prefetch import prefetch
@@ -118,7 +118,7 @@ def test_labels(tmp_path):
     assert data.index == index
     batch = data.get(NAMES[0], np.array([9, 0, 5]), np.zeros(3, np.int64))
     assert batch.labels.tolist() == [1, 0, 1] and batch.labels.dtype == torch.int64 and batch.texts == ()
-    assert latents.describe(tmp_path)["classes"] == ["cat", "dog"]
+    assert contents.describe(tmp_path)["classes"] == ["cat", "dog"]
     with pytest.raises(UserError, match="classes was"):
         latents.begin(tmp_path, replace(index, classes=("dog", "cat")), [])
 
@@ -166,7 +166,7 @@ def test_what_float16_cannot_hold_is_not_stored():
 
 def test_description(folder):
     (folder / "4x16x16@24000_1001" / "00001").rename(folder / "away")
-    said = latents.describe(folder)
+    said = contents.describe(folder)
     assert (said["clips"], said["captions_per_clip"]) == (13, 2)
     assert said["buckets"] == INDEX.buckets and said["made_from"] == INDEX.made_from
     assert said["text_widths"] == {"text_0": 6, "text_1": 3}
@@ -174,19 +174,19 @@ def test_description(folder):
 
 
 def test_a_clip_as_a_latent_file(folder, tmp_path):
-    latents.export(folder, tmp_path / "a.kino", 9)
+    contents.export(folder, tmp_path / "a.kino", 9)
     info = kino.read_info(tmp_path / "a.kino")
     assert (info.frames, info.height, info.width, info.fps) == (4, 16, 16, Fraction(24000, 1001))
     assert (info.source, info.tae_sha256) == ("9 “a”\u2028\x85", "a")
     assert info.metadata == {"caption_0": "9 “a”\u2028\x85", "caption_1": "9 b"}
     (latent,) = kino.read_latents(tmp_path / "a.kino", 0, 4, (4, 2, 2, 2))
     assert np.array_equal(latent, np.full((4, 2, 2, 2), 9.25))
-    latents.export(folder, tmp_path / "b.kino", 2, "1x16x16@16")
+    contents.export(folder, tmp_path / "b.kino", 2, "1x16x16@16")
     assert kino.read_info(tmp_path / "b.kino").frames == 1
     with pytest.raises(UserError, match=r"clip: 3 is not in .* from 0 to 2 of 1x16x16@16"):
-        latents.export(folder, tmp_path / "c.kino", 3, "1x16x16@16")
+        contents.export(folder, tmp_path / "c.kino", 3, "1x16x16@16")
     with pytest.raises(UserError, match=r"bucket: 2x8x8@1 is not in .* 4x16x16@24000/1001, 1x16x16@16"):
-        latents.export(folder, tmp_path / "c.kino", 0, "2x8x8@1")
+        contents.export(folder, tmp_path / "c.kino", 0, "2x8x8@1")
 
 
 def test_failed_shard_leaves_nothing(tmp_path):

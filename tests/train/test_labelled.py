@@ -10,7 +10,7 @@ from PIL import Image
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
-from kinoflow.data.latents import shards
+from kinoflow.data.latents import contents
 from kinoflow.data.latents.shards import LatentDataset
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.train.tasks import precompute as module
@@ -147,9 +147,9 @@ def test_few_pictures_are_a_mixed_few(table, tmp_path):
 def test_a_command_needs_no_release(table, tmp_path, monkeypatch):
     words = [f"source=images:{tmp_path / 'digits.npz'}", f"buckets=[{NAME}]", f"out={tmp_path / 'out'}"]
     assert module.main([*words, "workers=0"]) == 0
-    assert shards.describe(tmp_path / "out")["classes"] == ["5", "9"]
+    assert contents.describe(tmp_path / "out")["classes"] == ["5", "9"]
     with pytest.raises(UserError, match="out: holds pixels, which nothing has to decode"):
-        shards.export(tmp_path / "out", tmp_path / "a.kino", 0)
+        contents.export(tmp_path / "out", tmp_path / "a.kino", 0)
     with pytest.raises(UserError, match="release: name the release folder"):
         module.main(["source=clips.jsonl", *words[1:]])
 

@@ -72,6 +72,28 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)
 
 
+def test_keyframes_are_the_ends_of_each_clip_encoded_alone(encoders, tmp_path):
+    precompute(config(tmp_path, "keyframes=true"), encoders)
+    data = LatentDataset(tmp_path)
+    moving, still = data.buckets
+    assert data.index.keyframes and data.get(still, np.array([0]), np.array([0])).keyframes is None
+    for clip in range(data.num_clips(moving)):
+        frames = draw(1000 * 10**9 + clip, parse(moving))
+        with torch.no_grad():
+            means = encoders.tae.encode(to_tensor([frames[:1], frames[-1:]])).mean
+        want = encoders.tae.normalize(means)[:, :, 0]
+        found = data.get(moving, np.array([clip]), np.array([1])).keyframes
+        assert found is not None and torch.allclose(found[0], want, atol=2e-3)
+        assert not torch.allclose(found[0, 0], found[0, 1], atol=2e-3), "the clip moves"
+
+
+def test_a_folder_without_keyframes_is_described_as_before_there_were_any(encoders, tmp_path):
+    precompute(config(tmp_path), encoders)
+    assert "keyframes" not in (tmp_path / "index.json").read_text()
+    with pytest.raises(UserError, match="keyframes was False and is True now"):
+        precompute(config(tmp_path, "keyframes=true"), encoders)
+
+
 def test_the_folder_says_which_autoencoder_made_it(encoders, tmp_path):
     precompute(config(tmp_path), encoders)
     index = LatentDataset(tmp_path).index

@@ -175,7 +175,7 @@ def _write(
         widths=encoders.text.widths, latent_mean=encoders.latent_mean, latent_std=encoders.latent_std,
         made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
         | made_with(Path(config.release), encoders.tae, labelled=config.images is not None),
-        classes=source.classes,
+        classes=source.classes, keyframes=config.keyframes,
     )  # fmt: skip
     with torch.inference_mode():
         shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
@@ -227,12 +227,14 @@ def _encode(
 ) -> shards.Shard:
     size = bucket.batch_size or config.batch_size
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
-    encoded, captions, stamps, labels = [], [], [], []
+    encoded, captions, stamps, labels, keyframes = [], [], [], [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
-    get = partial(source.get, bucket)
+    get, tae = partial(source.get, bucket), f"{config.release}/tae"
     for group in prefetch(lambda i: source.workers.map(get, groups[i]), range(len(groups)), workers=1):
         video = to_tensor([clip.frames for clip in group])
-        encoded.append(stored(encoders.latent(video), f"{config.release}/tae"))
+        encoded.append(stored(encoders.latent(video), tae))
+        if config.keyframes and bucket.frames > 1:
+            keyframes.append(stored(_alone(encoders, video), tae))
         captions += [clip.captions for clip in group]
         stamps += [clip.stamp for clip in group if clip.stamp is not None]
         labels += [clip.label for clip in group if clip.label is not None]
@@ -240,8 +242,18 @@ def _encode(
         for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
             hidden, mask = states.hidden.half().cpu(), states.mask.cpu()  # one trip for all of them
             rows += [_real(*state) for state in zip(hidden, mask, strict=True)]
-    latent = np.concatenate(encoded)
-    return shards.Shard(latent=latent, texts=texts, captions=captions, stamps=stamps, labels=labels)
+    return shards.Shard(
+        latent=np.concatenate(encoded), texts=texts, captions=captions, stamps=stamps, labels=labels,
+        keyframes=np.concatenate(keyframes) if keyframes else None,
+    )  # fmt: skip
+
+
+def _alone(
+    encoders: Encoders | Unencoded, video: Float[Tensor, "b 3 frames height width"]
+) -> Float[Tensor, "b 2 c h w"]:
+    """Latents of the first and the last frame, each a clip of one frame."""
+    ends = torch.cat((video[:, :, :1], video[:, :, -1:]))
+    return torch.stack(encoders.latent(ends)[:, :, 0].chunk(2), dim=1)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:

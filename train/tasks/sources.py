@@ -50,6 +50,8 @@ class PrecomputeConfig:
     """Frames x height x width @ fps; ' weight=2' and ' batch=8' behind it."""
     fit: Literal["crop", "pad"] = "crop"
     """Pictures of other sizes: their centre, or all amid background."""
+    keyframes: bool = False
+    """Keep latents of each clip's first and last frame alone, for models that are shown pictures."""
     channels: int | None = None
     """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
