@@ -16,6 +16,7 @@ from kinoflow.conditioning.embedding import Condition, TextEmbedding
 from kinoflow.conditioning.labels import LabelEmbedding, Labels
 from kinoflow.configs.files import seeded
 from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
+from kinoflow.dit_video.flow.known import MASKS, Known
 from kinoflow.dit_video.flow.matching import velocity_from_data
 from kinoflow.dit_video.layers import (
     Block,
@@ -29,7 +30,7 @@ from kinoflow.dit_video.layers import (
 from kinoflow.dit_video.model import Model
 
 # Matrices that start at zero beside the blocks' own.
-CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight")
+CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight", "known.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class DiTConfig:
     """Normalize queries and keys."""
     predicts: Literal["velocity", "data"] = "velocity"
     """What the head gives; of a model of the score velocity."""
+    known: bool = False
+    """Read what is known of the clip beside its noise: pictures, a beginning, all but a region."""
     attention: KernelName = "sdpa"
     """How attention is computed."""
 
@@ -117,6 +120,8 @@ class VideoDiT(Model):
         kernel = choose(config.attention)
         # A convolution whose stride is its kernel is a linear map of each patch.
         self.embed = nn.Linear(patch, d)
+        cells = patch // config.latent_channels
+        self.known = nn.Linear(patch + MASKS * cells, d, bias=False) if config.known else None
         self.positions = FactorizedPositions(d, config.max_tokens)
         self.time = TimeEmbedding(d)
         self.modulation = nn.Linear(d, 6 * d)
@@ -196,26 +201,46 @@ class VideoDiT(Model):
         latent: Float[Tensor, "b c t h w"],
         time: Float[Tensor, " b"],
         condition: Condition | TextContext,
+        known: Known | None = None,
     ) -> Float[Tensor, "b c t h w"]:
         """Velocity at flow time `time` in [0, 1] (0 noise, 1 data); `latent` is normalized.
 
+        `known` is what is known of the clip; None is nothing, and costs nothing.
+
         Raises:
             ValueError: sides that the patch does not divide or that the position tables do not hold; labels
-                for a model of text, or the other way round.
+                for a model of text, or the other way round; something known for a model that reads none.
         """
         context = condition if isinstance(condition, TextContext) else self._context(condition)
         t, h, w = self.grid(*latent.shape[2:])
         layout = Layout(clips=None, text=context.seen(t * h * w))
-        tokens = self._velocity(self._patchify(latent), self.positions(t, h, w), time, context, layout)
+        patches = self._patchify(latent)
+        x = self.embed(patches)
+        if known is not None:
+            x = x + self._read(known.channels.to(patches.dtype))
+        seen = {"positions": self.positions(t, h, w), "context": context, "layout": layout}
+        tokens = self._velocity(x, patches, time, **seen)
         return self._unpatchify(tokens, t, h, w)
 
+    def _read(self, channels: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b l d"]:
+        if self.known is None:
+            raise ValueError("known: this DiT reads the noise alone (dit.known)")
+        return self.known(self._patchify(channels))
+
     def _velocity(
-        self, patches: Tensor, positions: Tensor, time: Tensor, context: TextContext, layout: Layout
+        self,
+        x: Tensor,
+        patches: Tensor,
+        time: Tensor,
+        *,
+        positions: Tensor,
+        context: TextContext,
+        layout: Layout,
     ) -> Float[Tensor, "b l p"]:
         told = self.time(time) if context.label is None else self.time(time) + context.label
         condition = nn.functional.silu(told)
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
-        x = self.trunk(self.embed(patches), positions, modulation=modulation, context=context, layout=layout)
+        x = self.trunk(x, positions, modulation=modulation, context=context, layout=layout)
         head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)
         shift, scale = head[:, None].unbind(dim=2)
         output = self.head(torch.addcmul(shift, self.head_norm(x), 1 + scale))

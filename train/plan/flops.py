@@ -16,6 +16,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kinoflow.dit_video.flow.known import MASKS
 from kinoflow.dit_video.mmdit import MMDiTConfig
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.tae.model.config import TAEConfig
@@ -74,6 +75,7 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     """
     d, n, length, text = config.width, config.depth, tokens, sum(text_tokens)
     patch = config.latent_channels * prod(config.patch_size)
+    known = _first(2 * length * (patch + MASKS * prod(config.patch_size)) * d)
     projections = sum(2 * t * width * d for t, width in zip(text_tokens, config.text_widths, strict=True))
     answers = 2 * text * d * 2 * d  # keys and values of the text
     cross = {
@@ -86,6 +88,7 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     }
     return {
         "embed": _first(2 * length * patch * d),
+        **({"known": known} if config.known else {}),
         "time": _first(2 * SINUSOIDS * d) + _both(2 * d * d),
         "modulation": _both(2 * d * 6 * d),
         "text": _first(projections),

@@ -30,8 +30,8 @@ STATE, FORMAT = "state.json", 2
 _ASIDE, _DAMAGED = ".partial-", ".damaged-"
 # A resumed run that differs in these is another run; all else is taken as it is now given.
 _FIXED = ("model", "seed", "tae", *BACKBONES, "lora.rank", "lora.alpha", "lora.targets", "discriminator",
-          "freeze_encoder", "grow", "loss", "flow", "data.buckets", "data.batch_size", "data.world_share",
-          "data.crop")  # fmt: skip
+          "freeze_encoder", "grow", "loss", "flow", "known", "data.buckets", "data.batch_size",
+          "data.world_share", "data.crop")  # fmt: skip
 _SILENT = ("run", "steps", "data.latents", "data.manifest")
 Pending = dict[str, list[float]]
 

@@ -7,6 +7,7 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
+from kinoflow.dit_video.flow.known import KnownConfig
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.dit_video.lora import LoRAConfig
 from kinoflow.dit_video.mmdit import MMDiTConfig
@@ -210,6 +211,8 @@ class RunConfig:
     """The autoencoder's loss."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """The backbone's loss."""
+    known: KnownConfig = field(default_factory=KnownConfig)
+    """What a dit.known is told of its clips."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """ZeRO and precision."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -256,6 +259,8 @@ class RunConfig:
         if self.model == "dit" and (self.flow.objective, self.dit.predicts) == ("score", "data"):
             raise UserError("flow.objective: a model that predicts data turns them into a velocity, not a "
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
+        if self.known.any and not (self.model == "dit" and self.dit.known):
+            raise UserError("known: only model: dit with dit.known=true reads it; set that, or leave it out")
         if self.validation.every and self.backbone is None:
             line = f"only model: {', '.join(BACKBONES)} are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.labels import Labels
 from kinoflow.data.latents.shards import Batch
+from kinoflow.dit_video.flow.known import Known
 from kinoflow.dit_video.flow.matching import FlowConfig, perturb
 from kinoflow.train.run.log import SHARE
 from kinoflow.train.run.task import Parts
@@ -17,7 +18,7 @@ from kinoflow.train.run.task import Parts
 class FlowBatch:
     """Normalized latents, the noise and times they are mixed at, and their texts or labels.
 
-    `dropout` is the seed of what adapters drop.
+    `dropout` is the seed of what adapters drop; `known` what a backbone that reads it knows of the clips.
     """
 
     latent: Float[Tensor, "b c t h w"]
@@ -25,6 +26,7 @@ class FlowBatch:
     time: Float[Tensor, " b"]
     condition: tuple[TextEmbedding, ...] | Labels
     dropout: Int[Tensor, ""]
+    known: Known | None = None
 
 
 def condition_of(
@@ -43,11 +45,17 @@ def condition_of(
 def flow_loss(model: nn.Module, batch: FlowBatch, flow: FlowConfig) -> Float[Tensor, " b"]:
     """The mean squared error of each clip, in float32: of the velocity or of the score (`flow.objective`).
 
-    Movie Gen, equation 3; lecture notes, (1.9) and (1.16), with the conditions dropped in the batch.
+    Movie Gen, equation 3; lecture notes, (1.9) and (1.16), with the conditions dropped in the batch. Of clips
+    of which something is kept it is the mean over the other places.
     """
     sample = perturb(batch.latent, batch.noise, batch.time, flow.gaussian_path)
-    error = model(sample.x_t, batch.time, batch.condition) - sample.target(flow.objective)
-    return error.float().square().flatten(1).mean(1)
+    told = (batch.condition,) if batch.known is None else (batch.condition, batch.known)
+    error = model(sample.x_t, batch.time, *told) - sample.target(flow.objective)
+    square = error.float().square()
+    if batch.known is None:
+        return square.flatten(1).mean(1)
+    counted = (1 - batch.known.kept).expand_as(square)
+    return (square * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
 
 
 def by_quarter(loss: Float[Tensor, " b"], time: Float[Tensor, " b"]) -> Parts:

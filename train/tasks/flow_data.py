@@ -15,9 +15,13 @@ from kinoflow.configs.files import seeded
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.order import Sampler
 from kinoflow.data.latents.sets import LatentSets
+from kinoflow.data.latents.shards import Batch
 from kinoflow.dit_video.backbone import BackboneConfig
+from kinoflow.dit_video.flow import known
+from kinoflow.dit_video.flow.known import Known
 from kinoflow.dit_video.flow.matching import dropped_texts, time_quantile
 from kinoflow.dit_video.mmdit import MMDiTConfig
+from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks.flow import FlowBatch, condition_of
 
@@ -55,6 +59,9 @@ class FlowData:
         if isinstance(wanted, MMDiTConfig) and wanted.pooled_width:
             line = f"{wanted.pooled_width}, but {folder} holds no pooled text; set {name}.pooled_width=0"
             raise UserError(f"{name}.pooled_width: {line}")
+        if self.config.known.pictures and not dataset.index.keyframes:
+            raise UserError(f"known: {folder} holds no latents of single frames; precompute it with "
+                            "keyframes=true, or set known.first=0 known.both=0")  # fmt: skip
         channels = len(dataset.index.latent_mean)
         if channels != wanted.latent_channels:
             key = f"{name}.latent_channels"
@@ -128,7 +135,19 @@ class FlowData:
             time=time,
             condition=condition_of(clips, len(self.latents.index.classes), dropped),
             dropout=torch.tensor(seeded("dropout", self.config.seed, step, first)),
+            known=self._known(clips, step, first),
         )
+
+    def _known(self, clips: Batch, step: int, first: int) -> Known | None:
+        """What a backbone that reads it knows of each clip of a slice whose first place is `first`."""
+        if not isinstance(self.backbone, DiTConfig) or not self.backbone.known:
+            return None
+        parts = []
+        for i, latent in enumerate(clips.latent):
+            rng = np.random.default_rng(seeded("known", self.config.seed, step, first + i))
+            ends = None if clips.keyframes is None else clips.keyframes[i]
+            parts.append(known.draw(self.config.known, rng, latent[None], ends))
+        return known.joined(parts)
 
     def _choices(self, rng: np.random.Generator, total: int) -> Int64[np.ndarray, "total _"]:
         """A caption for each clip and encoder; -1 drops it: all encoders at once, or each alone.

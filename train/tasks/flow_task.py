@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from kinoflow.dit_video.lora import Merged
 from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import parallelize
 from kinoflow.dit_video.unet import UNet, UNetConfig
-from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 from kinoflow.train.plan.flops import dit_flops, mmdit_flops, total
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
@@ -88,7 +89,7 @@ class FlowTask:
         own = lora.base_name(name)
         if own is None:
             lora.init_parameter(name, value)
-        elif self._earlier is None:
+        elif self._earlier is None or own not in self._earlier:
             self.model.init_parameter(own, value)
         else:
             self.model.continue_parameter(own, value, self._earlier[own])
@@ -235,7 +236,9 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
         UserError: it differs in more than that, or its tables are longer.
     """
     before, config = load_config(folder, BACKBONES[name].config_type), model.config
-    grown = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
+    grown: dict[str, Any] = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
+    if isinstance(config, DiTConfig) and config.known:
+        grown["known"] = True  # it begins to read it: with weights of zero
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
     lengths = _tables(before), _tables(config)
@@ -244,7 +247,8 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
             raise UserError(f"{name}.max_tokens: the {axis} table of {folder} has {old} rows and cannot "
                             f"shrink to {lengths[1][axis]}")  # fmt: skip
     weights = Weights(folder)
-    if different := weights.keys() ^ dict(model.named_parameters()).keys():
+    added = {"known.weight"} if grown.get("known") and not before.known else set()
+    if different := weights.keys() ^ (dict(model.named_parameters()).keys() - added):
         raise misfit(min(different), folder)
     return weights
 

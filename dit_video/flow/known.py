@@ -1,0 +1,176 @@
+"""Conditions in the latent (Movie Gen, sections 5 and 6): what is known of a clip, and where.
+
+A backbone that takes them has more input channels: the known latent, a mask of the places that are to stay
+as they are, and one of those that are only shown. They start at zero weight, so that a text-to-video model
+goes on from where it was.
+
+Kept places hold the clip's own latent: a beginning to go on from, an end, all but a region. They lie on the
+path of the clip, whatever the model says, and the loss leaves them out. Shown places hold the latent of a
+single frame, where the clip's latent holds eight: the model learns what follows from it.
+
+Letters: b clips, c channels, t h w latent sizes.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinoflow.dit_video.flow.paths import GaussianPath, coefficients
+
+MASKS = 2  # channels that a backbone reads beside the known latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A normalized latent, 0 where nothing is known, and masks in {0, 1} of the places kept and shown."""
+
+    latent: Float[Tensor, "b c t h w"]
+    kept: Float[Tensor, "b 1 t h w"]
+    shown: Float[Tensor, "b 1 t h w"]
+
+    @property
+    def channels(self) -> Float[Tensor, "b read t h w"]:
+        """What a backbone reads beside x_t."""
+        return torch.cat((self.latent, self.kept, self.shown), dim=1)
+
+    def to(self, like: Tensor) -> "Known":
+        """On the device and in the number type of a tensor."""
+        return Known(latent=self.latent.to(like), kept=self.kept.to(like), shown=self.shown.to(like))
+
+    def repeated(self, rows: int) -> "Known":
+        """The same for so many rows, a multiple of its own."""
+        times = (rows // len(self.latent), 1, 1, 1, 1)
+        return Known(
+            latent=self.latent.repeat(times), kept=self.kept.repeat(times), shown=self.shown.repeat(times)
+        )
+
+    def hold(self, x: Tensor, noise: Tensor, time: Float[Tensor, " b"], path: GaussianPath) -> Tensor:
+        """x with α z + β ε in the kept places: where the path of the known latent is at this time."""
+        at = coefficients(path, time, x)
+        return torch.where(self.kept > 0, at.alpha * self.latent + at.beta * noise, x)
+
+    def velocity(self, u: Tensor, noise: Tensor, time: Float[Tensor, " b"], path: GaussianPath) -> Tensor:
+        """u with α̇ z + β̇ ε in the kept places, which keeps a solver on that path."""
+        at = coefficients(path, time, u)
+        return torch.where(self.kept > 0, at.alpha_dot * self.latent + at.beta_dot * noise, u)
+
+
+def nothing(like: Float[Tensor, "b c t h w"]) -> Known:
+    """Nothing of clips of this size."""
+    mask = torch.zeros_like(like[:, :1])
+    return Known(latent=torch.zeros_like(like), kept=mask, shown=mask)
+
+
+def keep(clip: Float[Tensor, "b c t h w"], mask: Float[Tensor, "*b 1 t h w"]) -> Known:
+    """The places of a clip where `mask` is 1."""
+    mask = mask.expand(len(clip), -1, -1, -1, -1).to(clip)
+    return Known(latent=clip * mask, kept=mask, shown=torch.zeros_like(mask))
+
+
+def show(known: Known, frame: int, picture: Float[Tensor, "b c h w"]) -> Known:
+    """With the latent of a picture at a latent frame: 0 the first, -1 the last.
+
+    Raises:
+        ValueError: the place is kept already.
+    """
+    if known.kept[:, :, frame].any():
+        raise ValueError(f"latent frame {frame} is kept, it cannot be shown as well")
+    latent, shown = known.latent.clone(), known.shown.clone()
+    latent[:, :, frame], shown[:, :, frame] = picture, 1
+    return replace(known, latent=latent, shown=shown)
+
+
+def span(like: Float[Tensor, "b c t h w"], first: int, last: int) -> Float[Tensor, "1 1 t h w"]:
+    """A mask of the latent frames first .. last - 1."""
+    mask = torch.zeros_like(like[:1, :1])
+    mask[:, :, first:last] = 1
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownConfig:
+    """How often a clip is trained with something known of it; the rest of the clips have text alone.
+
+    Clips of one latent frame take none of those in time.
+    """
+
+    first: float = 0.0
+    """Its first frame is shown."""
+    both: float = 0.0
+    """Its first and last frame are shown."""
+    prefix: float = 0.0
+    """Some latent frames at its beginning are kept."""
+    suffix: float = 0.0
+    """Some at its end are kept."""
+    region: float = 0.0
+    """All but a rectangle, or a rectangle alone, is kept through time."""
+
+    def __post_init__(self) -> None:
+        shares = (self.first, self.both, self.prefix, self.suffix, self.region)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ValueError("known: the shares are 0 or more and sum to 1 at most")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether latents of single frames are needed."""
+        return self.first + self.both > 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is known of any clip."""
+        return self != KnownConfig()
+
+
+def draw(
+    config: KnownConfig,
+    rng: np.random.Generator,
+    clip: Float[Tensor, "1 c t h w"],
+    pictures: Float[Tensor, "2 c h w"] | None,
+) -> Known:
+    """What a training step knows of a clip; `pictures` are latents of its first and last frame.
+
+    One level chooses the mode, whatever the clip: those of clips that cannot have it know nothing.
+    """
+    level, frames = rng.random(), clip.shape[2]
+    for mode in ("first", "both", "prefix", "suffix", "region"):
+        share = getattr(config, mode)
+        if level < share:
+            break
+        level -= share
+    else:
+        return nothing(clip)
+    if mode == "region":
+        return keep(clip, _rectangle(rng, clip))
+    if frames == 1:
+        return nothing(clip)
+    if mode in ("prefix", "suffix"):
+        count = int(rng.integers(1, frames))
+        return keep(clip, span(clip, 0, count) if mode == "prefix" else span(clip, frames - count, frames))
+    if pictures is None:
+        raise ValueError("known.first: the clip has no latents of single frames")
+    known = show(nothing(clip), 0, pictures[:1])
+    return show(known, -1, pictures[1:]) if mode == "both" else known
+
+
+def _rectangle(rng: np.random.Generator, like: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 1 t h w"]:
+    """A mask through time, of a rectangle (¼ to ¾ of each side) or, as often, of all but it."""
+    mask = torch.zeros_like(like[:, :1])
+    places = []
+    for size in like.shape[3:]:
+        length = int(rng.integers(max(size // 4, 1), max(3 * size // 4, 1) + 1))
+        begin = int(rng.integers(0, size - length + 1))
+        places.append(slice(begin, begin + length))
+    mask[:, :, :, places[0], places[1]] = 1
+    return mask if rng.random() < 0.5 else 1 - mask
+
+
+def joined(parts: list[Known]) -> Known:
+    """Clips of a batch."""
+    return Known(
+        latent=torch.cat([part.latent for part in parts]),
+        kept=torch.cat([part.kept for part in parts]),
+        shown=torch.cat([part.shown for part in parts]),
+    )
