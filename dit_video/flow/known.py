@@ -11,6 +11,7 @@ single frame, where the clip's latent holds eight: the model learns what follows
 Letters: b clips, c channels, t h w latent sizes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,14 +39,18 @@ class Known:
 
     def to(self, like: Tensor) -> "Known":
         """On the device and in the number type of a tensor."""
-        return Known(latent=self.latent.to(like), kept=self.kept.to(like), shown=self.shown.to(like))
+        return self._each(lambda tensor: tensor.to(like))
+
+    def window(self, first: int, end: int) -> "Known":
+        """Of the latent frames first .. end - 1."""
+        return self._each(lambda tensor: tensor[:, :, first:end])
 
     def repeated(self, rows: int) -> "Known":
         """The same for so many rows, a multiple of its own."""
-        times = (rows // len(self.latent), 1, 1, 1, 1)
-        return Known(
-            latent=self.latent.repeat(times), kept=self.kept.repeat(times), shown=self.shown.repeat(times)
-        )
+        return self._each(lambda tensor: tensor.repeat(rows // len(tensor), 1, 1, 1, 1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Known":
+        return Known(latent=change(self.latent), kept=change(self.kept), shown=change(self.shown))
 
     def hold(self, x: Tensor, noise: Tensor, time: Float[Tensor, " b"], path: GaussianPath) -> Tensor:
         """x with α z + β ε in the kept places: where the path of the known latent is at this time."""

@@ -1,0 +1,88 @@
+"""A backbone on clips of which something is known, and on clips longer than it was trained on.
+
+`Reader` stands around a backbone and gives it what is known with every call; a long clip it reads in windows
+that overlap, whose velocities it averages at each step (MultiDiffusion, Bar-Tal et al. 2023, arXiv:2302.08113;
+Movie Gen has it in its upsampler). `held` keeps the known places on their path.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinoflow.conditioning.embedding import Condition
+from kinoflow.dit_video.flow.known import Known
+from kinoflow.dit_video.flow.paths import GaussianPath
+from kinoflow.sample.guidance import VelocityModel
+from kinoflow.sample.solver import VelocityFn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Spans of `length` latent frames, of which neighbours share `overlap` at least.
+
+    Raises:
+        ValueError: an overlap that is not below the length.
+    """
+
+    length: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.length:
+            raise ValueError(f"windows: an overlap of {self.overlap} in {self.length} latent frames")
+
+    def spans(self, frames: int) -> list[tuple[int, int]]:
+        """First and end of each window of a clip of so many latent frames; the last ends with the clip."""
+        last = max(frames - self.length, 0)
+        starts = [*range(0, last, self.length - self.overlap), last]
+        return [(start, min(start + self.length, frames)) for start in starts]
+
+    def weights(self, count: int) -> Float[Tensor, "count 1 1"]:
+        """What each latent frame of a window counts: most in the middle, where it sees most around it."""
+        place = torch.arange(count)
+        return torch.minimum(place + 1, count - place).float().view(-1, 1, 1)
+
+
+class Reader:
+    """A velocity model that gives its backbone what is known of the clip, window by window of a long one."""
+
+    def __init__(
+        self, backbone: VelocityModel, known: Known | None = None, windows: Windows | None = None
+    ) -> None:
+        self._backbone, self._known, self._windows = backbone, known, windows
+
+    def encode_condition(self, condition: Condition) -> Any:
+        """As the backbone does."""
+        return self._backbone.encode_condition(condition)
+
+    def __call__(self, latent: Float[Tensor, "b c t h w"], time: Tensor, condition: Any) -> Tensor:
+        """The velocity of the whole clip."""
+        frames = latent.shape[2]
+        if self._windows is None or frames <= self._windows.length:
+            return self._velocity(latent, time, condition, (0, frames))
+        total, counted = torch.zeros_like(latent), torch.zeros_like(latent[:1, :1])
+        for first, end in self._windows.spans(frames):
+            weights = self._windows.weights(end - first).to(latent)
+            total[:, :, first:end] += weights * self._velocity(latent, time, condition, (first, end))
+            counted[:, :, first:end] += weights
+        return total / counted
+
+    def _velocity(self, latent: Tensor, time: Tensor, condition: Any, span: tuple[int, int]) -> Tensor:
+        window = latent[:, :, span[0] : span[1]]
+        if self._known is None:
+            return self._backbone(window, time, condition)
+        known = self._known.window(*span).to(latent).repeated(len(latent))
+        return self._backbone(window, time, condition, known)  # type: ignore[call-arg]
+
+
+def held(velocity_fn: VelocityFn, known: Known, noise: Tensor, path: GaussianPath) -> VelocityFn:
+    """The same, with the kept places on the path from `noise` to the known latent."""
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        times = time.expand(len(x))
+        return known.velocity(velocity_fn(known.hold(x, noise, times, path), time), noise, times, path)
+
+    return velocity
