@@ -3,6 +3,7 @@
 It lies around a model, which knows nothing of it, and belongs to one clip.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,39 +34,52 @@ def counted(model: VelocityFn, passes: Passes) -> VelocityFn:
 
 
 class StepCache:
-    """A model that answers from memory where its answer would hardly have changed.
+    """A model that answers from what it said before where its answer would hardly have changed.
 
     EasyCache (Zhou et al. 2025, arXiv:2507.02860, section 3): between two computed outputs the change of
     the output is to that of x as k, and k hardly changes. So k |x - x'|, relative to |v|, estimates by how
     much each step changes the output, and while the sum of it since the last computed one is below
     `threshold` the model is not asked. |.| is the mean of absolute values over all rows: both halves of a
-    guidance are computed or reused together.
+    guidance are computed or answered together.
 
-    The paper reuses v - x, and so a velocity that follows x. For a flow, whose velocity is that of a
-    straight line as long as nothing new is known, v itself is nearer (docs/LOG.md): it is what is reused.
+    The paper answers with the last v and how far x has moved. Here the answer is the line through the last
+    two computed outputs, followed no farther than they lie apart: it is nearer (docs/LOG.md).
     """
 
     def __init__(self, model: VelocityFn, threshold: float, passes: Passes) -> None:
         self._model, self._threshold, self._passes = model, threshold, passes
-        self._output: Tensor | None = None
-        self._at: Tensor | None = None  # where that was computed
-        self._seen: Tensor | None = None  # where it was asked last
-        self._rate: float | None = None
+        self._last: _Computed | None = None
+        self._before: _Computed | None = None
+        self._x: Tensor | None = None  # where it was asked last
         self._error = 0.0
 
     def __call__(self, x: Float[Tensor, "b ..."], time: Float[Tensor, ""]) -> Float[Tensor, "b ..."]:
-        if self._output is not None and self._seen is not None and self._rate is not None:
-            self._error += self._rate * _size(x - self._seen) / max(_size(self._output), 1e-12)
+        last, before, now = self._last, self._before, float(time)
+        if last is not None and before is not None and self._x is not None:
+            self._error += last.rate * _size(x - self._x) / max(_size(last.output), 1e-12)
             if self._error < self._threshold:
-                self._seen = x
+                self._x = x
                 self._passes.reused += x.shape[0]
-                return self._output
+                apart = last.time - before.time
+                share = min(1.0, (now - last.time) / apart) if apart > 0 else 0.0
+                return last.output + share * (last.output - before.output)
         output = self._model(x, time)
-        if self._output is not None and self._at is not None:
-            moved = _size(x - self._at)
-            self._rate = _size(output - self._output) / moved if moved > 0 else None
-        self._output, self._at, self._seen, self._error = output, x, x, 0.0
+        rate = math.inf  # of one alone nothing is known
+        if last is not None:
+            rate = _size(output - last.output) / max(_size(x - last.x), 1e-12)
+        self._last, self._before = _Computed(output=output, x=x, time=now, rate=rate), last
+        self._x, self._error = x, 0.0
         return output
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Computed:
+    """An output of the model, and k of the change to it."""
+
+    output: Tensor
+    x: Tensor
+    time: float
+    rate: float
 
 
 def _size(x: Tensor) -> float:
