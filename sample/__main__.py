@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json
 from kinoflow.sample.options import (
+    add_guidance,
     add_hardware,
     add_lora,
     folder_of_list,
@@ -42,7 +43,7 @@ def _command(argv: list[str]) -> int:
 
         return again(argv[1:])
     if argv[:1] == ["evaluate"]:
-        from kinoflow.sample.evaluation.world import main as evaluate
+        from kinoflow.sample.evaluation.command import main as evaluate
 
         return evaluate(argv[1:])
     if argv[:1] == ["serve"]:
@@ -109,6 +110,7 @@ def _add_settings(add: Callable[..., object]) -> None:
     add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
     add("--diffusion", type=float, help="noise of --solver sde; 0 is euler without noise")
     add("--guidance", type=float, help="weight of the prompt or class; 1 is the plain model and the fastest")
+    add_guidance(add)
     add("--negative", metavar="PROMPT", help="what to steer away from: a prompt, or a class")
     add("--frames", type=int, help="number of frames; 1 is an image")
     add("--size", type=argument(parse_size), metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
@@ -204,7 +206,9 @@ def _request(args: argparse.Namespace, prompt: str) -> ClipRequest:
     width, height = args.size or (None, None)
     return ClipRequest(
         prompt=prompt, negative=args.negative, seed=args.seed, frames=args.frames, width=width, height=height,
-        fps=args.fps, steps=args.steps, guidance=args.guidance, solver=args.solver, diffusion=args.diffusion,
+        fps=args.fps, steps=args.steps, guidance=args.guidance, guidance_kind=args.guidance_kind,
+        guidance_interval=args.guidance_interval, guidance_rescale=args.guidance_rescale, cache=args.cache,
+        solver=args.solver, diffusion=args.diffusion,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
 from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import CRF, Pipeline
 from kinoflow.sample.request import ClipRequest
+from kinoflow.sample.settings import asked
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
 _VERSIONS = ("kinoflow", "torch")  # others may round otherwise, which the comparison tells
@@ -101,10 +102,7 @@ def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
             width=bucket.width,
             height=bucket.height,
             fps=None if bucket.frames == 1 else bucket.fps,
-            steps=int(written["steps"]),
-            guidance=float(written["guidance"]),
-            solver=written["solver"],  # pyright: ignore[reportArgumentType]
-            diffusion=float(written["diffusion"]) if "diffusion" in written else None,
+            **asked(written),
         )
     except (KeyError, ValueError) as error:
         raise UserError(f"{clip}: its metadata is damaged ({error}); it cannot be made again") from None

@@ -20,8 +20,10 @@ from kinoflow.dit_video.flow.matching import Objective
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
-from kinoflow.sample.guidance import VelocityModel, guided_velocity
+from kinoflow.sample.cache import Passes, StepCache, counted
+from kinoflow.sample.guidance import PLAIN, Guidance, VelocityModel, guided_velocity
 from kinoflow.sample.objective import as_velocity
+from kinoflow.sample.solver import VelocityFn
 from kinoflow.tae.model.config import LatentShape
 from kinoflow.tae.model.pixels import Pixels, to_bytes
 from kinoflow.tae.model.tae import TAE
@@ -52,6 +54,10 @@ class Sampling:
 
     guidance_scale: float = 4.0
     """Weight of the prompt or label, 0 to 100; 1 is the plain model, 0 the unconditional one."""
+    guidance: Guidance = PLAIN
+    """How that weight is used."""
+    cache: float = 0.0
+    """How far a velocity may be off that is taken from an earlier step, 0 to 1: 0 computes every one."""
     num_steps: int = 50
     """Intervals of the time grid."""
     schedule: ScheduleName = "linear-quadratic"
@@ -70,11 +76,17 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale <= 100:
             raise UserError(f"guidance_scale: {self.guidance_scale} is not in 0..100; try 1 to 8")
+        if not 0 <= self.cache <= 1:
+            raise UserError(f"cache: {self.cache} is not in 0..1; try 0.05")
         if not 0 <= self.diffusion <= 10:
             raise UserError(f"diffusion: {self.diffusion} is not in 0..10; try 0.5 to 1")
         if not 0 < self.shift <= 100:
             raise UserError(f"shift: {self.shift} is not above 0 and up to 100; try 1 to 3")
-        self.times()
+        if self.zero_steps >= len(self.times()) - 1:
+            raise UserError(
+                f"num_steps: {self.num_steps} are too few for guidance_kind zero-star, of which the first "
+                f"{self.zero_steps} stand still; use more"
+            )
 
     def times(self) -> Float[Tensor, " points"]:
         """The time grid, from 0 (noise) to 1 (data)."""
@@ -89,9 +101,19 @@ class Sampling:
         return self.schedule in ("shifted", "stable-diffusion-3")
 
     @property
+    def zero_steps(self) -> int:
+        """First intervals of the grid that stand still, and cost nothing."""
+        return self.guidance.zero_steps if self.guidance.kind == "zero-star" and self.is_guided else 0
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether `guidance` has an effect."""
+        return self.guidance_scale != 1
+
+    @property
     def num_evaluations(self) -> int:
-        """Velocities computed for one sample."""
-        return self.num_steps * _EVALUATIONS[self.solver]
+        """Velocities of one sample, computed or from the cache."""
+        return (self.num_steps - self.zero_steps) * _EVALUATIONS[self.solver]
 
 
 def generate(
@@ -105,6 +127,8 @@ def generate(
     width: int,
     fps: Fraction,
     guidance_scale: float = 4.0,
+    guidance: Guidance = PLAIN,
+    cache: float = 0.0,
     num_steps: int = 50,
     seeds: Sequence[int],
     negative: str | None = None,
@@ -131,8 +155,8 @@ def generate(
         raise UserError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each prompt")
     check_negative(negative, guidance_scale)
     sampling = Sampling(
-        guidance_scale=guidance_scale, num_steps=num_steps, schedule=schedule, shift=shift, solver=solver,
-        diffusion=diffusion, path=path, objective=objective,
+        guidance_scale=guidance_scale, guidance=guidance, cache=cache, num_steps=num_steps, schedule=schedule,
+        shift=shift, solver=solver, diffusion=diffusion, path=path, objective=objective,
     )  # fmt: skip
     shape = tae.config.latent_shape(frames, height, width)
     null = null_condition(encoder, negative, fps)
@@ -183,26 +207,41 @@ def sample_latent(
     seed: int,
     sampling: Sampling,
     progress: Callable[[], None] | None = None,
+    passes: Passes | None = None,
 ) -> Float[Tensor, "1 c t h w"]:
     """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
 
-    `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device.
+    `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device. `passes`
+    is added to.
     """
     like = torch.empty(0)
     if isinstance(backbone, torch.nn.Module):
         like = next(backbone.parameters(), like)
-    guided = guided_velocity(backbone, _like(condition, like), _like(null, like), sampling.guidance_scale)
     path = {"cond_ot": cond_ot, "cosine": cosine}[sampling.path]
+    count = Passes() if passes is None else passes
 
-    def output(x: Tensor, time: Tensor) -> Tensor:
-        result = guided(x.to(like.dtype), time).float()  # flow time stays exact, whatever the weights are
+    def around(model: VelocityFn) -> VelocityFn:
+        model = counted(model, count)
+        return StepCache(model, sampling.cache, count) if sampling.cache else model
+
+    def convert(output_fn: VelocityFn) -> VelocityFn:
+        # Flow time stays exact, whatever the weights are.
+        return as_velocity(lambda x, t: output_fn(x.to(like.dtype), t).float(), sampling.objective, path)
+
+    guided = guided_velocity(
+        backbone, _like(condition, like), _like(null, like), sampling.guidance_scale, sampling.guidance,
+        path=path, around=around, convert=convert,
+    )  # fmt: skip
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        result = guided(x, time)
         if progress is not None:
             progress()
         return result
 
-    velocity = as_velocity(output, sampling.objective, path)
     draw = noise_stream(shape, seed)
-    noise, times = draw().to(like.device), sampling.times()
+    # To stand still in the first steps is to begin after them.
+    noise, times = draw().to(like.device), sampling.times()[sampling.zero_steps :]
     if sampling.solver == "sde":
         return solvers.euler_maruyama(
             velocity, noise, times, path=path, diffusion_fn=solvers.fading(path, sampling.diffusion),

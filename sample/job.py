@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.latents import stored
+from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
 from kinoflow.sample.pipeline import Pipeline, Plan
 from kinoflow.tae.model.pixels import Pixels
@@ -160,19 +161,19 @@ class Sampler:
         plan, output, started = ready.job.plan, ready.output, time.perf_counter()
         self._pipeline.load()  # when the first clip is to be made
         clock = _Clock(load=time.perf_counter() - started)
-        task = bar.add_task(label, total=plan.num_steps)
+        task, passes = bar.add_task(label, total=plan.num_steps), Passes()
         try:
             with clock.part("text"):
                 conditions = self._pipeline.conditions(plan)
             with clock.part("flow"):
-                latent = self._pipeline.flow(plan, conditions, lambda count: bar.advance(task, count))
+                latent = self._pipeline.flow(plan, conditions, lambda count: bar.advance(task, count), passes)
             output.write(clock.each("decode", self._frames(plan, latent, output, bar, task)))
         finally:
             bar.remove_task(task)
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{ready.note}  {seconds:.1f} s")
         figures = {"seed": plan.seed, "seconds": round(seconds, 3), "parts": clock.figures(seconds)}
-        words = {"unknown_words": self._pipeline.unknown_words(plan)}
+        words = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return {"path": str(output.path)} | ready.metadata | figures | words
 
     def _frames(

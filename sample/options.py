@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.terminal import argument
 
 if TYPE_CHECKING:
     from kinoflow.sample.release import Release
 
-_OPTIONS = {"num_steps": "--steps", "guidance_scale": "--guidance"}
+_OPTIONS = {
+    "num_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "guidance_kind": "--guidance-kind",
+    "guidance_interval": "--guidance-interval",
+    "guidance_rescale": "--guidance-rescale",
+}
 _CLIPS = {".mp4", ".m4v", ".mov", ".png", ".gif", ".webp"}
 
 
@@ -85,6 +92,49 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 64x64")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Two flow times of A:B.
+
+    Raises:
+        UserError: anything else.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return float(first), float(last)
+    except ValueError:
+        pass
+    raise UserError(f"{text!r} is not an interval of flow times; write A:B, for example 0.1:0.9")
+
+
+def add_guidance(add: Callable[..., Any]) -> None:
+    """How the weight of the prompt is used, and what need not be computed."""
+    add(
+        "--guidance-kind",
+        choices=("cfg", "zero-star", "apg"),
+        help="classifier-free guidance, CFG-Zero* or adaptive projected guidance",
+    )
+    add(
+        "--guidance-interval",
+        type=argument(parse_interval),
+        metavar="A:B",
+        help="flow times, 0 noise to 1 data, with guidance; steps outside take half the time",
+    )
+    add(
+        "--guidance-rescale",
+        type=float,
+        metavar="SHARE",
+        help="how much of the contrast is taken back that guidance adds, 0 to 1",
+    )
+    add(
+        "--cache",
+        type=float,
+        metavar="THRESHOLD",
+        help="leave out steps whose velocity changes by less than this share, 0.02 for example: faster, and "
+        "not quite the same clip; 0 computes all",
+    )
 
 
 def folder_of_list(out: Path | None) -> Path:

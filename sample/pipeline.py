@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,9 @@ from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.dit_video.backbone import Backbone
+from kinoflow.sample import settings
 from kinoflow.sample.batch import alive, in_threads
+from kinoflow.sample.cache import Passes
 from kinoflow.sample.generate import (
     Encoder,
     Sampling,
@@ -37,6 +39,7 @@ from kinoflow.sample.generate import (
     null_condition,
     sample_latent,
 )
+from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.output import Output, file_metadata, installed
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
@@ -87,6 +90,8 @@ class Video:
     """All that decides the frames, as it goes into files: what `kinoflow sample again` reads."""
     latent: Float[Tensor, "1 c t h w"] | None = None
     """Normalized, where it was asked for."""
+    passes: Passes = field(default_factory=Passes)
+    """Through the backbone, and those that a cache saved."""
 
     def save(self, path: str | Path, *, crf: float | int = CRF) -> Path:
         """Write it, as what the name ends in (see `Output`); returns the path.
@@ -170,6 +175,10 @@ class Pipeline:
         fps: Fraction | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_kind: GuidanceKind | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
+        cache: float | None = None,
         solver: SolverName | None = None,
         diffusion: float | None = None,
         latent: bool = False,
@@ -185,7 +194,8 @@ class Pipeline:
         """
         request = ClipRequest(
             prompt=prompt, negative=negative, seed=seed, frames=frames, width=width, height=height, fps=fps,
-            steps=steps, guidance=guidance, solver=solver, diffusion=diffusion,
+            steps=steps, guidance=guidance, guidance_kind=guidance_kind, guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale, cache=cache, solver=solver, diffusion=diffusion,
         )  # fmt: skip
         return self.make(self.plan(request), latent=latent, progress=progress)
 
@@ -233,12 +243,7 @@ class Pipeline:
         """
         if not request.prompt.strip():
             raise UserError('prompt: empty; describe the clip, for example "a red star moves left"')
-        sampling = self.release.sampling(
-            num_steps=request.steps,
-            guidance_scale=request.guidance,
-            solver=request.solver,
-            diffusion=request.diffusion,
-        )
+        sampling = settings.chosen(self.release.config.sampling, request)
         if request.diffusion is not None and sampling.solver != "sde":
             raise UserError(f"diffusion: {sampling.solver} adds no noise; use solver sde with it")
         check_negative(request.negative, sampling.guidance_scale)
@@ -277,20 +282,25 @@ class Pipeline:
 
     def make(self, plan: Plan, *, latent: bool = False, progress: Progress | None = None) -> Video:
         """The video of a plan, all of its frames in memory."""
-        found = self.latent(plan, progress)
+        passes = Passes()
+        found = self.latent(plan, progress, passes)
         frames = np.concatenate(list(self.decode(plan, found, progress)))
         kept = found if latent else None
-        return Video(frames=frames, fps=plan.bucket.fps, metadata=self.metadata(plan), latent=kept)
+        return Video(
+            frames=frames, fps=plan.bucket.fps, metadata=self.metadata(plan), latent=kept, passes=passes
+        )
 
     def pieces(
-        self, plan: Plan, progress: Progress | None = None
+        self, plan: Plan, progress: Progress | None = None, passes: Passes | None = None
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
         """The frames of a plan, a few at a time, in order: memory does not grow with the clip's length."""
-        return self.decode(plan, self.latent(plan, progress), progress)
+        return self.decode(plan, self.latent(plan, progress, passes), progress)
 
-    def latent(self, plan: Plan, progress: Progress | None = None) -> Float[Tensor, "1 c t h w"]:
+    def latent(
+        self, plan: Plan, progress: Progress | None = None, passes: Passes | None = None
+    ) -> Float[Tensor, "1 c t h w"]:
         """The normalized latent of a plan, which takes most of the time."""
-        return self.flow(plan, self.conditions(plan), progress)
+        return self.flow(plan, self.conditions(plan), progress, passes)
 
     def conditions(self, plan: Plan) -> tuple[Condition, Condition]:
         """What the backbone is told of the prompt, and of what it is steered away from."""
@@ -299,15 +309,19 @@ class Pipeline:
             return encoder([plan.prompt], fps), null_condition(encoder, plan.negative, fps)
 
     def flow(
-        self, plan: Plan, conditions: tuple[Condition, Condition], progress: Progress | None = None
+        self,
+        plan: Plan,
+        conditions: tuple[Condition, Condition],
+        progress: Progress | None = None,
+        passes: Passes | None = None,
     ) -> Float[Tensor, "1 c t h w"]:
-        """The normalized latent of a plan whose `conditions` are there."""
+        """The normalized latent of a plan whose `conditions` are there; `passes` is added to."""
         bucket = plan.bucket
         shape = self.decoder.config.latent_shape(bucket.frames, bucket.height, bucket.width)
         with _threads(self.threads):
             return sample_latent(
                 self._models[0], *conditions, shape, seed=plan.seed, sampling=plan.sampling,
-                progress=lambda: _tell(progress, 1),
+                progress=lambda: _tell(progress, 1), passes=passes,
             )  # fmt: skip
 
     def decode(
@@ -331,20 +345,12 @@ class Pipeline:
 
     def metadata(self, plan: Plan) -> dict[str, str]:
         """All that decides the frames on a machine of one kind: what makes the clip again."""
-        sampling, release = plan.sampling, self.release
-        sde, score = sampling.solver == "sde", sampling.objective == "score"
+        release = self.release
         values = {
             "label" if release.config.classes else "prompt": plan.prompt,
             "negative": plan.negative,
             "seed": plan.seed,
-            "steps": sampling.num_steps,
-            "guidance": sampling.guidance_scale,
-            "schedule": sampling.schedule,
-            "shift": sampling.shift if sampling.is_shifted else None,
-            "solver": sampling.solver,
-            "diffusion": sampling.diffusion if sde else None,
-            "path": sampling.path if sde or score else None,
-            "objective": sampling.objective if score else None,
+            **settings.described(plan.sampling),
             "clip": plan.bucket,
             "release": release.name,
             "weights": release.weights_hash,
@@ -362,11 +368,9 @@ class Pipeline:
 
 def filled(request: ClipRequest, plan: Plan) -> ClipRequest:
     """The request with the plan's settings, which gives the same plan."""
-    bucket, sampling = plan.bucket, plan.sampling
-    return replace(
-        request, prompt=plan.prompt, frames=bucket.frames, width=bucket.width, height=bucket.height,
-        fps=bucket.fps, steps=sampling.num_steps, guidance=sampling.guidance_scale,
-    )  # fmt: skip
+    bucket = plan.bucket
+    size = {"frames": bucket.frames, "width": bucket.width, "height": bucket.height, "fps": bucket.fps}
+    return replace(settings.filled(request, plan.sampling), prompt=plan.prompt, **size)
 
 
 def _bytes(model: object) -> int:

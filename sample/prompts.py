@@ -15,7 +15,8 @@ from typing import Any, get_args
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import parse_rate
 from kinoflow.sample.generate import SolverName
-from kinoflow.sample.options import parse_size
+from kinoflow.sample.guidance import GuidanceKind
+from kinoflow.sample.options import parse_interval, parse_size
 from kinoflow.sample.output import derived_seed
 from kinoflow.sample.request import ClipRequest
 
@@ -28,12 +29,22 @@ def _solver(text: str) -> str:
     return text
 
 
+def _kind(text: str) -> str:
+    if text not in get_args(GuidanceKind):
+        raise ValueError
+    return text
+
+
 _KEYS: dict[str, Callable[[str], Any]] = {
     "prompt": str,
     "negative": str,
     "seed": int,
     "steps": int,
     "guidance": float,
+    "guidance-kind": _kind,
+    "guidance-interval": parse_interval,
+    "guidance-rescale": float,
+    "cache": float,
     "solver": _solver,
     "diffusion": float,
     "frames": int,
@@ -113,16 +124,25 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _request(place: str, row: dict[str, Any], common: ClipRequest) -> ClipRequest:
     values: dict[str, Any] = {}
     for key, value in row.items():
-        if key not in _KEYS:
-            raise UserError(f"{place}: {key}: no setting of a clip; known are {', '.join(_KEYS)}")
-        try:
-            values[key] = _KEYS[key](str(value))
-        except UserError as error:
-            raise UserError(f"{place}: {key}: {error}") from None
-        except ValueError:
-            raise UserError(f"{place}: {key}: {value!r} does not fit; write it as --{key} takes it") from None
+        values |= setting(place, key, value)
     if "prompt" not in values:
         raise UserError(f"{place}: no prompt; write what the clip shows")
-    if "size" in values:
-        values["width"], values["height"] = values.pop("size")
     return replace(common, **values)
+
+
+def setting(place: str, key: str, value: object) -> dict[str, Any]:
+    """What a setting, named and written as an option of the command, means for a ClipRequest.
+
+    Raises:
+        UserError: no such setting, or a value that it does not take; the line begins with `place`.
+    """
+    name = key.replace("_", "-")
+    if name not in _KEYS:
+        raise UserError(f"{place}: {key}: no setting of a clip; known are {', '.join(_KEYS)}")
+    try:
+        read = _KEYS[name](str(value))
+    except UserError as error:
+        raise UserError(f"{place}: {key}: {error}") from None
+    except ValueError:
+        raise UserError(f"{place}: {key}: {value!r} does not fit; write it as --{name} takes it") from None
+    return {"width": read[0], "height": read[1]} if name == "size" else {name.replace("-", "_"): read}

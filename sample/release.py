@@ -14,7 +14,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder
 from kinoflow.configs.schema import dump, load
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.backbone import BACKBONES
-from kinoflow.sample.generate import Sampling, SolverName
+from kinoflow.sample.generate import Sampling
 from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -162,25 +162,6 @@ class Release:
         """The clips it can make, as options of the command line."""
         offers = [f"--frames {b.frames} --size {b.width}x{b.height} --fps {b.fps}" for b in self.buckets]
         return "; ".join(offers)
-
-    def sampling(
-        self,
-        *,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        solver: SolverName | None = None,
-        diffusion: float | None = None,
-    ) -> Sampling:
-        """The default settings, with those that are given in their place.
-
-        Raises:
-            UserError: a value outside its range.
-        """
-        given = {
-            "num_steps": num_steps, "guidance_scale": guidance_scale, "solver": solver, "diffusion": diffusion
-        }  # fmt: skip
-        chosen = {key: value for key, value in given.items() if value is not None}
-        return replace(self.config.sampling, **chosen)
 
     @property
     def part(self) -> str:

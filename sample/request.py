@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kinoflow.sample.generate import SolverName
+    from kinoflow.sample.guidance import GuidanceKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,14 @@ class ClipRequest:
     """Intervals of the time grid."""
     guidance: float | None = None
     """Weight of the prompt."""
+    guidance_kind: GuidanceKind | None = None
+    """Plain, CFG-Zero* or adaptive projected guidance."""
+    guidance_interval: tuple[float, float] | None = None
+    """Flow times, 0 noise and 1 data, outside of which there is no guidance."""
+    guidance_rescale: float | None = None
+    """How much of the spread is given back that guidance adds, 0 to 1."""
+    cache: float | None = None
+    """How far a velocity may be off that is not computed, 0 to 1; 0 computes all."""
     solver: SolverName | None = None
     """How an interval is crossed."""
     diffusion: float | None = None
@@ -46,4 +55,7 @@ class ClipRequest:
     def loads(cls, text: str) -> ClipRequest:
         """Read what `dumps` wrote."""
         values = json.loads(text)
-        return cls(**values | {"fps": None if values["fps"] is None else Fraction(values["fps"])})
+        fps, interval = values["fps"], values.get("guidance_interval")
+        values["fps"] = None if fps is None else Fraction(fps)
+        values["guidance_interval"] = None if interval is None else tuple(interval)
+        return cls(**values)

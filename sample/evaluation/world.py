@@ -6,33 +6,28 @@ three. The judge sees the generated clips and real renders of the same scenes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
+from kinoflow.sample.evaluation.kept import make
 from kinoflow.sample.evaluation.statistics import Share, frechet_distance
-from kinoflow.sample.generate import Sampling, generate
-from kinoflow.sample.options import add_hardware, add_lora, named_as_options
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.codec.metrics import psnr
 from kinoflow.tae.model.pixels import from_bytes, to_bytes
 from kinoflow.tae.model.tae import TAE
-
-if TYPE_CHECKING:
-    from kinoflow.sample.release import Release
 
 Clip = UInt8[np.ndarray, "frames height width 3"]
 _SHEET_CLIPS = 12
@@ -93,48 +88,82 @@ def _share(keys: Sequence[str], truth: Sequence[dict[str, str]], seen: Judgement
     return Share.of(right(seen), len(asked), real=right(known))
 
 
-def evaluate(
-    release: Release,
-    *,
-    prompts: int,
-    seed: int = 0,
-    sampling: Sampling,
-    sheet: Path | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    progress: Callable[[], None] | None = None,
-) -> Evaluation:
-    """Generate a clip for each of the first held-out scenes on `device` and judge them on the CPU.
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a clip took, on average."""
 
-    `dtype` is the transformer's. `sheet`: a PNG with the first clips, one a row. `progress` is called after
-    each clip.
+    seconds: float
+    """Text, flow and decoder, one clip at a time, without loading."""
+    passes: float
+    """Through the backbone; a guided velocity takes two."""
+    reused: float
+    """Passes that the cache saved."""
+
+
+class HeldOut:
+    """The first held-out scenes, and what is the same for all settings of one release.
+
+    Args:
+        kept: a folder in which clips stay: those that are there already are not made again.
     """
-    from kinoflow.data.video import contact_sheet
 
-    if prompts < 2:
-        raise UserError(f"prompts: {prompts}; an evaluation needs at least 2")
-    bucket = release.bucket()
-    judge, dit, tae, encoder = (
-        Judge.from_pretrained(release.folder / "judge"),
-        release.backbone(device, dtype),
-        release.tae(device),
-        release.encoder(device=device),
-    )
-    scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
-    texts = [caption(scene, index, complete=True) for index, scene in enumerate(scenes)]
-    clips: list[Clip] = []
-    size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
-    for index, text in enumerate(texts):
-        clip = generate(dit, tae, encoder, [text], **size, **asdict(sampling), seeds=[seed + index])
-        clips.append(clip[0].numpy())
-        if progress is not None:
-            progress()
-    if sheet is not None:
-        contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=texts[:_SHEET_CLIPS])
-    others = [sample_scene(prompts + index, split="heldout") for index in range(prompts)]
-    real = renders(scenes, bucket)
-    evaluation = measure(judge, scenes, clips, real, renders(others, bucket))
-    return replace(evaluation, autoencoder_psnr=reconstruction_psnr(tae, real))
+    def __init__(self, pipeline: Pipeline, prompts: int, *, kept: Path | None = None) -> None:
+        if prompts < 2:
+            raise UserError(f"prompts: {prompts}; an evaluation needs at least 2")
+        self._pipeline, self._kept = pipeline, kept
+        self._judge = Judge.from_pretrained(pipeline.release.folder / "judge")
+        self.scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
+        self.texts = [caption(scene, index, complete=True) for index, scene in enumerate(self.scenes)]
+
+    @cached_property
+    def _real(self) -> list[Clip]:
+        return renders(self.scenes, self._pipeline.release.bucket())
+
+    @cached_property
+    def _other(self) -> list[Clip]:
+        count = len(self.scenes)
+        others = [sample_scene(count + index, split="heldout") for index in range(count)]
+        return renders(others, self._pipeline.release.bucket())
+
+    @cached_property
+    def _psnr(self) -> float | None:
+        tae = self._pipeline.decoder
+        return reconstruction_psnr(tae, self._real) if isinstance(tae, TAE) else None
+
+    def evaluate(
+        self,
+        common: ClipRequest,
+        *,
+        sheet: Path | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> tuple[Evaluation, Costs]:
+        """Make a clip of every scene with the settings of a request, and judge them.
+
+        The seed of the first is that of the request, and the others follow. `sheet`: a PNG with the first
+        clips, one a row. `progress` is called after each clip.
+
+        Raises:
+            UserError: settings that the release does not have.
+        """
+        from kinoflow.data.video import contact_sheet
+
+        made = []
+        for index, text in enumerate(self.texts):
+            request = replace(common, prompt=text, seed=common.seed + index)
+            made.append(make(self._pipeline, self._pipeline.plan(request), self._kept))
+            if progress is not None:
+                progress()
+        clips = [clip.frames for clip in made]
+        if sheet is not None:
+            captions = self.texts[:_SHEET_CLIPS]
+            contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=captions)
+        found = measure(self._judge, self.scenes, clips, self._real, self._other)
+        costs = Costs(
+            seconds=round(fmean(clip.seconds for clip in made), 3),
+            passes=fmean(clip.passes for clip in made),
+            reused=fmean(clip.reused for clip in made),
+        )
+        return replace(found, autoencoder_psnr=self._psnr), costs
 
 
 @torch.no_grad()
@@ -153,78 +182,3 @@ def renders(scenes: Sequence[Scene], bucket: Bucket) -> list[Clip]:
     """Real clips of the scenes in the shape of the bucket."""
     size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
     return [render(scene, **size) for scene in scenes]
-
-
-def main(argv: list[str]) -> int:
-    """`kinoflow sample evaluate`: print a table, or one JSON object with every figure."""
-    from kinoflow.sample.release import Release
-
-    args = _parser().parse_args(argv)
-    release = Release.load(args.release, args.lora)
-    if release.config.classes:
-        raise UserError(f"{release.folder}: makes classes, and the world's scenes are asked for in prompts; "
-                        "take a release that reads them")  # fmt: skip
-    with named_as_options():
-        sampling = release.sampling(num_steps=args.steps, guidance_scale=args.guidance)
-    if args.threads < 1:
-        raise UserError(f"threads: {args.threads}; use 1 or more")
-    torch.set_num_threads(args.threads)
-    device = parse_device(args.device)
-    dtype = parse_dtype(args.dtype, device)
-    started = time.perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task("clips", total=args.prompts)
-        evaluation = evaluate(
-            release,
-            prompts=args.prompts,
-            seed=args.seed,
-            sampling=sampling,
-            sheet=args.sheet,
-            device=device,
-            dtype=dtype,
-            progress=lambda: bar.advance(task),
-        )
-    settings = {
-        "release": release.name,
-        "weights": release.weights_hash,
-        "clip": str(release.bucket()),
-        "seed": args.seed,
-        "device": device.type,
-        "dtype": name_of(dtype),
-        "threads": args.threads,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    figures = settings | asdict(sampling) | asdict(evaluation)
-    print(json.dumps(figures) if args.json else _table(evaluation, settings | asdict(sampling)))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kinoflow sample evaluate",
-        description="Share of clips that show the colour, shape, motion and word of their prompts.",
-    )
-    add = parser.add_argument
-    add("--release", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
-    add_lora(add)
-    add("--prompts", type=int, default=200, help="number of held-out scenes (default 200)")
-    add("--seed", type=int, default=0, help="seed of the first clip; the others follow")
-    add("--steps", type=int, help="intervals of the time grid")
-    add("--guidance", type=float, help="weight of the prompt")
-    add("--sheet", type=Path, metavar="PNG", help="write a contact sheet of the first clips")
-    add_hardware(add)
-    add("--json", action="store_true", help="print one JSON object with every figure")
-    return parser
-
-
-def _table(evaluation: Evaluation, settings: dict[str, object]) -> str:
-    lines = ["  ".join(f"{key} {value}" for key, value in settings.items()), ""]
-    lines.append(f"{'':8}{'generated':>10}  {'95 % interval':>15}{'clips':>7}{'judge on real':>15}")
-    for key in (*ATTRIBUTES, "joint", "word"):
-        s: Share | None = getattr(evaluation, key)
-        if s is not None:
-            interval = f"{100 * s.low:.1f} to {100 * s.high:.1f}"
-            lines.append(f"{key:8}{100 * s.share:>8.1f} %  {interval:>15}{s.count:>7}{100 * s.real:>13.1f} %")
-    floor = f"{evaluation.frechet_real:.2f} between real clips"
-    lines.append(f"\nFréchet distance {evaluation.frechet:.2f} ({floor})")
-    return "\n".join(lines)
