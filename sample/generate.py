@@ -16,12 +16,14 @@ from torch import Tensor
 from kinoflow.conditioning.embedding import Condition
 from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
+from kinoflow.dit_video.flow.known import Known
 from kinoflow.dit_video.flow.matching import Objective
-from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.dit_video.flow.paths import GaussianPath, cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
 from kinoflow.sample.cache import Passes, StepCache, counted
 from kinoflow.sample.guidance import PLAIN, Guidance, VelocityModel, guided_velocity
+from kinoflow.sample.known import Reader, Windows, held
 from kinoflow.sample.objective import as_velocity
 from kinoflow.sample.solver import VelocityFn
 from kinoflow.tae.model.config import LatentShape
@@ -208,11 +210,14 @@ def sample_latent(
     sampling: Sampling,
     progress: Callable[[], None] | None = None,
     passes: Passes | None = None,
+    known: Known | None = None,
+    windows: Windows | None = None,
 ) -> Float[Tensor, "1 c t h w"]:
     """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
 
     `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device. `passes`
-    is added to.
+    is added to. What is `known` of the clip is put in at each step, where it is kept; a clip that is longer
+    than `windows` is made in as many.
     """
     like = torch.empty(0)
     if isinstance(backbone, torch.nn.Module):
@@ -228,12 +233,13 @@ def sample_latent(
         # Flow time stays exact, whatever the weights are.
         return as_velocity(lambda x, t: output_fn(x.to(like.dtype), t).float(), sampling.objective, path)
 
+    read = backbone if known is None and windows is None else Reader(backbone, known, windows)
     guided = guided_velocity(
-        backbone, _like(condition, like), _like(null, like), sampling.guidance_scale, sampling.guidance,
+        read, _like(condition, like), _like(null, like), sampling.guidance_scale, sampling.guidance,
         path=path, around=around, convert=convert,
     )  # fmt: skip
 
-    def velocity(x: Tensor, time: Tensor) -> Tensor:
+    def told(x: Tensor, time: Tensor) -> Tensor:
         result = guided(x, time)
         if progress is not None:
             progress()
@@ -242,10 +248,22 @@ def sample_latent(
     draw = noise_stream(shape, seed)
     # To stand still in the first steps is to begin after them.
     noise, times = draw().to(like.device), sampling.times()[sampling.zero_steps :]
+    if known is None:
+        return _solve(told, noise, times, sampling=sampling, path=path, draw=draw)
+    known = known.to(noise)
+    velocity = held(told, known, noise, path)
+    latent = _solve(velocity, noise, times, sampling=sampling, path=path, draw=draw)
+    return torch.where(known.kept > 0, known.latent, latent)
+
+
+def _solve(
+    velocity: VelocityFn, noise: Tensor, times: Tensor, *, sampling: Sampling, path: GaussianPath,
+    draw: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
     if sampling.solver == "sde":
         return solvers.euler_maruyama(
             velocity, noise, times, path=path, diffusion_fn=solvers.fading(path, sampling.diffusion),
-            noise_fn=lambda: draw().to(like.device),
+            noise_fn=lambda: draw().to(noise.device),
         )  # fmt: skip
     solve = {"euler": solvers.euler, "midpoint": solvers.midpoint, "heun": solvers.heun}[sampling.solver]
     return solve(velocity, noise, times)

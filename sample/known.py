@@ -1,8 +1,8 @@
 """A backbone on clips of which something is known, and on clips longer than it was trained on.
 
 `Reader` stands around a backbone and gives it what is known with every call; a long clip it reads in windows
-that overlap, whose velocities it averages at each step (MultiDiffusion, Bar-Tal et al. 2023, arXiv:2302.08113;
-Movie Gen has it in its upsampler). `held` keeps the known places on their path.
+that overlap, whose velocities it averages at each step (MultiDiffusion, Bar-Tal et al. 2023,
+arXiv:2302.08113; Movie Gen has it in its upsampler). `held` keeps the known places on their path.
 """
 
 from dataclasses import dataclass
