@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         ".png is one frame or a contact sheet",
     )
     _add_settings(add)
+    _add_given(add)
     add(
         "--weights",
         metavar="RELEASE",
@@ -112,9 +113,19 @@ def _add_settings(add: Callable[..., object]) -> None:
     add("--guidance", type=float, help="weight of the prompt or class; 1 is the plain model and the fastest")
     add_guidance(add)
     add("--negative", metavar="PROMPT", help="what to steer away from: a prompt, or a class")
-    add("--frames", type=int, help="number of frames; 1 is an image")
+    add("--frames", type=int, help="number of frames; 1 is an image; more than the release makes: in windows")
     add("--size", type=argument(parse_size), metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
     add("--fps", type=argument(parse_rate), help="frames per second, such as 16 or 24000/1001")
+
+
+def _add_given(add: Callable[..., object]) -> None:
+    """What a clip is made from beside its prompt, of releases that take it."""
+    add("--image", metavar="PICTURE", help="begin with this picture")
+    add("--last", metavar="PICTURE", help="with --image: end with this one")
+    add("--extend", metavar="CLIP", help="go on from this clip; the new one holds it as well")
+    add("--seconds", type=float, help="with --extend: how much is added (default: half a clip)")
+    add("--edit", metavar="CLIP", help="change this clip where --mask is white")
+    add("--mask", metavar="PICTURE", help="with --edit: white is made anew, black stays")
 
 
 def _add_lists(add: Callable[..., object]) -> None:
@@ -208,7 +219,8 @@ def _request(args: argparse.Namespace, prompt: str) -> ClipRequest:
         prompt=prompt, negative=args.negative, seed=args.seed, frames=args.frames, width=width, height=height,
         fps=args.fps, steps=args.steps, guidance=args.guidance, guidance_kind=args.guidance_kind,
         guidance_interval=args.guidance_interval, guidance_rescale=args.guidance_rescale, cache=args.cache,
-        solver=args.solver, diffusion=args.diffusion,
+        solver=args.solver, diffusion=args.diffusion, image=args.image, last=args.last, extend=args.extend,
+        seconds=args.seconds, edit=args.edit, mask=args.mask,
     )  # fmt: skip
 
 

@@ -13,10 +13,12 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import one_line_warnings, print_json
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.video import read
+from kinoflow.sample.given import Given
 from kinoflow.sample.job import Job, Sampler
 from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
 from kinoflow.sample.picture import read_frames
-from kinoflow.sample.pipeline import CRF, Pipeline
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.plan import CRF
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.settings import asked
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
@@ -103,6 +105,8 @@ def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
             height=bucket.height,
             fps=None if bucket.frames == 1 else bucket.fps,
             **asked(written),
+            **Given.again(written).files,
+            seconds=float(written["seconds"]) if "seconds" in written else None,
         )
     except (KeyError, ValueError) as error:
         raise UserError(f"{clip}: its metadata is damaged ({error}); it cannot be made again") from None

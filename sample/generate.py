@@ -223,21 +223,10 @@ def sample_latent(
     if isinstance(backbone, torch.nn.Module):
         like = next(backbone.parameters(), like)
     path = {"cond_ot": cond_ot, "cosine": cosine}[sampling.path]
-    count = Passes() if passes is None else passes
-
-    def around(model: VelocityFn) -> VelocityFn:
-        model = counted(model, count)
-        return StepCache(model, sampling.cache, count) if sampling.cache else model
-
-    def convert(output_fn: VelocityFn) -> VelocityFn:
-        # Flow time stays exact, whatever the weights are.
-        return as_velocity(lambda x, t: output_fn(x.to(like.dtype), t).float(), sampling.objective, path)
-
     read = backbone if known is None and windows is None else Reader(backbone, known, windows)
-    guided = guided_velocity(
-        read, _like(condition, like), _like(null, like), sampling.guidance_scale, sampling.guidance,
-        path=path, around=around, convert=convert,
-    )  # fmt: skip
+    conditions = _like(condition, like), _like(null, like)
+    count = Passes() if passes is None else passes
+    guided = _guided(read, *conditions, dtype=like.dtype, sampling=sampling, path=path, passes=count)
 
     def told(x: Tensor, time: Tensor) -> Tensor:
         result = guided(x, time)
@@ -254,6 +243,24 @@ def sample_latent(
     velocity = held(told, known, noise, path)
     latent = _solve(velocity, noise, times, sampling=sampling, path=path, draw=draw)
     return torch.where(known.kept > 0, known.latent, latent)
+
+
+def _guided(
+    backbone: VelocityModel, condition: Condition, null: Condition, *, dtype: torch.dtype, sampling: Sampling,
+    path: GaussianPath, passes: Passes,
+) -> VelocityFn:  # fmt: skip
+    def around(model: VelocityFn) -> VelocityFn:
+        model = counted(model, passes)
+        return StepCache(model, sampling.cache, passes) if sampling.cache else model
+
+    def convert(output_fn: VelocityFn) -> VelocityFn:
+        # Flow time stays exact, whatever the weights are.
+        return as_velocity(lambda x, t: output_fn(x.to(dtype), t).float(), sampling.objective, path)
+
+    return guided_velocity(
+        backbone, condition, null, sampling.guidance_scale, sampling.guidance, path=path, around=around,
+        convert=convert,
+    )  # fmt: skip
 
 
 def _solve(

@@ -18,7 +18,8 @@ from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.latents import stored
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
-from kinoflow.sample.pipeline import Pipeline, Plan
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.plan import Plan
 from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Sampler:
                 note = f"  ({named} was there already)"
         elif path.exists():
             note = "  (replaced)"
-        size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+        size = {"frames": job.plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
         output = Output(path, **size, crf=self._crf, metadata=metadata)
         self._taken.add(path)
         self._advise(job.plan)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -21,26 +20,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kinoflow.conditioning.embedding import Condition
-from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.buckets import Bucket
 from kinoflow.dit_video.backbone import Backbone
+from kinoflow.dit_video.flow.known import Known
 from kinoflow.sample import settings
 from kinoflow.sample.batch import alive, in_threads
 from kinoflow.sample.cache import Passes
-from kinoflow.sample.generate import (
-    Encoder,
-    Sampling,
-    SolverName,
-    check_negative,
-    check_seed,
-    decode_pieces,
-    null_condition,
-    sample_latent,
-)
+from kinoflow.sample.generate import Encoder, SolverName, decode_pieces, null_condition, sample_latent
+from kinoflow.sample.given import extended, known_of
 from kinoflow.sample.guidance import GuidanceKind
-from kinoflow.sample.output import Output, file_metadata, installed
+from kinoflow.sample.output import installed
+from kinoflow.sample.plan import Plan, Video, planned
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.stable_diffusion import open_release
@@ -48,62 +39,10 @@ from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
-CRF = 18.0
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A clip that can be made, with nothing left open."""
-
-    prompt: str
-    """What it shows; of a release of classes the name of one."""
-    negative: str | None
-    """What it is steered away from."""
-    seed: int
-    """Of its noise."""
-    bucket: Bucket
-    """Its frames, size and rate."""
-    sampling: Sampling
-    """How the flow is solved."""
-
-    @property
-    def num_steps(self) -> int:
-        """How often `Progress` is told of it: each velocity, each frame."""
-        return self.sampling.num_evaluations + self.bucket.frames
-
-
 # Called with the velocities or frames that were just made; what it raises ends the work.
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Video:
-    """A clip that was made."""
-
-    frames: UInt8[np.ndarray, "frames height width 3"]
-    """RGB, 0..255."""
-    fps: Fraction
-    """Frames per second."""
-    metadata: dict[str, str]
-    """All that decides the frames, as it goes into files: what `kinoflow sample again` reads."""
-    latent: Float[Tensor, "1 c t h w"] | None = None
-    """Normalized, where it was asked for."""
-    passes: Passes = field(default_factory=Passes)
-    """Through the backbone, and those that a cache saved."""
-
-    def save(self, path: str | Path, *, crf: float | int = CRF) -> Path:
-        """Write it, as what the name ends in (see `Output`); returns the path.
-
-        Raises:
-            UserError: a name or folder that does not work, or a full disk.
-        """
-        path, (count, height, width, _) = Path(path), self.frames.shape
-        metadata = file_metadata(path, self.metadata, crf)
-        size = {"frames": count, "height": height, "width": width, "fps": self.fps}
-        Output(path, **size, crf=crf, metadata=metadata).write([self.frames])
-        return path
 
 
 class Pipeline:
@@ -181,21 +120,34 @@ class Pipeline:
         cache: float | None = None,
         solver: SolverName | None = None,
         diffusion: float | None = None,
+        image: str | Path | None = None,
+        last: str | Path | None = None,
+        extend: str | Path | None = None,
+        seconds: float | None = None,
+        edit: str | Path | None = None,
+        mask: str | Path | None = None,
         latent: bool = False,
         progress: Progress | None = None,
     ) -> Video:
         """The video of a prompt (of a release of classes: of a class), the same for the same arguments.
 
-        Settings that are None are the release's. `latent` keeps the latent beside the frames; `progress` is
-        called with 1 after each velocity and with the number of frames after each piece that was decoded.
+        Settings that are None are the release's. A release that reads what is known of a clip takes pictures
+        that it begins and ends with (`image`, `last`), a clip to go on from (`extend`, by `seconds`), or one
+        to change where a picture is white (`edit`, `mask`).
+
+        `latent` keeps the latent beside the frames; `progress` is called with 1 after each velocity and with
+        the number of frames after each piece that was decoded.
 
         Raises:
             UserError: what the release cannot make, in one line.
         """
+        files = {"image": image, "last": last, "extend": extend, "edit": edit, "mask": mask}
         request = ClipRequest(
             prompt=prompt, negative=negative, seed=seed, frames=frames, width=width, height=height, fps=fps,
             steps=steps, guidance=guidance, guidance_kind=guidance_kind, guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale, cache=cache, solver=solver, diffusion=diffusion,
+            seconds=seconds,
+            **{key: str(path) for key, path in files.items() if path is not None},
         )  # fmt: skip
         return self.make(self.plan(request), latent=latent, progress=progress)
 
@@ -241,21 +193,7 @@ class Pipeline:
         Raises:
             UserError: what cannot be made, in one line that names the key and the remedy.
         """
-        if not request.prompt.strip():
-            raise UserError('prompt: empty; describe the clip, for example "a red star moves left"')
-        sampling = settings.chosen(self.release.config.sampling, request)
-        if request.diffusion is not None and sampling.solver != "sde":
-            raise UserError(f"diffusion: {sampling.solver} adds no noise; use solver sde with it")
-        check_negative(request.negative, sampling.guidance_scale)
-        size = {"frames": request.frames, "height": request.height, "width": request.width}
-        bucket = self.release.bucket(**size, fps=request.fps)
-        prompt, negative = request.prompt, request.negative
-        if self.release.config.classes:
-            classes = LabelEncoder(self.release.config.classes)
-            prompt = classes.name(prompt)
-            negative = None if negative is None else classes.name(negative)
-        check_seed(request.seed)
-        return Plan(prompt=prompt, negative=negative, seed=request.seed, bucket=bucket, sampling=sampling)
+        return planned(self.release, request)
 
     def load(self) -> None:
         """Read the models now: text encoders, backbone, decoder.
@@ -316,13 +254,24 @@ class Pipeline:
         passes: Passes | None = None,
     ) -> Float[Tensor, "1 c t h w"]:
         """The normalized latent of a plan whose `conditions` are there; `passes` is added to."""
-        bucket = plan.bucket
-        shape = self.decoder.config.latent_shape(bucket.frames, bucket.height, bucket.width)
-        with _threads(self.threads):
+        bucket, size = plan.bucket, self.decoder.config.latent_shape
+        shape = size(bucket.frames, bucket.height, bucket.width)
+
+        def make(known: Known | None, turn: int = 0) -> Float[Tensor, "1 c t h w"]:
             return sample_latent(
-                self._models[0], *conditions, shape, seed=plan.seed, sampling=plan.sampling,
-                progress=lambda: _tell(progress, 1), passes=passes,
+                self._models[0], *conditions, shape, seed=(plan.seed + turn) % 2**63, sampling=plan.sampling,
+                progress=lambda: _tell(progress, 1), passes=passes, known=known, windows=plan.windows,
             )  # fmt: skip
+
+        with _threads(self.threads):
+            if plan.source is None:
+                return make(None)
+            assert isinstance(self.decoder, TAE), "what is given is encoded"
+            known = known_of(plan.source, self.decoder, shape.frames)
+            if not plan.added:
+                return make(known)
+            kept, all_of_it = (size(n, bucket.height, bucket.width).frames for n in (plan.kept, plan.decoded))
+            return extended(make, known, kept, all_of_it)
 
     def decode(
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"], progress: Progress | None = None
@@ -333,10 +282,24 @@ class Pipeline:
             UserError: frames too large for the memory, when the first piece is asked for.
         """
         with _threads(self.threads):
-            for piece in decode_pieces(self.decoder, latent, plan.bucket.frames, self.memory):
-                yield piece[0].numpy()
-                _tell(progress, piece.shape[1])
+            for piece in self._pieces(plan, latent):
+                yield piece
+                _tell(progress, len(piece))
                 del piece  # not held while the next one is made
+
+    def _pieces(
+        self, plan: Plan, latent: Float[Tensor, "1 c t h w"]
+    ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
+        """The frames; before and around them those of the clip that they go on from, or change."""
+        if plan.source is not None and plan.added:
+            yield from plan.source.earlier()
+        done = 0
+        for piece in decode_pieces(self.decoder, latent, plan.decoded, self.memory):
+            made = piece[0].numpy()[max(plan.kept - done, 0) :]
+            if len(made):
+                yield made if plan.source is None else plan.source.mixed(made, done)
+            done += piece.shape[1]
+            del piece, made
 
     def unknown_words(self, plan: Plan) -> list[str]:
         """Words of a plan that mean nothing to the release."""
@@ -351,6 +314,8 @@ class Pipeline:
             "negative": plan.negative,
             "seed": plan.seed,
             **settings.described(plan.sampling),
+            **({} if plan.source is None else plan.source.given.described),
+            "seconds": float(plan.added / plan.bucket.fps) if plan.added else None,
             "clip": plan.bucket,
             "release": release.name,
             "weights": release.weights_hash,
@@ -364,13 +329,6 @@ class Pipeline:
             "torch": installed("torch"),
         }
         return {key: str(value) for key, value in values.items() if value is not None}
-
-
-def filled(request: ClipRequest, plan: Plan) -> ClipRequest:
-    """The request with the plan's settings, which gives the same plan."""
-    bucket = plan.bucket
-    size = {"frames": bucket.frames, "width": bucket.width, "height": bucket.height, "fps": bucket.fps}
-    return replace(settings.filled(request, plan.sampling), prompt=plan.prompt, **size)
 
 
 def _bytes(model: object) -> int:

@@ -29,7 +29,9 @@ from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder
 from kinoflow.configs.schema import dump, load
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.backbone import BACKBONES
+from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.generate import Sampling
+from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -257,6 +259,21 @@ class Release:
 
     def _backbone_config(self) -> BackboneConfig:
         return load_config(self.folder / self.part, BACKBONES[self.part].config_type)
+
+    @property
+    def reads_known(self) -> bool:
+        """Whether its backbone reads what is known of a clip: pictures, a beginning, all but a region."""
+        config = self._backbone_config()
+        return isinstance(config, DiTConfig) and config.known
+
+    @property
+    def time_factor(self) -> int:
+        """Frames in one of its latents."""
+        return load_config(self.folder / "tae", TAEConfig).factors[0]
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip of so many."""
+        return -(-frames // self.time_factor)
 
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]

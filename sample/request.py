@@ -46,6 +46,18 @@ class ClipRequest:
     """How an interval is crossed."""
     diffusion: float | None = None
     """Noise of the solver "sde"."""
+    image: str | None = None
+    """Picture that the clip begins with."""
+    last: str | None = None
+    """Picture that it ends with."""
+    extend: str | None = None
+    """Clip that it goes on from."""
+    seconds: float | None = None
+    """How much is added to that."""
+    edit: str | None = None
+    """Clip that is changed."""
+    mask: str | None = None
+    """Picture, white where that is made anew."""
 
     def dumps(self) -> str:
         """As JSON, which `loads` reads."""

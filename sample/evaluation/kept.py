@@ -12,7 +12,8 @@ from jaxtyping import UInt8
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
-from kinoflow.sample.pipeline import Pipeline, Plan
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

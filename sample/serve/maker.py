@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from kinoflow.sample.output import Output, file_metadata
-from kinoflow.sample.pipeline import CRF, Pipeline, filled
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.plan import CRF, filled
 from kinoflow.sample.request import ClipRequest
 
 
@@ -31,13 +32,17 @@ class ReleaseMaker:
 
     def check(self, request: ClipRequest) -> ClipRequest:
         """See Maker. Of a release of classes the prompt is one, by its name or number."""
+        # Only these: one of a million frames would keep the others waiting.
+        self._pipeline.release.bucket(
+            frames=request.frames, height=request.height, width=request.width, fps=request.fps
+        )
         return filled(request, self._pipeline.plan(request))
 
     def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
         """See Maker."""
         plan = self._pipeline.plan(request)
         bucket, metadata = plan.bucket, file_metadata(path, self._pipeline.metadata(plan), CRF)
-        size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+        size = {"frames": plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
         output, done = Output(path, **size, crf=CRF, metadata=metadata), 0
 
         def advance(parts: int) -> None:
