@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -94,8 +95,10 @@ def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pi
 
 
 def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
+    settings: dict[str, Any] = {}
     try:
         bucket = parse(written["clip"])
+        settings |= asked(written) | Given.again(written).files
         return ClipRequest(
             prompt=written["label"] if "label" in written else written["prompt"],
             negative=written.get("negative"),
@@ -104,8 +107,7 @@ def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
             width=bucket.width,
             height=bucket.height,
             fps=None if bucket.frames == 1 else bucket.fps,
-            **asked(written),
-            **Given.again(written).files,
+            **settings,
             seconds=float(written["seconds"]) if "seconds" in written else None,
         )
     except (KeyError, ValueError) as error:

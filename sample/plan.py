@@ -62,8 +62,9 @@ class Plan:
     @property
     def frames(self) -> int:
         """Frames of the whole clip."""
-        goes_on = self.source is not None and self.added
-        return self.source.before + self.added if goes_on else self.bucket.frames
+        if self.source is None or not self.added:
+            return self.bucket.frames
+        return self.source.before + self.added
 
     @property
     def num_steps(self) -> int:
