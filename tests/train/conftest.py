@@ -105,6 +105,13 @@ def stills(start_job, tmp_path_factory):
     ]
 
 
+@pytest.fixture(scope="session")
+def keyframes(start_job, tmp_path_factory):
+    """Eight clips of two latent frames, with latents of their first and last frame."""
+    folder = tmp_path_factory.mktemp("keyframes")
+    return _precomputed(start_job, folder, "world", "keyframes=true", bucket="12x16x16@16")
+
+
 def _precomputed(start_job, folder, *source, bucket="4x16x16@16"):
     job = start_job("precomputed", str(folder), bucket, *source)
     assert job.wait() == [0], job.text()

@@ -76,7 +76,7 @@ def full_disk(sources):
     return toy(sources)
 
 
-def precomputed(folder, bucket="1x16x16@16", source="world"):
+def precomputed(folder, bucket="1x16x16@16", source="world", *more):
     """Eight clips of the world in four shards, by what processes there are."""
     words = [
         f"out={folder}",
@@ -85,6 +85,7 @@ def precomputed(folder, bucket="1x16x16@16", source="world"):
         "shard_size=2",
         "workers=0",
         f"buckets=[{bucket}]",
+        *more,
     ]
     precompute.precompute(load(precompute.PrecomputeConfig, words), tiny_encoders())
     return 0

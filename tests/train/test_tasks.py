@@ -65,11 +65,17 @@ CASES = (
     | {f"tae-{way}": words for way, words in ALONE.items()}
     | {f"unet-{way}": [*ALONE[way], *PREVIEW] for way in sorted(ONCE & ALONE.keys())}
     | {f"mmdit-{way}": WAYS[way] for way in sorted(ONCE)}
+    | {f"known-{way}": WAYS[way] for way in sorted({*ONCE, "zero1-sequence"})}
 )
 
 
 def kind(case: str) -> str:
     return case.partition("-")[0]
+
+
+def backbone(case: str) -> str:
+    """What a run calls it."""
+    return "dit" if kind(case) == "known" else kind(case)
 
 
 @pytest.fixture(scope="module")
@@ -90,17 +96,23 @@ def earlier(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sources(latents, held_out, stills, earlier, tmp_path_factory):
+def sources(request, earlier, tmp_path_factory):
     """What each task's runs have in common."""
+    folders = ("latents", "held_out", "stills", "keyframes")
+    latents, held_out, stills, keyframes = map(request.getfixturevalue, folders)
     data = [f"data.latents={latents}", f"validation.latents={held_out}", "validation.every=1"]
     folders = [write_pictures(tmp_path_factory.mktemp("pictures"), seed=seed) for seed in range(2)]
     pictures = [f"data.latents={folders[0]}", f"validation.latents={folders[1]}", "validation.every=1"]
+    held = [f"validation.latents={held_out}", "validation.every=1", f"data.latents={keyframes}"]
+    # It begins to read what is known: the earlier backbone reads nothing.
+    reading = ["dit.known=true", "known.first=0.2", "known.both=0.2", "known.prefix=0.3", "known.region=0.3"]
     frames = [f"data.latents={stills[0]}", f"validation.latents={stills[1]}", "validation.every=1"]
     return {
         "dit": [*COMMON, *BACKBONE, *data, f"init_from={earlier}"],
         "tae": [*COMMON, *AUTOENCODER],
         "unet": [*COMMON, *PICTURES, *pictures, f"init_from={earlier}"],
         "mmdit": [*COMMON, *STREAMS, *frames, f"init_from={earlier}"],
+        "known": [*COMMON, *BACKBONE, *reading, *held, f"init_from={earlier}"],
     }
 
 
@@ -143,7 +155,7 @@ def test_two_processes_equal_a_plain_loop(runs, references, sources, case):
     assert all(torch.equal(average[name], start[name]) for name in fixed)
     if kind(case) != "tae":
         config = load(RunConfig, sources[kind(case)])
-        model = BACKBONES[kind(case)](getattr(config, kind(case)))
+        model = BACKBONES[backbone(case)](getattr(config, backbone(case)))
         model.load_state_dict(reference.average)
         alone = Processes(rank=0, size=1, device=torch.device("cpu"))
         held_out = held_out_loss(model, HeldOut(config.validation.latents, 64, 3), config.flow, alone)
