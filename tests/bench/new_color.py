@@ -10,7 +10,7 @@ else are of the new one; real renders of the same scenes are judged as well.
 import argparse
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +39,16 @@ def main() -> None:
         if truth["color"] in NEW_COLORS and combination(truth) not in trained:
             scenes.append((seed, scene))
         seed += 1
-    bucket, sampling = release.bucket(), release.sampling(num_steps=args.steps)
+    bucket, sampling = release.bucket(), release.config.sampling
+    if args.steps is not None:
+        sampling = replace(sampling, num_steps=args.steps)
     size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
     models = release.backbone(), release.tae(), release.encoder()
     texts = [caption(scene, seed, complete=True) for seed, scene in scenes]
     clips = []
     with progress_bar() as bar:
         for index, text in enumerate(bar.track(texts, description="clips")):
-            clips.append(generate(*models, [text], **size, **asdict(sampling), seeds=[index])[0].numpy())
+            clips.append(generate(*models, [text], **size, **vars(sampling), seeds=[index])[0].numpy())
     if args.sheet:
         contact_sheet(args.sheet, clips, columns=8, captions=texts)
     seen = [color_of(clip) for clip in clips]
