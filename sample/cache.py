@@ -23,6 +23,12 @@ class Passes:
     """What the cache saved."""
 
 
+def watched(model: VelocityFn, threshold: float, passes: Passes) -> VelocityFn:
+    """The model, whose passes are counted, behind a cache where there is a threshold."""
+    model = counted(model, passes)
+    return StepCache(model, threshold, passes) if threshold else model
+
+
 def counted(model: VelocityFn, passes: Passes) -> VelocityFn:
     """The same model, whose rows are counted."""
 

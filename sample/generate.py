@@ -20,7 +20,7 @@ from kinoflow.dit_video.flow.matching import Objective
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
-from kinoflow.sample.cache import Passes, StepCache, counted
+from kinoflow.sample.cache import Passes, watched
 from kinoflow.sample.guidance import PLAIN, Guidance, VelocityModel, guided_velocity
 from kinoflow.sample.objective import as_velocity
 from kinoflow.sample.solver import VelocityFn
@@ -220,17 +220,13 @@ def sample_latent(
     path = {"cond_ot": cond_ot, "cosine": cosine}[sampling.path]
     count = Passes() if passes is None else passes
 
-    def around(model: VelocityFn) -> VelocityFn:
-        model = counted(model, count)
-        return StepCache(model, sampling.cache, count) if sampling.cache else model
-
     def convert(output_fn: VelocityFn) -> VelocityFn:
         # Flow time stays exact, whatever the weights are.
         return as_velocity(lambda x, t: output_fn(x.to(like.dtype), t).float(), sampling.objective, path)
 
     guided = guided_velocity(
         backbone, _like(condition, like), _like(null, like), sampling.guidance_scale, sampling.guidance,
-        path=path, around=around, convert=convert,
+        path=path, around=lambda model: watched(model, sampling.cache, count), convert=convert,
     )  # fmt: skip
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
