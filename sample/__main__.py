@@ -133,8 +133,16 @@ def _add_lists(add: Callable[..., object]) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="one prompt a line, or .jsonl or .csv with settings named as these options are; - reads "
-        "standard input; finished clips are skipped",
+        help="one prompt a line, or .jsonl or .csv with settings named as these options are, or VBench's "
+        ".json; - reads standard input; finished clips are skipped",
+    )
+    add(
+        "--vbench",
+        type=int,
+        nargs="?",
+        const=5,
+        metavar="N",
+        help="so many clips of each prompt of --prompts, 5 without a number, in files named as VBench wants",
     )
     add(
         "--batch",
@@ -190,6 +198,8 @@ def _refuse(args: argparse.Namespace) -> None:
         raise UserError(f"prompt: empty; {_DESCRIBE}")
     if args.batch is not None and args.prompts is None:
         raise UserError("batch: one prompt is one clip; use --batch with --prompts FILE")
+    if args.vbench is not None and args.prompts is None:
+        raise UserError("vbench: it is for lists; use it with --prompts VBench_full_info.json")
     if args.batch is not None and args.batch < 1:
         raise UserError(f"batch: {args.batch}; use 1 or more")
 
@@ -198,16 +208,19 @@ def _jobs(args: argparse.Namespace, pipeline: Pipeline) -> list[Job]:
     """What to make; a setting that the release does not have is refused before anything is made."""
     from kinoflow.sample.job import Job
     from kinoflow.sample.prompts import read_prompts
+    from kinoflow.sample.vbench import samples
 
     if args.prompts is None:
         return [Job(plan=pipeline.plan(_request(args, args.prompt or args.label)), out=args.out)]
     jobs, folder = [], folder_of_list(args.out)
-    for place, request in read_prompts(args.prompts, _request(args, "")):
+    asked = read_prompts(args.prompts, _request(args, ""))
+    named = ((place, request, None) for place, request in asked)
+    for place, request, out in named if args.vbench is None else samples(asked, folder, args.vbench):
         try:
             plan = pipeline.plan(request)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        jobs.append(Job(plan=plan, folder=folder, skip_finished=True))
+        jobs.append(Job(plan=plan, folder=folder, out=out, skip_finished=True))
     return jobs
 
 

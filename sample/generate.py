@@ -21,7 +21,7 @@ from kinoflow.dit_video.flow.matching import Objective
 from kinoflow.dit_video.flow.paths import GaussianPath, cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
-from kinoflow.sample.cache import Passes, StepCache, counted
+from kinoflow.sample.cache import Passes, watched
 from kinoflow.sample.guidance import PLAIN, Guidance, VelocityModel, guided_velocity
 from kinoflow.sample.known import Reader, Windows, held
 from kinoflow.sample.objective import as_velocity
@@ -249,17 +249,13 @@ def _guided(
     backbone: VelocityModel, condition: Condition, null: Condition, *, dtype: torch.dtype, sampling: Sampling,
     path: GaussianPath, passes: Passes,
 ) -> VelocityFn:  # fmt: skip
-    def around(model: VelocityFn) -> VelocityFn:
-        model = counted(model, passes)
-        return StepCache(model, sampling.cache, passes) if sampling.cache else model
-
     def convert(output_fn: VelocityFn) -> VelocityFn:
         # Flow time stays exact, whatever the weights are.
         return as_velocity(lambda x, t: output_fn(x.to(dtype), t).float(), sampling.objective, path)
 
     return guided_velocity(
-        backbone, condition, null, sampling.guidance_scale, sampling.guidance, path=path, around=around,
-        convert=convert,
+        backbone, condition, null, sampling.guidance_scale, sampling.guidance, path=path,
+        around=lambda model: watched(model, sampling.cache, passes), convert=convert,
     )  # fmt: skip
 
 

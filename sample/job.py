@@ -135,6 +135,8 @@ class Sampler:
                         return _Prepared(job=job, output=None, note=str(taken), metadata=metadata)
             if path != named:
                 note = f"  ({named} was there already)"
+        elif job.skip_finished and finished(path, metadata):
+            return _Prepared(job=job, output=None, note=str(path), metadata=metadata)
         elif path.exists():
             note = "  (replaced)"
         size = {"frames": job.plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}

@@ -1,4 +1,4 @@
-"""Lists of prompts for `kinoflow sample --prompts`: text, JSONL or CSV, with settings of their own."""
+"""Lists of prompts for `kinoflow sample --prompts`: text, JSONL or CSV with settings, JSON of VBench."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def read_prompts(path: Path, common: ClipRequest) -> Iterator[tuple[str, ClipReq
     """(place, request) of each line of a file, or of standard input where the path is "-".
 
     A .jsonl file has an object a line, a .csv file a header and a row a clip; their keys are the options'
-    names, and what a line leaves out is as in `common`. Any other file has one prompt a line, and so has
-    standard input unless its first line is a JSON object. A line's own seed is taken as it is; without one
-    the seed is derived from that of `common`, the prompt, and how often the same prompt stood before it: not
-    from its place, so that lines can be moved, added and removed.
+    names, and what a line leaves out is as in `common`. A .json file is a list of such objects, or of
+    VBench's, whose prompt is `prompt_en` and whose other keys say how it is judged. Any other file has one
+    prompt a line, and so has standard input unless its first line is a JSON object. A line's own seed is
+    taken as it is; without one the seed is derived from that of `common`, the prompt, and how often the same
+    prompt stood before it: not from its place, so that lines can be moved, added and removed.
 
     Raises:
         UserError: a file that cannot be read or holds no prompt, or a line with a key or value that is none.
@@ -69,6 +70,8 @@ def read_prompts(path: Path, common: ClipRequest) -> Iterator[tuple[str, ClipReq
     kind = path.suffix.lower()
     if kind == ".jsonl" or (path == STDIN and text.lstrip().startswith("{")):
         rows = _json_rows(path, text)
+    elif kind == ".json":
+        rows = _list_rows(path, text)
     elif kind == ".csv":
         rows = _csv_rows(path, text)
     else:
@@ -108,6 +111,23 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UserError(f'{path}:{number}: no JSON object; write {{"prompt": "…", "seed": 7}}')
         yield f"{path}:{number}", {key: value for key, value in row.items() if value is not None}
+
+
+def _list_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list):
+        raise UserError(f'{path}: no JSON list; write [{{"prompt": "…"}}], or take VBench_full_info.json')
+    for number, row in enumerate(rows, 1):
+        place = f"{path}, object {number}"
+        if not isinstance(row, dict):
+            raise UserError(f'{place}: no JSON object; write {{"prompt": "…"}}')
+        if "prompt_en" in row:
+            yield place, {"prompt": row["prompt_en"]}
+        else:
+            yield place, {key: value for key, value in row.items() if value is not None}
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 def _pipeline(args: argparse.Namespace) -> Pipeline:
     if args.plot is not None and not args.sweep:
         raise UserError("plot: there is nothing to compare; use it with --sweep KEY=VALUE,VALUE")
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise UserError(f"{args.plot}: a plot is a PNG; end the name in .png")
     if args.sheet is not None and args.sweep:
         raise UserError("sheet: it shows the clips of one setting; leave out --sweep or --sheet")
     pipeline = Pipeline.from_pretrained(

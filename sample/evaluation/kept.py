@@ -58,8 +58,8 @@ def _made(pipeline: Pipeline, plan: Plan) -> Made:
 
 def _read(path: Path) -> Made | None:
     try:
-        with np.load(path) as file:
-            seconds, passes, reused = (file[key].item() for key in ("seconds", "passes", "reused"))
-            return Made(frames=file["frames"], seconds=seconds, passes=passes, reused=reused)
+        with path.open("rb") as file, np.load(file) as values:
+            seconds, passes, reused = (values[key].item() for key in ("seconds", "passes", "reused"))
+            return Made(frames=values["frames"], seconds=seconds, passes=passes, reused=reused)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None  # not there, or damaged: it is made again

@@ -14,6 +14,7 @@ _SCALE = 2  # pixels of the picture to one of its measures
 _PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = (300, 240), 52, 16, 58, 48
 _LEGEND = 18
 _FONT, _INK, _GRID, _PAPER = 12, (40, 40, 40), (225, 225, 225), (255, 255, 255)
+_At = tuple[float | int, float | int]
 _COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (90, 90, 90))
 
 
@@ -57,10 +58,8 @@ def plot(path: Path, rows: Sequence[Row], *, title: str) -> None:
     """Write a PNG: a panel each, the first key's values along it, a line for each combination of the others.
 
     Raises:
-        UserError: a name that is no PNG's, or a file that cannot be written.
+        UserError: the file cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: a plot is a PNG; end the name in .png")
     key, *others = rows[0].settings
     axis = _Axis(key=key, values=list(dict.fromkeys(row.settings[key] for row in rows)))
     lines: dict[str, list[Row]] = {}
@@ -87,7 +86,7 @@ def plot(path: Path, rows: Sequence[Row], *, title: str) -> None:
 
 
 def _draw_panel(
-    canvas: "_Canvas", left: float, panel: _Panel, lines: dict[str, list[Row]], axis: _Axis
+    canvas: "_Canvas", left: float | int, panel: _Panel, lines: dict[str, list[Row]], axis: _Axis
 ) -> None:
     width, height = _PANEL
     points = {name: [panel.point(row) for row in rows] for name, rows in lines.items()}
@@ -130,16 +129,14 @@ class _Canvas:
     def __init__(self, draw: ImageDraw.ImageDraw) -> None:
         self._draw, self._font = draw, ImageFont.load_default(size=_FONT * _SCALE)
 
-    def text(self, at: tuple[float, float], text: str, *, anchor: str) -> None:
+    def text(self, at: _At, text: str, *, anchor: str) -> None:
         self._draw.text((at[0] * _SCALE, at[1] * _SCALE), text, fill=_INK, font=self._font, anchor=anchor)
 
-    def line(
-        self, points: Sequence[tuple[float, float]], color: tuple[int, int, int], *, width: float = 1
-    ) -> None:
+    def line(self, points: Sequence[_At], color: tuple[int, int, int], *, width: int = 1) -> None:
         scaled = [(x * _SCALE, y * _SCALE) for x, y in points]
         self._draw.line(scaled, fill=color, width=round(width * _SCALE), joint="curve")
 
-    def dot(self, at: tuple[float, float], color: tuple[int, int, int], radius: float = 3) -> None:
+    def dot(self, at: _At, color: tuple[int, int, int], radius: int = 3) -> None:
         x, y = at[0] * _SCALE, at[1] * _SCALE
         r = radius * _SCALE
         self._draw.ellipse((x - r, y - r, x + r, y + r), fill=color)

@@ -28,6 +28,7 @@ from kinoflow.sample.serve.jobs import Job, Jobs
 from kinoflow.sample.serve.metrics import Metrics
 from kinoflow.sample.serve.request import Maker
 from kinoflow.sample.serve.worker import Worker
+from kinoflow.sample.settings import interval_text
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class Server:
 
     def video(self, job: Job) -> dict[str, Any]:
         """A job as OpenAI's API shows it, with our settings beside."""
-        request, share = job.request, self.worker.share(job.id)
+        request = job.request
+        share = self.worker.share(job.id) if job.status == "in_progress" else 0.0  # it may begin meanwhile
         error = None
         if job.error is not None:
             error = {"code": "server_error", "message": job.error}
@@ -108,12 +110,17 @@ class Server:
 
 def settings(request: ClipRequest) -> dict[str, Any]:
     """A request's settings by the names that clients know."""
+    interval = request.guidance_interval
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative,
         "seed": request.seed,
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance,
+        "guidance_kind": request.guidance_kind,
+        "guidance_interval": interval and interval_text(interval),
+        "guidance_rescale": request.guidance_rescale,
+        "cache": request.cache,
         "num_frames": request.frames,
         "fps": str(request.fps),
     }

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import parse_rate
 from kinoflow.data.clips.buckets import Bucket
+from kinoflow.sample.guidance import GuidanceKind
+from kinoflow.sample.options import parse_interval
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.errors import ApiError
 from kinoflow.sample.serve.request import Maker
@@ -22,6 +24,7 @@ _FORMS_OF = {
     "size": "not a size; write WIDTHxHEIGHT, for example 128x128",
     "seconds": "not a number of seconds; write 2 for example",
     "fps": "not a frame rate; write 16 or 24000/1001",
+    "guidance_interval": "not an interval of flow times; write A:B, for example 0.1:0.9",
 }
 # What makers and releases call what clients know by another name.
 _NAMES = {
@@ -60,6 +63,8 @@ Text = Annotated[str, Field(max_length=MAX_PROMPT), BeforeValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 # Short ones only: a fraction of 1e999999999 would fill the memory.
+_SHARE = r"(?:\d|\d?\.\d{1,20})"
+Interval = Annotated[str, Field(pattern=rf"^{_SHARE}:{_SHARE}$")]
 Rate = Annotated[
     str,
     Field(pattern=r"^\d{1,6}(\.\d{1,20})?(/\d{1,6})?$"),
@@ -80,6 +85,10 @@ class CreateVideo(BaseModel):
     negative_prompt: Text | None = None
     num_inference_steps: Whole | None = None
     guidance_scale: Real | None = None
+    guidance_kind: GuidanceKind | None = None
+    guidance_interval: Interval | None = None
+    guidance_rescale: Real | None = None
+    cache: Real | None = None
     fps: Rate | None = None
     num_frames: Whole | None = None
 
@@ -140,6 +149,7 @@ def _refusal(error: ValidationError) -> ApiError:
         "int_parsing": "not a whole number",
         "int_from_float": "not a whole number",
         "float_parsing": "not a number",
+        "literal_error": f"not known; use {', '.join(get_args(GuidanceKind))}",
     }
     said = wording.get(first["type"], first["msg"].removeprefix("Value error, "))
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
@@ -169,6 +179,10 @@ def _request(body: CreateVideo, maker: Maker) -> ClipRequest:
         fps=fps,
         steps=body.num_inference_steps,
         guidance=body.guidance_scale,
+        guidance_kind=body.guidance_kind,
+        guidance_interval=None if body.guidance_interval is None else parse_interval(body.guidance_interval),
+        guidance_rescale=body.guidance_rescale,
+        cache=body.cache,
     )
 
 

@@ -1,9 +1,11 @@
 """Clips of a release, with the pipeline that `kinoflow sample` has."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF, filled
@@ -50,5 +52,6 @@ class ReleaseMaker:
             done += parts
             progress(done / plan.num_steps)
 
-        output.write(self._pipeline.pieces(plan, advance))
-        return {"unknown_words": self._pipeline.unknown_words(plan)}
+        passes = Passes()
+        output.write(self._pipeline.pieces(plan, advance, passes))
+        return {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}

@@ -10,6 +10,7 @@ else are of the new one; real renders of the same scenes are judged as well.
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from kinoflow.configs.terminal import print_json, progress_bar
 from kinoflow.data.video import contact_sheet
 from kinoflow.data.world import NEW_COLORS, caption, labels, render, sample_scene
 from kinoflow.data.world.draw import COLOR_VALUES, GROUND_CONTRAST, GROUND_VALUES, TEXTURE_SHADE
-from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.generate import generate
 from kinoflow.sample.release import Release
 
 FIRST_SEED = 100_000
@@ -38,14 +39,16 @@ def main() -> None:
         if truth["color"] in NEW_COLORS and combination(truth) not in trained:
             scenes.append((seed, scene))
         seed += 1
-    bucket, pipeline = release.bucket(), Pipeline(release)
+    bucket, sampling = release.bucket(), release.config.sampling
+    if args.steps is not None:
+        sampling = replace(sampling, num_steps=args.steps)
     size = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+    models = release.backbone(), release.tae(), release.encoder()
     texts = [caption(scene, seed, complete=True) for seed, scene in scenes]
+    clips = []
     with progress_bar() as bar:
-        clips = [
-            pipeline(text, seed=index, steps=args.steps).frames
-            for index, text in enumerate(bar.track(texts, description="clips"))
-        ]
+        for index, text in enumerate(bar.track(texts, description="clips")):
+            clips.append(generate(*models, [text], **size, **vars(sampling), seeds=[index])[0].numpy())
     if args.sheet:
         contact_sheet(args.sheet, clips, columns=8, captions=texts)
     seen = [color_of(clip) for clip in clips]
@@ -53,8 +56,7 @@ def main() -> None:
     wanted = [scene.things[0].color for _, scene in scenes]
     right, known = (sum(a == b for a, b in zip(found, wanted, strict=True)) for found in (seen, real))
     figures = {"prompts": len(scenes), "right": right, "real_right": known, "colors": Counter(seen)}
-    steps = args.steps or release.config.sampling.num_steps
-    print_json({"weights": release.weights_hash, "steps": steps} | figures)
+    print_json({"weights": release.weights_hash, "steps": sampling.num_steps} | figures)
 
 
 def combination(truth: dict) -> tuple[str, str, str]:

@@ -32,7 +32,13 @@ def again(tiny_release, capsys):
 @pytest.mark.parametrize("name", ["x.mp4", "x.gif", "x.webp", "x.png"])
 @pytest.mark.parametrize(
     "more",
-    [["--negative", "snow"], ["--solver", "sde", "--diffusion", "0.5"], ["--size", "48x32", "--seed", "9"]],
+    [
+        ["--negative", "snow"],
+        ["--solver", "sde", "--diffusion", "0.5"],
+        ["--size", "48x32", "--seed", "9"],
+        ["--guidance-kind", "apg", "--guidance-interval", "0:0.9", "--guidance-rescale", "0.5"],
+        ["--guidance-kind", "zero-star", "--cache", "0.9"],
+    ],
 )
 def test_a_clip_is_made_again_from_its_own_file(run, again, name, more):
     assert run(PROMPT, "--out", name, *more)[0] == 0

@@ -2,6 +2,7 @@
 
 import shlex
 import weakref
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_kept_latent_is_what_the_autoencoder_gives(tiny_release, failed):
     """Not normalized, as in every latent file: the statistics come back when it is read as training reads."""
     failed(PROMPT, "--out", "x.mp4")
     tae, encoder = tiny_release.tae(), tiny_release.encoder()
-    sampling = tiny_release.sampling(num_steps=2)
+    sampling = replace(tiny_release.config.sampling, num_steps=2)
     normalized = sample_latent(
         tiny_release.backbone(), encoder([PROMPT], Fraction(16)), encoder.null(),
         tae.config.latent_shape(16, 32, 32), seed=0, sampling=sampling,

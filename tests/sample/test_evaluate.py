@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from kinoflow.data.world import labels, sample_scene
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig, Judgement
 from kinoflow.sample.evaluation.statistics import frechet_distance, wilson
-from kinoflow.sample.evaluation.world import evaluate, measure
-from kinoflow.sample.generate import Sampling
+from kinoflow.sample.evaluation.world import HeldOut, measure
+from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.request import ClipRequest
 
 
 class Oracle(Judge):
@@ -89,14 +91,14 @@ def test_measure_wants_clips_for_each_scene():
 
 
 def test_evaluate_generates_held_out_scenes_and_is_reproducible(tiny_release, tmp_path):
-    calls = []
-    settings = {"prompts": 3, "sampling": Sampling(num_steps=1)}
-    first = evaluate(tiny_release, **settings, sheet=tmp_path / "sheet.png", progress=lambda: calls.append(1))
+    calls, common = [], ClipRequest(prompt="", steps=1)
+    held_out = HeldOut(Pipeline(tiny_release), 3)
+    first, costs = held_out.evaluate(common, sheet=tmp_path / "sheet.png", progress=lambda: calls.append(1))
     assert len(calls) == 3
     assert (tmp_path / "sheet.png").stat().st_size > 0
-    assert first == evaluate(tiny_release, **settings)
-    assert first.prompts == 3
-    assert first.frechet != evaluate(tiny_release, **settings, seed=9).frechet
+    assert first == held_out.evaluate(common)[0] == HeldOut(Pipeline(tiny_release), 3).evaluate(common)[0]
+    assert (first.prompts, costs.passes, costs.reused) == (3, 2, 0)
+    assert first.frechet != held_out.evaluate(replace(common, seed=9))[0].frechet
 
 
 def test_the_command_prints_one_object_or_a_table(tiny_release, capsys):
@@ -106,6 +108,7 @@ def test_the_command_prints_one_object_or_a_table(tiny_release, capsys):
     assert figures["prompts"] == 3
     assert figures["color"].keys() == {"share", "low", "high", "count", "real"}
     assert {"frechet", "frechet_real", "weights", "num_steps", "guidance_scale", "seed"} <= figures.keys()
+    assert (figures["frames"], figures["fps"], figures["costs"]["passes"]) == (16, "16", 2)
     assert main(argv) == 0
     assert "judge on real" in capsys.readouterr().out
 

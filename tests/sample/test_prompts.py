@@ -37,6 +37,23 @@ def test_each_line_has_settings_of_its_own_and_else_the_commands(run, way, monke
     assert len(made()) == 2
 
 
+def test_guidance_and_cache_of_a_line(run):
+    Path("list.csv").write_text(
+        "prompt,guidance-kind,guidance_interval,guidance-rescale,cache,steps\n"
+        "a ring,apg,0:0.9,0.7,,\na star,,,,0.9,4\n"
+    )
+    code, out, _ = run("--prompts", "list.csv", "--out", "clips", "--json")
+    ring, star = json.loads(out)["clips"]
+    told = {key: value for key, value in ring.items() if key.startswith("guidance_")}
+    assert code == 0 and told == {
+        "guidance_kind": "apg", "guidance_interval": "0.0:0.9", "guidance_rescale": "0.7",
+        "guidance_momentum": "-0.5", "guidance_threshold": "0.06", "guidance_parallel": "0.0",
+    }  # fmt: skip
+    assert star["cache"] == "0.9" and not {key for key in star if key.startswith("guidance_")}
+    assert "cache" not in ring and ring["passes"] == {"computed": 4, "reused": 0}
+    assert star["passes"] == {"computed": 6, "reused": 2}
+
+
 def test_plain_lines_on_standard_input(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a ring\n\na star\n"))
     assert run("--prompts", "-", "--out", "clips")[0] == 0
@@ -69,6 +86,8 @@ def test_a_batch_goes_on_after_a_failure_in_its_midst(run):
         ("a.jsonl", '{"seed": 3}', "a.jsonl:1: no prompt"),
         ("a.jsonl", '{"prompt": "x", "steps": "few"}', "a.jsonl:1: steps: 'few' does not fit"),
         ("a.jsonl", '{"prompt": "x", "solver": "rk4"}', "a.jsonl:1: solver: 'rk4' does not fit"),
+        ("a.jsonl", '{"prompt": "x", "guidance_kind": "b"}', "a.jsonl:1: --guidance-kind: 'b' does not fit"),
+        ("a.jsonl", '{"prompt": "x", "guidance-interval": 3}', "a.jsonl:1: guidance-interval: '3' is not"),
         ("a.jsonl", '{"prompt": "x", "size": "big"}', "a.jsonl:1: size: 'big' is not a size"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": "x", "frames": 17}', "a.jsonl:2: frames 17: tiny makes no"),
         ("a.jsonl", '{"prompt": "x", "seed": -1}', "a.jsonl:1: seed: -1"),

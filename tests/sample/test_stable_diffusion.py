@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def theirs(pipe, prompt: str = PROMPT, *, output: str = "latent", **more):
 def ours(folder, prompt: str = PROMPT, *, dtype=torch.float32, negative=None, **more):
     release = open_release(folder, dtype=dtype)
     encoder, tae = release.encoder(), release.tae()
-    sampling = release.sampling(num_steps=8, **more)
+    sampling = replace(release.config.sampling, num_steps=8, **more)
     text, null = encoder([prompt], Fraction(1)), null_condition(encoder, negative, Fraction(1))
     shape = tae.config.latent_shape(1, 64, 64)
     return sample_latent(release.backbone(dtype=dtype), text, null, shape, seed=5, sampling=sampling), tae
@@ -156,7 +157,7 @@ def test_the_command_writes_the_picture_with_its_metadata(both, tmp_path, monkey
 def test_the_defaults_are_the_papers(whole):
     release = open_release(whole)
     assert isinstance(release, StableDiffusion)
-    assert release.sampling() == Sampling(
+    assert release.config.sampling == Sampling(
         guidance_scale=5.0, num_steps=50, schedule="stable-diffusion-3", shift=3.0, solver="euler"
     )
     assert str(release.bucket()) == "1x64x64@1"

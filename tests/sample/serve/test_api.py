@@ -52,10 +52,13 @@ def test_a_clip_from_request_to_file(client, tmp_path):
 def test_json_and_forms_are_the_same(client, kind):
     values = FORM | {"size": "48x32", "seconds": "1", "fps": "24", "seed": "3", "guidance_scale": "2.5"}
     values |= {"num_inference_steps": "9", "negative_prompt": "blur", "model": "fake"}
+    steered = {"guidance_kind": "apg", "guidance_interval": "0.1:0.9"}
+    values |= steered | {"guidance_rescale": "0.7", "cache": "0.02"}
     body = {name: (None, value) for name, value in values.items()} if kind == "files" else values
     video = client().post("/v1/videos", **{kind: body}).json()
     expected = {"size": "48x32", "seconds": "1", "fps": "24", "seed": 3, "guidance_scale": 2.5}
     expected |= {"num_frames": 24, "num_inference_steps": 9, "negative_prompt": "blur"}
+    expected |= steered | {"guidance_rescale": 0.7, "cache": 0.02}
     assert expected.items() <= video.items()
 
 
@@ -102,6 +105,9 @@ def test_lengths(client, asked, frames, fps):
         ({"seed": "many"}, "seed", "not a whole number"),
         ({"fps": "1/0"}, "fps", "write 16 or 24000/1001"),
         ({"guidance_scale": "much"}, "guidance_scale", "not a number"),
+        ({"guidance_kind": "best"}, "guidance_kind", "not known; use cfg, zero-star, apg"),
+        ({"guidance_interval": "half"}, "guidance_interval", "write A:B, for example 0.1:0.9"),
+        ({"cache": True}, "cache", "true is not a number"),
         (
             {"num_inference_step": 3},
             "num_inference_step",

@@ -1,5 +1,6 @@
 """The list of jobs: order, limits, and what survives."""
 
+import json
 import sqlite3
 from dataclasses import replace
 from fractions import Fraction
@@ -11,6 +12,11 @@ from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.jobs import Jobs
 
 REQUEST = ClipRequest(prompt='a "★"\n', seed=2**63 - 1, frames=24, fps=Fraction(24000, 1001), guidance=0.1)
+
+
+STEERED = ClipRequest(
+    prompt="x", guidance_kind="apg", guidance_interval=(0.1, 0.9), guidance_rescale=0.7, cache=0.02
+)
 
 
 @pytest.fixture
@@ -26,8 +32,10 @@ def added(jobs: Jobs, *ids: str) -> None:
 
 
 def test_a_request_comes_back_as_it_went(jobs):
-    for request in (REQUEST, ClipRequest(prompt="x"), replace(REQUEST, negative="", fps=Fraction(16))):
+    for request in (REQUEST, STEERED, ClipRequest(prompt="x"), replace(REQUEST, fps=Fraction(16))):
         assert ClipRequest.loads(request.dumps()) == request
+    before = json.loads(REQUEST.dumps())  # as a server of an earlier version wrote it
+    assert ClipRequest.loads(json.dumps({k: v for k, v in before.items() if "guidance_" not in k})) == REQUEST
     added(jobs, "a")
     job = jobs.get("a")
     assert job is not None and (job.request, job.status, job.attempts) == (REQUEST, "queued", 0)

@@ -50,9 +50,18 @@ def test_clips_that_are_made_at_the_same_time_are_those_made_alone(run, tiny_rel
             assert content == Path(f"{seed}.mp4").read_bytes()
 
 
-@pytest.mark.parametrize("more", [[], ["--guidance", "1"], ["--size", "48x32", "--seed", "9"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--guidance", "1"],
+        ["--size", "48x32", "--seed", "9"],
+        ["--guidance-kind", "apg", "--guidance-rescale", "0.5", "--cache", "0.9"],
+    ],
+)
 def test_all_settings_give_the_commands_bytes(run, tiny_release, tmp_path, more):
-    options = {"--guidance": ("guidance", float), "--seed": ("seed", int)}
+    options = {"--guidance": ("guidance", float), "--seed": ("seed", int), "--cache": ("cache", float)}
+    options |= {"--guidance-kind": ("guidance_kind", str), "--guidance-rescale": ("guidance_rescale", float)}
     asked = {"prompt": PROMPT, "steps": 2}
     for option, value in zip(more[::2], more[1::2], strict=True):
         if option == "--size":
@@ -63,7 +72,9 @@ def test_all_settings_give_the_commands_bytes(run, tiny_release, tmp_path, more)
     assert run(PROMPT, "--out", "clip.mp4", *more)[0] == 0
     maker, shares = maker_of(tiny_release), []
     request = maker.check(ClipRequest(**asked))
-    assert maker.make(request, tmp_path / "served.mp4", shares.append) == {"unknown_words": []}
+    figures = maker.make(request, tmp_path / "served.mp4", shares.append)
+    passes = 2 if asked.get("guidance") == 1 else 4
+    assert figures == {"unknown_words": [], "passes": {"computed": passes, "reused": 0}}
     assert (tmp_path / "served.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1
 
@@ -73,7 +84,8 @@ def test_defaults_are_the_releases(tiny_release):
     assert [str(clip) for clip in maker.clips] == ["16x32x32@16", "1x32x32@16", "40x32x48@24000/1001"]
     filled = maker.check(ClipRequest(prompt="x"))
     assert (filled.frames, filled.width, filled.height, filled.fps) == (16, 32, 32, Fraction(16))
-    assert (filled.steps, filled.guidance) == (50, 4.0)
+    assert (filled.steps, filled.guidance, filled.cache) == (50, 4.0, 0)
+    assert (filled.guidance_kind, filled.guidance_interval, filled.guidance_rescale) == ("cfg", (0, 1), 0)
     assert maker.check(filled) == filled
 
 
@@ -83,6 +95,10 @@ def test_defaults_are_the_releases(tiny_release):
         ({"frames": 17}, "makes no such clips"),
         ({"steps": 300}, "num_steps: 300"),
         ({"guidance": float("nan")}, "guidance_scale: nan is not in 0..100"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval: 0.9:0.1 is not two rising times"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale: 2.0 is not in 0..1"),
+        ({"guidance_kind": "zero-star", "steps": 1}, "num_steps: 1 are too few for guidance_kind zero-star"),
+        ({"cache": -1.0}, "cache: -1.0 is not in 0..1"),
         ({"seed": -1}, "seed: -1"),
         ({"seed": 2**63}, "seed: 9223372036854775808"),
         ({"negative": "x", "guidance": 1.0}, "negative: guidance_scale 1 steers away from nothing"),
