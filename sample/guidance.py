@@ -184,7 +184,8 @@ def guided_velocity(
         return convert(ask(condition))
     both = ask(stack(null, condition))
     if guidance.is_plain:
-        return convert(lambda x, time: guide(*both(torch.cat((x, x)), time).chunk(2), guidance_scale))
+        # Combined as they come, before they are velocities: the same, and in the model's own number type.
+        return convert(lambda x, time: _halved(both, x, time, guidance_scale))
     single = convert(ask(condition)) if guidance.interval != (0, 1) else None
     halves, combine = convert(both), _combination(guidance_scale, guidance, path)
 
@@ -197,6 +198,11 @@ def guided_velocity(
         return rescaled(guided, conditional, guidance.rescale) if guidance.rescale else guided
 
     return velocity
+
+
+def _halved(both: VelocityFn, x: Tensor, time: Tensor, guidance_scale: float) -> Tensor:
+    unconditional, conditional = both(torch.cat((x, x)), time).chunk(2)
+    return guide(unconditional, conditional, guidance_scale)
 
 
 def _combination(

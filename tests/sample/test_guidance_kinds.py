@@ -1,6 +1,7 @@
 """Formulas of the guidance that is not plain, in float64 against closed forms."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from kinoflow.sample.guidance import (
     guided_velocity,
     rescaled,
 )
+from kinoflow.sample.objective import as_velocity
+from tests.sample.test_generate import GaussianFlow, GaussianScore, text_of
 from tests.sample.test_guidance import MeanText, embedding
 
 SHAPE = (3, 2, 2, 3, 4)
@@ -143,6 +146,21 @@ def test_scale_1_is_the_plain_model_in_one_pass_whatever_the_kind(guidance):
     velocity = guided(model, 1.0, guidance)
     assert torch.equal(velocity(x, torch.tensor(0.3)), 5 * x)
     assert model.batches == [1]
+
+
+@pytest.mark.parametrize(
+    "guidance", [Guidance(kind="zero-star"), Guidance(kind="apg"), Guidance(rescale=0.5), Guidance()]
+)
+def test_outputs_of_a_score_model_are_velocities_before_they_are_combined(guidance):
+    """CFG-Zero* of the scores themselves would be another thing."""
+    path, time = partial(cond_ot, sigma_min=0.0), torch.tensor(0.4, dtype=torch.float64)
+    x = torch.randn(1, 2, 2, 3, 4, dtype=torch.float64)
+    told = text_of(2.0), text_of(-1.0), 4.0, guidance
+    flow = guided_velocity(GaussianFlow(), *told, path=path)
+    score = guided_velocity(
+        GaussianScore(), *told, path=path, convert=lambda output: as_velocity(output, "score", path)
+    )
+    torch.testing.assert_close(score(x, time), flow(x, time), rtol=1e-6, atol=1e-6)
 
 
 def test_the_defaults_are_plain_guidance_to_the_bit():
