@@ -1,6 +1,6 @@
 """`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `again` makes one again from its own file.
 
-`evaluate` measures a release, `serve` serves it, `export-diffusers` writes it for diffusers.
+`evaluate` measures a release, `serve` serves it, `export-diffusers` and `push` give it to others.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ def _command(argv: list[str]) -> int:
         from kinoflow.sample.export import main as export
 
         return export(argv[1:])
+    if argv[:1] == ["push"]:
+        from kinoflow.sample.hub import main as push
+
+        return push(argv[1:])
     if argv[:1] == ["evaluate"]:
         from kinoflow.sample.evaluation.world import main as evaluate
 
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="kinoflow sample",
         description="Write a clip for a prompt or class. To make one again from its file: kinoflow sample "
         "again --help; to measure a release: kinoflow sample evaluate --help; to serve one: kinoflow sample "
-        "serve --help; to give it to diffusers: kinoflow sample export-diffusers --help.",
+        "serve --help; to give it to others: kinoflow sample export-diffusers --help and push --help.",
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")

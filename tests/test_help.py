@@ -21,6 +21,7 @@ COMMANDS = [
     "sample evaluate",
     "sample again",
     "sample export-diffusers",
+    "sample push",
     *(f"tae {verb}" for verb in ("", "encode", "decode", "reconstruct", "info", "inflate")),
     *(f"data {verb}" for verb in ("", "world", "cut", "check", "info")),
     *SCHEMAS,
