@@ -1,6 +1,6 @@
 """`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `again` makes one again from its own file.
 
-`evaluate` measures a release, `serve` serves it.
+`evaluate` measures a release, `serve` serves it, `export-diffusers` and `push` give it to others.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ def _command(argv: list[str]) -> int:
         from kinoflow.sample.again import main as again
 
         return again(argv[1:])
+    if argv[:1] == ["export-diffusers"]:
+        from kinoflow.sample.export import main as export
+
+        return export(argv[1:])
+    if argv[:1] == ["push"]:
+        from kinoflow.sample.hub import main as push
+
+        return push(argv[1:])
     if argv[:1] == ["evaluate"]:
         from kinoflow.sample.evaluation.command import main as evaluate
 
@@ -58,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="kinoflow sample",
         description="Write a clip for a prompt or class. To make one again from its file: kinoflow sample "
         "again --help; to measure a release: kinoflow sample evaluate --help; to serve one: kinoflow sample "
-        "serve --help.",
+        "serve --help; to give it to others: kinoflow sample export-diffusers --help and push --help.",
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")

@@ -75,6 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
     "peft": {"train/tasks/lora.py"},
+    "diffusers": {"sample/diffusion.py", "tests/"},
     "fastapi": {"sample/serve/"},
     "starlette": {"sample/serve/"},
     "uvicorn": {"sample/serve/"},

@@ -20,6 +20,8 @@ COMMANDS = [
     "sample",
     "sample evaluate",
     "sample again",
+    "sample export-diffusers",
+    "sample push",
     *(f"tae {verb}" for verb in ("", "encode", "decode", "reconstruct", "info", "inflate")),
     *(f"data {verb}" for verb in ("", "world", "cut", "check", "info")),
     *SCHEMAS,

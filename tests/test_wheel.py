@@ -10,9 +10,11 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kinoflow.data import video
+from kinoflow.sample.picture import read_frames
 from tests.data.making import gradient
 from tests.test_readme import fences
 
@@ -25,6 +27,7 @@ def run(words: list[str], folder: Path) -> str:
     own = {
         key: value for key, value in os.environ.items() if key != "PYTHONPATH"
     }  # which goes before a wheel
+    own["HF_MODULES_CACHE"] = str(folder / "modules")  # where diffusers puts the code of a folder
     done = subprocess.run(
         words, cwd=folder, env=own, capture_output=True, text=True, timeout=900, check=False
     )
@@ -92,9 +95,12 @@ def test_the_commands_run_among_files_of_their_names(installed: Path, desk: Path
     assert Path(where.strip()).is_relative_to(installed.parent)
 
 
+def readmes_python() -> list[str]:
+    return [code for language, code in fences((ROOT / "README.md").read_text()) if language == "python"]
+
+
 def test_the_readmes_python_runs_among_files_of_our_names(installed: Path, desk: Path) -> None:
-    blocks = [code for language, code in fences((ROOT / "README.md").read_text()) if language == "python"]
-    assert blocks
+    blocks = [code for code in readmes_python() if "diffusers" not in code]
     fast, changed = re.subn(r"(seed=7)", r"\1, steps=2", "\n".join(blocks))
     assert changed == 1
     run([str(installed / "python"), "-c", fast], desk)
@@ -103,3 +109,14 @@ def test_the_readmes_python_runs_among_files_of_our_names(installed: Path, desk:
     run([str(installed / "kinoflow"), "sample", *asked], desk)
     assert (desk / "own.mp4").read_bytes() == (desk / "heart.mp4").read_bytes()
     assert (desk / "clip.kino").is_file()
+
+
+def test_the_readmes_diffusers_gives_the_commands_frames(installed: Path, desk: Path) -> None:
+    (block,) = (code for code in readmes_python() if "diffusers" in code)
+    fast, changed = re.subn(r"(seed=7)", r"\1, num_inference_steps=2", block)
+    assert changed == 1
+    run([str(installed / "kinoflow"), "sample", "export-diffusers", "mini", "for-diffusers"], desk)
+    run([str(installed / "python"), "-c", f"{fast}import numpy; numpy.save('made.npy', frames)"], desk)
+    asked = ["a blue heart grows on a black background", "--seed", "7", "--steps", "2", "--out", "own.webp"]
+    run([str(installed / "kinoflow"), "sample", *asked], desk)
+    assert np.array_equal(np.round(np.load(desk / "made.npy") * 255), read_frames(desk / "own.webp"))

@@ -1,18 +1,22 @@
 """A whole release in miniature with random weights, and text encoders that need no checkpoint."""
 
 import hashlib
+import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 
 from kinoflow.conditioning.embedding import TextEmbedding
+from kinoflow.conditioning.encoders import quiet
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
 from kinoflow.sample.release import Release, ReleaseConfig, write
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
+from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2
 from tests.shaken import shake
 
 WIDTHS = (8, 6, 8)
@@ -85,6 +89,18 @@ def tiny_release_folder(tmp_path_factory):
         default_bucket="16x32x32@16",
     )
     write(folder, config=config, parts=parts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_release_folder(tiny_release_folder, tmp_path_factory):
+    """The tiny release with real, tiny text encoders of the widths that its transformer takes."""
+    folder = Path(shutil.copytree(tiny_release_folder, tmp_path_factory.mktemp("whole") / "release"))
+    torch.manual_seed(3)
+    with quiet():
+        write_ul2(folder / "text" / "ul2", width=8)
+        write_byt5(folder / "text" / "byt5", width=6)
+        write_metaclip(folder / "text" / "metaclip", width=8)
     return folder
 
 

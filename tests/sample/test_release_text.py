@@ -16,7 +16,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.data.video import read
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.release import Release, text_config
-from tests.conditioning.writing import to_hub_cache, write_byt5, write_metaclip, write_ul2
+from tests.conditioning.writing import to_hub_cache, write_byt5
 
 FPS = Fraction(16)
 PROMPT = 'a red star, a sign says "KITE"'
@@ -24,16 +24,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WRONG = {"clip": {"offload": ["clip"]}, "t5": {"t5": "google/ul2"}, "dtype": {"dtype": "int8"}}
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_release_folder, tmp_path_factory):
-    """The tiny release with real, tiny text encoders of the widths that its transformer takes."""
-    folder = Path(shutil.copytree(tiny_release_folder, tmp_path_factory.mktemp("whole") / "release"))
-    torch.manual_seed(3)
-    with quiet():
-        write_ul2(folder / "text" / "ul2", width=8)
-        write_byt5(folder / "text" / "byt5", width=6)
-        write_metaclip(folder / "text" / "metaclip", width=8)
-    return folder
+@pytest.fixture
+def folder(whole_release_folder):
+    return whole_release_folder
 
 
 @pytest.fixture
