@@ -107,6 +107,16 @@ class _Loaded(Release):
 
     models: tuple[VideoDiT, TAE, PromptEncoder] = field(kw_only=True)
 
+    @property
+    def reads_known(self) -> bool:
+        """See Release."""
+        return self.models[0].config.known
+
+    @property
+    def time_factor(self) -> int:
+        """See Release."""
+        return self.models[1].config.factors[0]
+
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
         """It is where diffusers has put it."""
         del device, dtype
