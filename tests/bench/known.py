@@ -44,17 +44,9 @@ def main() -> None:
     truth = [labels(scene) for scene in scenes]
     figures = {way: measured(way, clips, real, truth, judge) for way, clips in made.items()}
     if args.sheet:
-        shown = [
-            clip
-            for index in range(min(SHOWN, len(scenes)))
-            for clip in (made[way][index] for way in args.ways)
-        ]
-        contact_sheet(
-            args.sheet,
-            shown,
-            columns=8,
-            captions=[f"{way}: {texts[i]}" for i in range(SHOWN) for way in args.ways][: len(shown)],
-        )
+        rows = [(way, index) for index in range(min(SHOWN, len(scenes))) for way in args.ways]
+        captions = [f"{way}: {texts[index]}" for way, index in rows]
+        contact_sheet(args.sheet, [made[way][index] for way, index in rows], columns=8, captions=captions)
     common = {"weights": pipeline.release.weights_hash, "prompts": args.prompts, "steps": args.steps}
     print_json(common | figures)
 
