@@ -97,7 +97,9 @@ class Rule:
             return cls(best=share)
         found = _RULE.fullmatch(text.strip())
         try:
-            least, most = (float(part) if part else None for part in (found.groups() if found else ("?",) * 2))
+            least, most = (
+                float(part) if part else None for part in (found.groups() if found else ("?",) * 2)
+            )
         except ValueError:
             raise UserError(f"{key}: {text!r} is no rule; {_FORM}") from None
         if least is not None and most is not None and least > most:

@@ -9,13 +9,13 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import seeded
 from kinoflow.data import video
 from kinoflow.data.clips import captions, manifest
-from kinoflow.data.clips.remote import Place, Url, filesystem, local, place, version
+from kinoflow.data.clips.remote import Place, Url, filesystem, place, version
 
 VIDEOS = frozenset({
     ".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })  # fmt: skip
-_LISTS = {".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq"}
+_LISTS = {".json", ".jsonl", ".ndjson", ".parquet", ".pq"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,9 @@ def find(text: str) -> list[Source]:
     else:
         found = _listed(where)
     if not found:
-        raise UserError(f"{text}: names no video; give a folder, a list of paths or a glob such as 'in/**/*.mp4'")
+        raise UserError(
+            f"{text}: names no video; give a folder, a list of paths or a glob such as 'in/**/*.mp4'"
+        )
     return [Source(path=path, caption=caption) for path, caption in sorted(found.items())]
 
 
@@ -113,7 +115,9 @@ def _listed(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file with a path on each line; give a folder or a list") from error
+        raise UserError(
+            f"{path}: is not a text file with a path on each line; give a folder or a list"
+        ) from error
     places = [place(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     return {str(at) if isinstance(at, Url) else _full(path.parent / at): "" for at in places}
 

@@ -1,0 +1,96 @@
+"""Where shots begin and end: hard cuts as PySceneDetect finds them; dissolves are in neither shot."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, UInt8
+
+from kinoflow.data.engine.config import ShotConfig
+from kinoflow.data.engine.dissolves import Dissolve
+
+
+class Changes:
+    """The change from each frame to the next as PySceneDetect's ContentDetector measures it (content_val)."""
+
+    def __init__(self) -> None:
+        from scenedetect import FrameTimecode, StatsManager
+        from scenedetect.detectors import ContentDetector
+
+        self._stats, self._detector, self._count = StatsManager(), ContentDetector(), 0
+        self._detector.stats_manager = self._stats
+        self._time: Any = lambda index: FrameTimecode(index, 25.0)
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> float:
+        """Mean difference of hue, saturation and brightness from the picture before; nan for the first."""
+        time = self._time(self._count)
+        self._detector.process_frame(time, np.ascontiguousarray(picture[..., ::-1]))
+        self._count += 1
+        (value,) = self._stats.get_metrics(time, [self._detector.FRAME_SCORE_KEY])
+        return float("nan") if value is None else float(value)
+
+
+def cuts(change: Float[np.ndarray, " frames"], config: ShotConfig) -> Int64[np.ndarray, " cuts"]:
+    """The frames that begin a new shot, of the change that leads to each frame.
+
+    The adaptive detector's rule is that of PySceneDetect: a change of `least_change` or more that is at least
+    `adaptive` times the mean of the `window` changes on each side. Near the ends those that are there count.
+    """
+    change = np.nan_to_num(change)
+    if config.detector == "content":
+        found = change >= config.content
+    else:
+        around = _mean_around(change, config.window)
+        found = (change >= config.least_change) & (change >= config.adaptive * around)
+    found[:1] = False
+    return np.flatnonzero(found)
+
+
+def _mean_around(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    kernel = np.ones(2 * window + 1)
+    kernel[window] = 0
+    totals = np.convolve(np.pad(values, window), kernel, "valid")
+    counts = np.convolve(np.pad(np.ones(len(values)), window), kernel, "valid")
+    return totals / np.maximum(counts, 1)
+
+
+def shots(
+    known: Bool[np.ndarray, " frames"],
+    cut: Sequence[int],
+    dissolves: Sequence[Dissolve],
+    *,
+    margin: int,
+    longest: int,
+) -> list[range]:
+    """The frames between cuts and outside of dissolves that are known, in pieces of at most `longest`.
+
+    Frames that did not decode are not `known`; `margin` frames beside each cut are left out, but for the
+    last one of a shot.
+    """
+    open_at = known.copy()
+    begins = np.zeros(len(known) + 1, bool)
+    begins[list(cut)] = True
+    for each in dissolves:
+        open_at[each.first : each.last + 1] = False
+    found, start = [], None
+    for index in range(len(known) + 1):
+        inside = index < len(known) and open_at[index]
+        if start is not None and (not inside or begins[index]):
+            found.append(range(start, index))
+            start = None
+        if inside and start is None:
+            start = index
+    return [piece for shot in found for piece in _pieces(_trimmed(shot, len(known), margin), longest)]
+
+
+def _trimmed(shot: range, frames: int, margin: int) -> range:
+    start = shot.start + (margin if shot.start > 0 else 0)
+    stop = shot.stop - (margin if shot.stop < frames else 0)
+    return range(start, stop) if stop > start else range(shot.start, shot.start + 1)
+
+
+def _pieces(shot: range, longest: int) -> list[range]:
+    count = -(-len(shot) // longest)
+    at = [shot.start + len(shot) * i // count for i in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(at)]
