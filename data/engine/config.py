@@ -27,8 +27,8 @@ class ScanConfig:
     """Seconds between those larger pictures."""
     text: Literal["rapidocr", "none"] = "rapidocr"
     """What finds written text: RapidOCR's detector, or nothing."""
-    text_every: float = 2.0
-    """Seconds between pictures in which text is sought, the slowest stage."""
+    text_every: float = 1.0
+    """Seconds between pictures in which text is sought, the slowest stage; a multiple of `every`."""
     hash_every: float = 0.25
     """Seconds between the pictures whose hashes near duplicates are found by."""
     range_seconds: float = 120.0

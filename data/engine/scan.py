@@ -28,7 +28,7 @@ def spans(frames: int, fps: Fraction, seconds: float) -> list[range]:
     return [range(*pair) for pair in pairwise(at)]
 
 
-def scan_to(out: Path, path: str, span: range, config: ScanConfig) -> str:
+def scan_to(path: str, span: range, out: Path, config: ScanConfig) -> str:
     """Scan a piece of what lies at a path or URL into a part; what is wrong with it, or an empty string.
 
     Raises:

@@ -56,41 +56,35 @@ def _mean_around(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarr
 
 
 def shots(
-    known: Bool[np.ndarray, " frames"],
-    cut: Sequence[int],
-    dissolves: Sequence[Dissolve],
-    *,
-    margin: int,
-    longest: int,
+    known: Bool[np.ndarray, " frames"], cut: Sequence[int], dissolves: Sequence[Dissolve], margin: int
 ) -> list[range]:
-    """The frames between cuts and outside of dissolves that are known, in pieces of at most `longest`.
+    """The frames between cuts and outside of dissolves that are known: those that did not decode are not.
 
-    Frames that did not decode are not `known`; `margin` frames beside each cut are left out, but for the
-    last one of a shot.
+    `margin` frames beside each end are left out, but for those of the video, and a last one of the shot.
     """
-    open_at = known.copy()
-    begins = np.zeros(len(known) + 1, bool)
+    within, begins = known.copy(), np.zeros(len(known) + 1, bool)
     begins[list(cut)] = True
     for each in dissolves:
-        open_at[each.first : each.last + 1] = False
+        within[each.first : each.last + 1] = False
     found, start = [], None
     for index in range(len(known) + 1):
-        inside = index < len(known) and open_at[index]
+        inside = index < len(known) and bool(within[index])
         if start is not None and (not inside or begins[index]):
-            found.append(range(start, index))
+            found.append(_trimmed(range(start, index), len(known), margin))
             start = None
         if inside and start is None:
             start = index
-    return [piece for shot in found for piece in _pieces(_trimmed(shot, len(known), margin), longest)]
+    return found
+
+
+def pieces(shot: range, longest: int) -> list[range]:
+    """A shot split evenly into as few pieces as have at most `longest` frames."""
+    count = -(-len(shot) // max(1, longest))
+    at = [shot.start + len(shot) * i // count for i in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(at)]
 
 
 def _trimmed(shot: range, frames: int, margin: int) -> range:
     start = shot.start + (margin if shot.start > 0 else 0)
     stop = shot.stop - (margin if shot.stop < frames else 0)
     return range(start, stop) if stop > start else range(shot.start, shot.start + 1)
-
-
-def _pieces(shot: range, longest: int) -> list[range]:
-    count = -(-len(shot) // longest)
-    at = [shot.start + len(shot) * i // count for i in range(count + 1)]
-    return [range(start, stop) for start, stop in pairwise(at)]

@@ -15,6 +15,7 @@ VIDEOS = frozenset({
     ".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })  # fmt: skip
+GONE = "gone"
 _LISTS = {".json", ".jsonl", ".ndjson", ".parquet", ".pq"}
 
 
@@ -36,13 +37,13 @@ class Source:
         return f"{seeded('source', self.path):016x}"
 
     def stamp(self) -> str:
-        """Another text when the file has changed; "gone" where it is not there."""
+        """Another text when the file has changed; `GONE` where it is not there."""
         try:
             if isinstance(self.place, Url):
                 return version(self.place)
             stat = self.place.stat()
         except Exception:  # what a server may say has no common kind
-            return "gone"
+            return GONE
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
