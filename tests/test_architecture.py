@@ -76,16 +76,9 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": TEXT,
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
-    "ray": {"data/engine/"},
-    "scenedetect": {"data/engine/"},
-    "cv2": {"data/engine/"},
-    "rapidocr": {"data/engine/"},
-    "onnxruntime": {"data/engine/"},
+    **{key: {"data/engine/"} for key in ("ray", "scenedetect", "cv2", "rapidocr", "onnxruntime")},
     "peft": {"train/tasks/lora.py"},
-    "fastapi": {"sample/serve/"},
-    "starlette": {"sample/serve/"},
-    "uvicorn": {"sample/serve/"},
-    "prometheus_client": {"sample/serve/"},
+    **{key: {"sample/serve/"} for key in ("fastapi", "starlette", "uvicorn", "prometheus_client")},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.workers import Workers
@@ -23,6 +23,7 @@ class Call:
 Done = tuple[Any, Any]  # a call's key, and what it gave or the UserError that it ended in
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Makes calls, several at a time."""
 

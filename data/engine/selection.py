@@ -174,7 +174,7 @@ def _repeated(table: Any, alive: np.ndarray, bits: int) -> dict[int, int]:
 
     def rank(row: int) -> tuple[float, ...]:
         pixels = facts["width"][row] * facts["height"][row]
-        return -pixels, -facts["frames"][row], -(facts["sharpness"][row] or 0), row
+        return float(-pixels), float(-facts["frames"][row]), -(facts["sharpness"][row] or 0.0), float(row)
 
     order = sorted(np.flatnonzero(alive).tolist(), key=rank)
     clips = [
