@@ -10,7 +10,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import load
 from kinoflow.configs.terminal import print_json, progress_bar
-from kinoflow.data.engine import selection, sources
+from kinoflow.data.engine import funnel, selection, sources
 from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
 from kinoflow.data.engine.pools import open_pool
@@ -85,6 +85,7 @@ def _select(arguments: argparse.Namespace) -> int:
 def _decide(out: Path, config: CurateConfig, as_json: bool) -> int:
     chosen = selection.select(selection.read_scores(out), config.select)
     selection.write(chosen, out)
+    funnel.write_page(out, chosen)
     if as_json:
         print_json(_figures(out, chosen))
     else:
@@ -96,6 +97,7 @@ def _figures(out: Path, chosen: selection.Selection) -> dict[str, Any]:
     seconds = chosen.table["seconds"].to_numpy(zero_copy_only=False)
     return {
         "manifest": str(out / selection.MANIFEST), "ledger": str(out / selection.LEDGER),
+        "page": str(out / funnel.PAGE),
         "videos": len(set(chosen.table["path"].to_pylist())), "shots": len(chosen.table),
         "kept": len(chosen.kept), "kept_hours": round(float(seconds[chosen.kept].sum()) / 3600, 4),
         "stages": [{"stage": stage.name, "came": stage.came, "dropped": stage.came - stage.stayed,
@@ -110,7 +112,7 @@ def _print(out: Path, chosen: selection.Selection) -> None:
         print(f"{stage.name:<14} {stage.stayed:>8} {share:7.2f} %  {stage.rule}")
     print(f"{figures['kept']} of {figures['shots']} shots of {figures['videos']} videos kept, "
           f"{figures['kept_hours']} h: {figures['manifest']}")  # fmt: skip
-    print(f"why each other one was not: {figures['ledger']}")
+    print(f"why each other one was not: {figures['ledger']}, to look at: {figures['page']}")
 
 
 def _shown(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:

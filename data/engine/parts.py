@@ -4,7 +4,7 @@ A part's name holds all that it depends on: the file's path, size and time of ch
 It is there whole or not at all, and never written again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ class Signals:
     """What is known of the frames first..first+n-1 of a video.
 
     `ticks` has the n + 1 times at which they begin and the last one ends, from the start of the video in
-    units of `time_base` seconds. `hashes` are those of `duplicates.picture_hash`, 0 where there is none.
-    Frames behind the first that does not decode are not in it; `fault` says why.
+    units of `time_base` seconds. `hashes` are those of `duplicates.picture_hash`, 0 where there is none;
+    `pictures` are small JPEG for people, None where there is none. Frames behind the first that does not
+    decode are not in it; `fault` says why.
     """
 
     first: int
     values: Mapping[str, np.ndarray]
     hashes: np.ndarray
+    pictures: Sequence[bytes | None]
     ticks: np.ndarray
     time_base: str
     fault: str = ""
@@ -47,8 +49,11 @@ def write_signals(path: Path, signals: Signals) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    columns = {key: np.asarray(signals.values[key], np.float32) for key in FLOATS}
+    import pyarrow
+
+    columns: dict[str, Any] = {key: np.asarray(signals.values[key], np.float32) for key in FLOATS}
     columns |= {"hash": signals.hashes, "begin": signals.ticks[:-1], "end": signals.ticks[1:]}
+    columns["picture"] = pyarrow.array(signals.pictures, pyarrow.binary())
     write(
         path, columns, {"first": str(signals.first), "time_base": signals.time_base, "fault": signals.fault}
     )
@@ -61,11 +66,11 @@ def read_signals(path: Path) -> Signals:
         UserError: it cannot be read.
     """
     table, told = read(path)
-    columns = {name: table[name].to_numpy() for name in table.schema.names}
+    columns = {name: table[name].to_numpy() for name in table.schema.names if name != "picture"}
     ticks = np.append(columns["begin"], columns["end"][-1:])
     return Signals(
         first=int(told["first"]), values={key: columns[key] for key in FLOATS}, hashes=columns["hash"],
-        ticks=ticks, time_base=told["time_base"], fault=told["fault"],
+        pictures=table["picture"].to_pylist(), ticks=ticks, time_base=told["time_base"], fault=told["fault"],
     )  # fmt: skip
 
 
@@ -100,8 +105,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: Mapping[st
     write(path, columns, {})
 
 
-def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """The table of a part, and the texts about it.
+def read(path: Path, columns: Iterable[str] | None = None) -> tuple[Any, dict[str, str]]:
+    """The table of a part, or some of its columns, and the texts about it.
 
     Raises:
         UserError: it cannot be read.
@@ -110,8 +115,17 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, partitioning=None)
+        table = parquet.read_table(
+            path, columns=None if columns is None else list(columns), partitioning=None
+        )
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is no part of ours ({reason}); delete it and curate again") from error
     return table, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def count(path: Path) -> int:
+    """How many rows a part has."""
+    from pyarrow import parquet
+
+    return parquet.read_metadata(path).num_rows

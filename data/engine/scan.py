@@ -91,6 +91,7 @@ class _Look:
         self._changes, self._before = Changes(), None
         self._values: dict[str, list[float]] = defaultdict(list)
         self._hashes: list[int] = []
+        self._pictures: list[bytes | None] = []
         self._tiny: list[np.ndarray] = []
         self.count = 0
 
@@ -118,6 +119,7 @@ class _Look:
             self._values[key].append(value)
         hashed = inside and picture.index % self._steps.hash == 0
         self._hashes.append(duplicates.picture_hash(gray) if hashed else 0)
+        self._pictures.append(_jpeg(picture.small) if inside and picture.large is not None else None)
         self._before = gray
 
     def _detailed(self, picture: Any) -> dict[str, float]:
@@ -139,5 +141,13 @@ class _Look:
         ticks = times.ticks[seen.start : max(seen.start, seen.stop) + 1]
         return Signals(
             first=seen.start, values=values, hashes=np.array(self._hashes, np.uint64)[inner],
+            pictures=self._pictures[inner],
             ticks=np.asarray(ticks, np.int64), time_base=str(times.time_base), fault=fault,
         )  # fmt: skip
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])
+    return data.tobytes()

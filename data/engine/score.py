@@ -22,7 +22,7 @@ SCORES = (
 SCHEMA = {
     "path": "string", "caption": "string", "shot": "int32", "first_frame": "int64", "frames": "int64",
     "begin": "string", "end": "string", "width": "int32", "height": "int32", "fps": "string",
-    "error": "string", "hashes": "hashes", **dict.fromkeys(SCORES, "float64"),
+    "error": "string", "hashes": "hashes", "picture": "binary", **dict.fromkeys(SCORES, "float64"),
 }  # fmt: skip
 """The columns of the scores. `begin` and `end` are exact seconds of the video, such as 1001/24000."""
 
@@ -33,6 +33,7 @@ class Whole:
 
     values: Mapping[str, np.ndarray]
     hashes: np.ndarray
+    pictures: Mapping[int, bytes]
     begins: np.ndarray
     ends: np.ndarray
     known: np.ndarray
@@ -50,8 +51,18 @@ class Whole:
                 values[key][here] = part.values[key]
             hashes[here], known[here] = part.hashes, True
             begins[here], ends[here] = part.ticks[:-1], part.ticks[1:]
+        pictures = {part.first + index: picture for part in parts
+                    for index, picture in enumerate(part.pictures) if picture is not None}  # fmt: skip
         base = next((Fraction(part.time_base) for part in parts if part.time_base), Fraction(1))
-        return cls(values=values, hashes=hashes, begins=begins, ends=ends, known=known, time_base=base)
+        return cls(
+            values=values,
+            hashes=hashes,
+            pictures=pictures,
+            begins=begins,
+            ends=ends,
+            known=known,
+            time_base=base,
+        )
 
     def of_shot(self, key: str, shot: range, skip: int = 0) -> np.ndarray:
         """What was measured in a shot, without its first `skip` frames."""
@@ -123,10 +134,12 @@ def _row(whole: Whole, shot: range, fps: float, config: ShotConfig) -> dict[str,
     sides = np.stack([whole.of_shot(side, shot) for side in borders.SIDES], axis=1)
     change = whole.of_shot("change", shot, skip=1)
     jumps = int((change >= config.content).sum())
+    middle = (shot.start + shot.stop) // 2
+    seen = min((at for at in whole.pictures if at in shot), key=lambda at: abs(at - middle), default=None)
     sharp, text = whole.of_shot("sharpness", shot), whole.of_shot("text", shot)
     return {
         "first_frame": shot.start, "frames": len(shot), "begin": str(begin), "end": str(end),
-        "seconds": seconds,
+        "seconds": seconds, "picture": None if seen is None else whole.pictures[seen],
         "hashes": whole.hashes[shot.start : shot.stop][whole.hashes[shot.start : shot.stop] != 0].tolist(),
         "text": _mean(text), "borders": borders.share(sides) if len(sides) else None,
         "motion": motion.amount(flow, fps), "shake": motion.shake(x, y, fps),

@@ -5,7 +5,7 @@ Decides on the tables alone, so that other thresholds cost seconds. Every clip t
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -67,10 +67,28 @@ def read_scores(out: Path) -> Any:
         raise UserError(
             f"{listing}: {error.strerror}; run kinoflow data curate SOURCE {out} first"
         ) from error
-    tables = [parts.read(out / "scores" / name)[0] for name in names]
+    columns = [key for key in SCHEMA if key != "picture"]  # those are many bytes
+    tables = [parts.read(out / "scores" / name, columns)[0] for name in names]
     if not tables:
         raise UserError(f"{listing}: names no video; run kinoflow data curate SOURCE {out} again")
     return pyarrow.concat_tables(tables)
+
+
+def read_pictures(out: Path, rows: Collection[int]) -> dict[int, bytes]:
+    """Small JPEG of some of the rows of `read_scores`, those that have one.
+
+    Raises:
+        UserError: a part cannot be read.
+    """
+    wanted, found, first = set(rows), dict[int, bytes](), 0
+    for name in json.loads((out / PARTS).read_text(encoding="utf-8")):
+        path = out / "scores" / name
+        count = parts.count(path)
+        here = sorted(wanted & set(range(first, first + count)))
+        pictures = parts.read(path, ["picture"])[0]["picture"] if here else ()
+        found |= {row: pictures[row - first].as_py() for row in here}
+        first += count
+    return {row: picture for row, picture in found.items() if picture is not None}
 
 
 def select(table: Any, config: SelectConfig) -> Selection:
@@ -130,7 +148,7 @@ def write(selection: Selection, out: Path) -> None:
 
 def _entries(selection: Selection) -> Iterator[ClipEntry]:
     """The kept clips. One of a variable rate does not say its rate: who cuts it looks."""
-    table = selection.table.select([key for key in SCHEMA if key not in ("hashes", "error")])
+    table = selection.table.select([key for key in SCHEMA if key not in ("hashes", "picture", "error")])
     for index in selection.kept.tolist():
         row = {key: table[key][index].as_py() for key in table.schema.names}
         extra = {key: _rounded(row[key]) for key in SCORES if row[key] is not None}
