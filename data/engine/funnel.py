@@ -143,7 +143,7 @@ def _histogram(values: np.ndarray, stage: Stage) -> dict[str, Any] | None:
     bars = [
         _Bar(x=index * step, y=_HEIGHT - count * scale, width=step - 1, height=count * scale,
              css="stay" if _stays(middle, stage) else "go")
-        for index, (count, middle) in enumerate(zip(counts.tolist(), middles, strict=True))
+        for index, (count, middle) in enumerate(zip(counts.tolist(), middles.tolist(), strict=True))
         if count
     ]  # fmt: skip
     lines = [(float((limit - low) / (high - low) * _WIDTH), f"{limit:g}") for limit in limits]
