@@ -1,6 +1,7 @@
 """Who does the work: processes on this machine, or a Ray cluster. Each call has a time limit and may die."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ class RayPool:
     def __init__(self, address: str, count: int, seconds: float) -> None:
         import ray
 
-        where = {"num_cpus": max(1, count)} if address == "local" else {"address": address}
-        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        where: dict[str, Any] = {"num_cpus": max(1, count)} if address == "local" else {"address": address}
+        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         self._ray, self._seconds = ray, seconds
         self._remote = ray.remote(num_cpus=1, max_retries=3)(_in_ray)
 
