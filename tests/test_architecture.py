@@ -76,7 +76,7 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": TEXT,
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
-    **{key: {"data/engine/"} for key in ("ray", "scenedetect", "cv2", "rapidocr", "onnxruntime")},
+    **{key: {"data/engine/"} for key in ("ray", "cv2", "rapidocr", "onnxruntime")},
     "peft": {"train/tasks/lora.py"},
     **{key: {"sample/serve/"} for key in ("fastapi", "starlette", "uvicorn", "prometheus_client")},
     "xformers": {"dit_video/attention/kernels.py"},

@@ -1,6 +1,7 @@
 """The commands of the data engine: `kinoflow data curate` and `kinoflow data select`."""
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,15 +65,17 @@ def _require(config: CurateConfig) -> None:
     """Miss here what workers would miss.
 
     Raises:
-        ModuleNotFoundError: a package of the extra is not installed.
+        UserError: a package of the extra is not installed.
     """
-    import pebble  # noqa: F401
-    import pyarrow  # noqa: F401
-    import scenedetect  # noqa: F401
-
-    if config.scan.text == "rapidocr":
-        import onnxruntime  # noqa: F401
-        import rapidocr  # noqa: F401
+    wanted = [
+        "cv2",
+        "pebble",
+        "pyarrow",
+        *(["onnxruntime", "rapidocr"] if config.scan.text == "rapidocr" else []),
+    ]
+    for name in wanted:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[engine]'")
 
 
 def _select(arguments: argparse.Namespace) -> int:

@@ -158,9 +158,10 @@ def _each(pool: Pool, show: Shown, title: str, calls: Iterable[Call], total: int
             if result is not None:
                 write_json(result, given)
             continue
-        if result is None and fault is None:
+        target = fault or result
+        if target is None:
             raise given
-        write_json(fault or result, {"fault": str(given)})
+        write_json(target, {"fault": str(given)})
 
 
 def _tidy(job: Job) -> None:

@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt8
 SIZE = (14, 24)  # height and width of the pictures that are compared
 LONGEST = 1.2  # seconds on each side of the middle
 _HALVES = (0.1, 0.16, 0.25, 0.4, 0.6, 0.85, 1.1)  # seconds from the middle to an end
-_POINTS = np.arange(1, 8) / 8  # where on the line it is looked
+_POINTS = np.arange(1, 6) / 6  # where on the line it is looked
 _BENT = 0.05  # mean squared distance from the line, in squares of its length; of a hard cut it is 0.08
+_BLOCK = 256  # frames that are looked at together, for the memory they take
 _ALIKE = 0.5  # correlation of its ends, at most
 
 
@@ -46,13 +47,14 @@ def dissolve_signal(
     for width in sorted({max(2, round(seconds * fps)) for seconds in _HALVES}):
         if count <= 2 * width:
             break
-        middle = np.arange(width, count - width)
-        first, last = pictures[middle - width], pictures[middle + width]
-        length = np.sqrt(((last - first) ** 2).mean(axis=1))
-        worth = length * (1 - _bent(pictures, middle, width) / _BENT)
-        better = (worth > best[middle]) & (_correlation(first, last) < _ALIKE)
-        chosen = middle[better]
-        best[chosen], distance[chosen], half[chosen] = worth[better], length[better], width
+        for start in range(width, count - width, _BLOCK):
+            middle = np.arange(start, min(start + _BLOCK, count - width))
+            first, last = pictures[middle - width], pictures[middle + width]
+            length = np.sqrt(((last - first) ** 2).mean(axis=1))
+            worth = length * (1 - _bent(pictures, middle, width) / _BENT)
+            better = (worth > best[middle]) & (_correlation(first, last) < _ALIKE)
+            chosen = middle[better]
+            best[chosen], distance[chosen], half[chosen] = worth[better], length[better], width
     return distance, half
 
 

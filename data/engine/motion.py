@@ -14,7 +14,7 @@ _SMOOTH = 0.5  # seconds over which a camera's own path is averaged
 def _flow() -> Any:
     import cv2
 
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
 
 def motion(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) -> dict[str, float]:
@@ -26,6 +26,7 @@ def motion(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) ->
     if min(before.shape) < 16:
         before, after = (np.pad(each, [(0, max(0, 16 - side)) for side in each.shape], "edge")
                          for each in (before, after))  # fmt: skip
+    before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
     flow = _flow().calc(before, after, None) / max(before.shape)
     camera = np.median(flow.reshape(-1, 2), axis=0)
     return {"flow": float(np.hypot(flow[..., 0], flow[..., 1]).mean()), "flow_x": float(camera[0]),

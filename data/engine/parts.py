@@ -115,9 +115,8 @@ def read(path: Path, columns: Iterable[str] | None = None) -> tuple[Any, dict[st
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(
-            path, columns=None if columns is None else list(columns), partitioning=None
-        )
+        with parquet.ParquetFile(path) as file:
+            table = file.read(columns=None if columns is None else list(columns))
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: is no part of ours ({reason}); delete it and curate again") from error

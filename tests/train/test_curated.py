@@ -17,7 +17,7 @@ from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
 from tests.data.engine.planting import shot
 from tests.train.tiny import BUCKET, tiny_encoders
 
-pytest.importorskip("scenedetect")
+pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from kinoflow.data.clips import manifest
 from kinoflow.data.engine import selection
 from tests.data.engine.planting import boxed, lettered, resized, shot, write
 
-pytest.importorskip("scenedetect")
+pytest.importorskip("cv2")
 pytest.importorskip("rapidocr")
 
 RULES = ["select.shake=:8", "select.sharpness=5:"]  # of small pictures of a shaky street

@@ -18,7 +18,7 @@ from tests.data.engine import calls
 from tests.data.engine.planting import shot, write
 from tests.data.making import real_clip
 
-pytest.importorskip("scenedetect")
+pytest.importorskip("cv2")
 ROOT = Path(__file__).parents[3]
 KEYS = ["--config", "scan.text=none", "scan.range_seconds=5"]
 

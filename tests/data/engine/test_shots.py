@@ -82,6 +82,19 @@ def test_the_rule_is_that_of_the_detector() -> None:
         assert len(mine) > 4
 
 
+def test_the_change_is_that_of_the_detector() -> None:
+    from scenedetect import FrameTimecode, StatsManager
+    from scenedetect.detectors import ContentDetector
+
+    path, stats, detector = real_clip("bikes.mp4"), StatsManager(), ContentDetector()
+    detector.stats_manager = stats
+    for each in video.thumbnails(path, range(80), side=160, detail=640, every=1000):
+        picture = np.ascontiguousarray(each.small[..., ::-1])
+        detector.process_frame(FrameTimecode(each.index, 25.0), picture)
+    wanted = [stats.get_metrics(FrameTimecode(at, 25.0), ["content_val"])[0] for at in range(1, 80)]
+    np.testing.assert_allclose(scan(path, range(80), PLAIN).values["change"][1:], wanted, rtol=1e-6)
+
+
 def test_dissolves_are_found_and_cuts_are_none(tmp_path: Path) -> None:
     """Of 4 to 40 frames, 0.16 to 1.6 s, between real shots that move."""
     rng = np.random.default_rng(1)
