@@ -12,7 +12,7 @@ from kinoflow.data.engine.config import CurateConfig
 from tests.data.engine.planting import lettered, shot, write
 
 pytest.importorskip("cv2")
-KEYS = ["scan.text=none", "select.sharpness=null", "select.motion=:4", "select.shake=null"]
+KEYS = ["scan.text=none", "select.sharpness=null", "select.motion=:2", "select.shake=null"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_examples_are_pictures_nearest_first(curated: Path) -> None:
     shown = [float(text) for text in re.findall(r"<b>([\d.]+)</b>", motion)]
     table = selection.read_scores(curated)
     values = sorted(value for value in table["motion"].to_pylist() if value is not None)
-    stay, go = [v for v in values if v <= 4], [v for v in values if v > 4]
+    stay, go = [v for v in values if v <= 2], [v for v in values if v > 2]
     assert stay and go
     assert shown == [float(f"{v:.4g}") for v in (*stay[::-1], *go)]
     assert motion.count("data:image/jpeg;base64,") == 4
