@@ -1,4 +1,4 @@
-"""Make, check and describe clip lists: `kinoflow data world | cut | check | info`."""
+"""Make, check and describe clip lists: `kinoflow data curate | select | world | cut | check | info`."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ from kinoflow.data.clips import captions, manifest
 from kinoflow.data.clips.buckets import Bucket, choose, parse
 from kinoflow.data.clips.cut import CutConfig, cut
 from kinoflow.data.clips.manifest import ClipEntry, Problem
+from kinoflow.data.engine import commands as engine
 
 _T = TypeVar("_T")
 _CRF = 10
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     tell.set_defaults(run=_info)
     for command in (make, pieces, test, tell):
         command.add_argument("--json", action="store_true", help="print one JSON object")
+    engine.add_to(commands)
     return parser
 
 

@@ -17,7 +17,7 @@ FOLDERS = ("configs", "data", "conditioning", "tae", "dit_video", "sample", "tra
 
 TAE = {"tae", "tae.model", "tae.cpu", "tae.training", "tae.tiles", "tae.codec"}
 DIT = {"dit_video", "dit_video.attention", "dit_video.flow"}
-DATA = {"data", "data.video", "data.clips", "data.labelled", "data.world", "data.latents"}
+DATA = {"data", "data.video", "data.clips", "data.labelled", "data.world", "data.latents"}  # not data.engine
 SAMPLE, SERVED = {"sample", "sample.evaluation"}, {"sample.evaluation", "sample.serve"}
 CONDITIONS = ("TextEmbedding", "embedding.TextEmbedding", "embedding.Condition", "labels.Labels",
               "labels.LabelEmbedding")  # fmt: skip
@@ -29,7 +29,8 @@ ARROWS: dict[str, set[str]] = {
     "data.labelled": {"configs", "data.video", "data.clips"},
     "data.world": {"configs"},
     "data.latents": {"configs", "data.video", "data.clips"},
-    "data": {"configs", "data.video", "data.clips", "data.world"},
+    "data.engine": {"configs", "data.video", "data.clips"},
+    "data": {"configs", "data.video", "data.clips", "data.world", "data.engine"},
     "conditioning": {"configs"},
     "tae.model": {"configs"},
     "tae.cpu": {"tae.model"},
@@ -53,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
 # An arrow that starts in these files only.
 FROM_ONLY: dict[tuple[str, str], set[str]] = {
     ("data", "data.world"): {"data/__main__.py"},
+    ("data", "data.engine"): {"data/__main__.py"},
     ("tae", "data.video"): {"tae/__main__.py"},
     ("tae", "data.latents"): {"tae/__main__.py"},
     ("sample", "sample.evaluation"): {"sample/__main__.py"},
@@ -74,12 +76,10 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": TEXT,
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
+    **{key: {"data/engine/"} for key in ("ray", "cv2", "rapidocr", "onnxruntime")},
     "peft": {"train/tasks/lora.py"},
     "diffusers": {"sample/diffusion.py", "tests/"},
-    "fastapi": {"sample/serve/"},
-    "starlette": {"sample/serve/"},
-    "uvicorn": {"sample/serve/"},
-    "prometheus_client": {"sample/serve/"},
+    **{key: {"sample/serve/"} for key in ("fastapi", "starlette", "uvicorn", "prometheus_client")},
     "xformers": {"dit_video/attention/kernels.py"},
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50

@@ -9,6 +9,7 @@ import pytest
 
 from kinoflow.__main__ import main
 from kinoflow.configs.keys import bare, describe, describe_keys, hints, key_table
+from kinoflow.data.engine.config import CurateConfig
 from kinoflow.sample.release import ReleaseConfig
 from kinoflow.train.plan.config import PlanConfig
 from kinoflow.train.run.config import RunConfig
@@ -23,7 +24,7 @@ COMMANDS = [
     "sample export-diffusers",
     "sample push",
     *(f"tae {verb}" for verb in ("", "encode", "decode", "reconstruct", "info", "inflate")),
-    *(f"data {verb}" for verb in ("", "world", "cut", "check", "info")),
+    *(f"data {verb}" for verb in ("", "curate", "select", "world", "cut", "check", "info")),
     *SCHEMAS,
     "train export",
     "train configs/models/dit_mini.yaml run=x",
@@ -64,7 +65,9 @@ def test_help_lists_every_key_with_a_line_of_its_own(words: str, capsys: pytest.
     assert sorted(key for key in listed if " " not in key) == sorted(leaves(SCHEMAS[words]()))
 
 
-@pytest.mark.parametrize("schema", [*SCHEMAS.values(), ReleaseConfig], ids=lambda schema: schema.__name__)
+@pytest.mark.parametrize(
+    "schema", [*SCHEMAS.values(), CurateConfig, ReleaseConfig], ids=lambda schema: schema.__name__
+)
 def test_every_field_has_its_line(schema: type) -> None:
     assert [key.name for key in describe_keys(schema) if not key.line] == []
 

@@ -28,13 +28,23 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *(
         ROOT / "docs" / name
-        for name in ("cluster.md", "latents.md", "notes.md", "own-videos.md", "planning.md", "server.md")
+        for name in (
+            "cluster.md",
+            "data.md",
+            "latents.md",
+            "notes.md",
+            "own-videos.md",
+            "planning.md",
+            "server.md",
+        )
     ),
     *sorted((ROOT / "sample" / "mini").glob("*.md")),
 ]
 SHELL = {"bash", "console", "sh", "shell"}
 # Programs that are not ours: nothing of theirs is checked but the files and extras they name.
-OTHERS = {"torchfrtrace", "git", "openssl", "cd", "pip", "source", "nvidia-smi", "pre-commit", "pytest"}
+OTHERS = {
+    "torchfrtrace", "git", "openssl", "cd", "pip", "ray", "source", "nvidia-smi", "pre-commit", "pytest"
+}  # fmt: skip
 # Folders that commands make: what a page names there need not be there yet.
 LEFT_BY_USE = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line[-1:] == "/"}
 SEPARATORS = {"&&", "||", "|", ";", "&"}

@@ -68,7 +68,7 @@ class Clips:
         self._workers, self._lock = workers or Workers(0), threading.Lock()
         before = [line for line in _quarantined(self._quarantine) if line.get("list", "") == of]
         # What was not there may be there again.
-        self._bad = {line["path"] for line in before if "row" not in line and not line.get("gone")}
+        self._bad = {_key(line) for line in before if "row" not in line and not line.get("gone")}
         self._gone: set[Place] = set()
         places = (manifest.resolve(entry) for entry in manifest.entries)
         urls = {place.kind: place for place in places if isinstance(place, Url)}
@@ -95,7 +95,7 @@ class Clips:
         """
         for turn, position in self._candidates(index, bucket):
             entry, stamp = self._manifest.entries[position], self._stamp(turn, position)
-            frames = self._read(entry, partial(self._cut, bucket=bucket, turn=turn))
+            frames = self._read(entry, partial(self._cut, bucket=bucket, turn=turn, piece=entry.piece))
             if frames is not None:
                 return Sample(video=frames, caption=entry.caption, position=position, stamp=stamp)
         raise UserError(
@@ -121,13 +121,13 @@ class Clips:
         members = self._members[str(bucket)]
         for turn in range(index, index + len(members)):
             position = members[turn % len(members)]
-            if self._manifest.entries[position].path not in self._bad:
+            if self._manifest.entries[position].key not in self._bad:
                 yield turn, position
 
     def _stamp(self, turn: int, position: int) -> str:
         entry = self._manifest.entries[position]
         now = _version(self._manifest.resolve(entry))
-        return f"{seeded('clip', entry.path, now, entry.caption, turn):016x}"
+        return f"{seeded('clip', entry.key, now, entry.caption, turn):016x}"
 
     def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
         """The entry's buckets, from the list where it says enough, else from the file.
@@ -139,15 +139,17 @@ class Clips:
             return admissible(
                 buckets, duration=duration, fps=entry.fps, width=entry.width, height=entry.height
             )
-        found = self._read(entry, _facts)
+        found = self._read(entry, partial(_facts, piece=entry.piece))
         if found is None:
             return ()
         info, times = found
         duration, rate = times.time_of(-1), pace.usual_rate(times)
         return admissible(buckets, duration=duration, fps=rate, width=info.width, height=info.height)
 
-    def _cut(self, path: Place, bucket: Bucket, turn: int) -> UInt8[np.ndarray, "frames height width 3"]:
-        return self._workers.call(cut, path, bucket, self._seed, turn, self._placed)
+    def _cut(
+        self, path: Place, bucket: Bucket, turn: int, piece: range | None
+    ) -> UInt8[np.ndarray, "frames height width 3"]:
+        return self._workers.call(partial(cut, piece=piece), path, bucket, self._seed, turn, self._placed)
 
     def _read(self, entry: ClipEntry, read: Callable[[Place], T]) -> T | None:
         """What `read` makes of the entry's file; None of a bad one, which is set aside."""
@@ -166,11 +168,14 @@ class Clips:
             self._set_aside(entry, str(error))
         return None
 
-    def _set_aside(self, entry: ClipEntry, reason: str, **more: bool) -> None:
+    def _set_aside(self, entry: ClipEntry, reason: str, **more: int) -> None:
         with self._lock:  # threads may ask for the same clip
-            if entry.path in self._bad:
+            if entry.key in self._bad:
                 return
-            self._bad.add(entry.path)
+            self._bad.add(entry.key)
+            piece = entry.piece
+            if piece is not None:
+                more |= {"first_frame": piece.start, "frames": len(piece)}
             self._write({**self._of, "path": entry.path, "reason": reason, **more})
         bad, count = len(self._bad), len(self._manifest.entries)
         if bad > max(_FEW, _LARGE_SHARE * count):
@@ -193,6 +198,12 @@ def _quarantined(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("path"), str)]
 
 
+def _key(line: dict[str, Any]) -> str:
+    """As `ClipEntry.key`, of a line of the quarantine file."""
+    first, frames = line.get("first_frame"), line.get("frames")
+    return ClipEntry(path=line["path"] or "?", first_frame=first, frames=frames).key
+
+
 def _version(where: Place) -> str:
     """Another text when the file has changed."""
     try:
@@ -204,34 +215,46 @@ def _version(where: Place) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _facts(where: Place) -> tuple[video.VideoInfo, Presentation]:
+def _facts(where: Place, piece: range | None = None) -> tuple[video.VideoInfo, Presentation]:
     with local(where) as path:
-        return video.probe(path), pace.times_of(path)
+        return video.probe(path), _times(path, piece)
+
+
+def _times(path: Path, piece: range | None) -> Presentation:
+    times = pace.times_of(path)
+    if piece is None:
+        return times
+    if piece.stop >= len(times.ticks):
+        there = len(times.ticks) - 1
+        raise UserError(f"{path}: has frames 0:{there}, not {piece.start}:{piece.stop}; correct the list")
+    return times.cut(piece.start, piece.stop)
 
 
 def cut(
-    where: Place, bucket: Bucket, seed: int, turn: int, placed: Fit
+    where: Place, bucket: Bucket, seed: int, turn: int, placed: Fit, *, piece: range | None = None
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     """Decode a window of a clip, another one in each turn, keeping only the bucket's frames, already small.
+
+    The clip is all of the file, or a `piece` of its frames.
 
     Raises:
         UserError: it cannot be read, or does not fill the bucket.
     """
     with local(where) as path:
-        frames = video.frames_at(path, _window(path, bucket, seed, turn))
+        frames = video.frames_at(path, _window(path, bucket, seed, turn, piece))
         return np.concatenate([placed(frame[None], bucket.height, bucket.width) for frame in frames])
 
 
-def _window(path: Path, bucket: Bucket, seed: int, turn: int) -> list[int]:
+def _window(path: Path, bucket: Bucket, seed: int, turn: int, piece: range | None) -> list[int]:
     """Which frames are shown at the bucket's rate in a window of the clip."""
-    times = pace.times_of(path)
+    times, first = _times(path, piece), 0 if piece is None else piece.start
     duration, rate = times.time_of(-1), pace.usual_rate(times)
     if not bucket.filled_by(duration=duration, fps=rate):
         length = f"{float(duration):.2f} seconds at {float(rate):.4g} fps"
         raise UserError(f"{path}: has {length}, too few for {bucket}; correct the list")
     start = seeded("start", seed, turn) % pace.starts(times, bucket.span)
     begin = times.time_of(start)
-    return pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)
+    return [first + frame for frame in pace.steady(times, begin=begin, rate=bucket.fps, count=bucket.frames)]
 
 
 def fit(

@@ -22,7 +22,7 @@ from kinoflow.data.clips.remote import Place, Url, local, place
 if TYPE_CHECKING:
     import types
 
-_COLUMNS = ("path", "caption", "frames", "fps", "width", "height")
+_COLUMNS = ("path", "caption", "first_frame", "frames", "fps", "width", "height")
 _COUNTS = ("frames", "width", "height")
 # Containers round rates (23.976 for 24000/1001); a declared rate this near is the same.
 _FPS_TOLERANCE = 1e-3
@@ -34,12 +34,14 @@ _RATES = Fraction(1, 10**6), Fraction(10**6)
 class ClipEntry:
     """One row: `path` relative to the list (or absolute, or a URL), `caption`, and what is known of the clip.
 
-    `frames`, `fps` (exact), `width`, `height` (displayed pixels) may be None: not said. `extra` keeps all
-    other columns. Raises UserError naming the key.
+    `frames`, `fps` (exact), `width`, `height` (displayed pixels) may be None: not said. With `first_frame`
+    (from 0) the clip is a piece of its file, from this frame on and `frames` long, which must then be said.
+    `extra` keeps all other columns. Raises UserError naming the key.
     """
 
     path: str
     caption: str = ""
+    first_frame: int | None = None
     frames: int | None = None
     fps: Fraction | None = None
     width: int | None = None
@@ -58,9 +60,25 @@ class ClipEntry:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"{key}: {value} must be positive")
+        if self.first_frame is not None and self.first_frame < 0:
+            raise UserError(f"first_frame: {self.first_frame} must be 0 or more")
+        if self.first_frame is not None and self.frames is None:
+            raise UserError("frames: say how many there are from first_frame on")
         taken = [key for key in self.extra if key in _COLUMNS]
         if taken:
             raise UserError(f"extra: {taken[0]} is a column of its own")
+
+    @property
+    def piece(self) -> range | None:
+        """The frames of the file that are the clip; None for all of them."""
+        if self.first_frame is None:
+            return None
+        return range(self.first_frame, self.first_frame + (self.frames or 0))
+
+    @property
+    def key(self) -> str:
+        """What tells the clip from others of the list: the path, and where in the file it begins."""
+        return self.path if self.first_frame is None else f"{self.path}\0{self.first_frame}+{self.frames}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +103,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """A name for the clips in their order, wherever the list lies."""
         return hashlib.sha256(
-            "\0".join(entry.path for entry in self.entries).encode(errors="replace")
+            "\0".join(entry.key for entry in self.entries).encode(errors="replace")
         ).hexdigest()
 
     def __len__(self) -> int:
@@ -161,7 +179,7 @@ def _entry(row: Mapping[str, Any]) -> ClipEntry:
         if not isinstance(value, str):
             raise UserError(f"{key}: {_shown(value)} is not text; write it in quotes")
         known[key] = value
-    for key in _COUNTS:
+    for key in ("first_frame", *_COUNTS):
         if key in row:
             try:
                 known[key] = _count(row[key])
@@ -181,6 +199,7 @@ def _row(entry: ClipEntry) -> dict[str, Any]:
     known = {
         "path": entry.path,
         "caption": entry.caption,
+        "first_frame": entry.first_frame,
         "frames": entry.frames,
         "fps": None if entry.fps is None else str(entry.fps),
         "width": entry.width,
@@ -339,7 +358,7 @@ def check(manifest: Manifest, *, decode: bool = False) -> Iterator[Problem | Non
     A clip is bad when it can't be read, when a declared frame count, rate or size isn't the file's, or
     when an earlier row has the same path and caption. With `decode`, every frame is decoded.
     """
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, range | None, str], int] = {}
     bad = {problem.row: problem for problem in manifest.bad}
     listed = dict(zip(manifest.rows, manifest.entries, strict=True))
     for row in sorted(bad.keys() | listed.keys()):
@@ -347,7 +366,7 @@ def check(manifest: Manifest, *, decode: bool = False) -> Iterator[Problem | Non
             yield bad[row]
             continue
         entry = listed[row]
-        key = (PurePosixPath(entry.path).as_posix(), entry.caption)
+        key = (PurePosixPath(entry.path).as_posix(), entry.piece, entry.caption)
         first = seen.setdefault(key, row)
         reason = f"repeats row {first}" if first != row else _reason(manifest.resolve(entry), entry, decode)
         yield Problem(row=row, path=entry.path, reason=reason) if reason else None
@@ -358,12 +377,18 @@ def _reason(where: Place, entry: ClipEntry, decode: bool) -> str:
     try:
         with local(where) as path:
             info = video.probe(path)
-            for _ in video.stream(path) if decode else ():
+            piece = entry.piece
+            if piece is not None and piece.stop > info.frames:
+                return f"first_frame: the list says {piece.start}:{piece.stop}, the file has 0:{info.frames}"
+            span = (0, None) if piece is None else (piece.start, piece.stop)
+            for _ in video.stream(path, *span) if decode else ():
                 pass
     except UserError as error:
         return str(error)
     for key in _COUNTS:
         declared, actual = getattr(entry, key), getattr(info, key)
+        if key == "frames" and piece is not None:
+            continue
         if declared is not None and declared != actual:
             return f"{key}: the list says {declared}, the file has {actual}"
     if entry.fps is not None and not math.isclose(entry.fps, info.fps, rel_tol=_FPS_TOLERANCE):

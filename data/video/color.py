@@ -7,6 +7,7 @@ XYZ of cinemas) is refused.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -20,6 +21,7 @@ LINEAR = 8
 # Without these flags swscale takes shortcuts that are up to 3 levels off and differ between processors.
 _FLAGS = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 EXACT = Interpolation.BILINEAR | _FLAGS
+AVERAGED = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT  # to small pictures
 
 # H.273 matrices that swscale has coefficients for.
 _CONVERTIBLE = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: 7, 9: BT2020}
@@ -111,25 +113,36 @@ class Conversion:
         )
 
     def rgb(
-        self, frame: DecodedFrame, reformatter: VideoReformatter, size: tuple[int, int]
+        self,
+        frame: DecodedFrame,
+        reformatter: VideoReformatter,
+        size: tuple[int, int],
+        interpolation: Interpolation = EXACT,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """One frame, brought to `size` (height, width)."""
+        reformatted = partial(self._reformatted, frame, reformatter, size, interpolation=interpolation)
         if self.matrix == YCGCO:
-            codes = self._reformatted(frame, reformatter, size, "yuv444p16le").to_ndarray()
+            codes = reformatted("yuv444p16le").to_ndarray()
             shown = from_ycgco(codes, full=self.range == FULL)
             return to_srgb(shown.astype(np.uint16) * 257) if self.linear else shown
         if self.linear:
-            deep = self._reformatted(frame, reformatter, size, "rgba64le" if self.alpha else "rgb48le")
+            deep = reformatted("rgba64le" if self.alpha else "rgb48le")
             light = deep.to_ndarray()
             if self.alpha and not self.premultiplied:
                 return to_srgb((light[..., :3].astype(np.uint64) * light[..., 3:] // 65535).astype(np.uint16))
             return to_srgb(light[..., :3])
-        shown = self._reformatted(frame, reformatter, size, "rgba" if self.alpha else "rgb24").to_ndarray()
+        shown = reformatted("rgba" if self.alpha else "rgb24").to_ndarray()
         shown = over_black(shown) if self.alpha else shown
         return expand_levels(shown) if self.expand_gray else shown
 
     def _reformatted(
-        self, frame: DecodedFrame, reformatter: VideoReformatter, size: tuple[int, int], pixel_format: str
+        self,
+        frame: DecodedFrame,
+        reformatter: VideoReformatter,
+        size: tuple[int, int],
+        pixel_format: str,
+        *,
+        interpolation: Interpolation,
     ) -> DecodedFrame:
         ycgco = self.matrix == YCGCO  # swscale can't undo it; named otherwise, the levels stay as they are
         if ycgco:
@@ -143,6 +156,6 @@ class Conversion:
             dst_colorspace=BT709 if ycgco else None,
             src_color_range=(self.range or LIMITED) if ycgco else self.range,
             dst_color_range=(self.range or LIMITED) if ycgco else FULL,
-            interpolation=EXACT,
+            interpolation=interpolation,
             threads=1,
         )

@@ -9,7 +9,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from kinoflow.data.video.color import Conversion
+from kinoflow.data.video.color import AVERAGED, Conversion
 from kinoflow.data.video.info import DecodedFrame
 
 _EXIF_ORIENTATION = 0x0112
@@ -69,6 +69,15 @@ class Orientation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A frame made small, and somewhat larger where that was asked for."""
+
+    index: int
+    small: UInt8[np.ndarray, "h w 3"]
+    large: UInt8[np.ndarray, "h2 w2 3"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Display:
     """Size and treatment of every picture of a stream; `stored` and `crop` are (height, width)."""
 
@@ -102,11 +111,29 @@ class Display:
         return abs(frame.width * height - frame.height * width) <= max(height, width)
 
     def finish(
-        self, frame: DecodedFrame, reformatter: VideoReformatter
+        self, frame: DecodedFrame, reformatter: VideoReformatter, longer: int | None = None
     ) -> UInt8[np.ndarray, "height2 width2 3"]:
-        """From a decoded frame to the displayed picture."""
-        rgb = self.conversion.rgb(frame, reformatter, self.stored)
-        return self.orientation.apply(rgb[: self.crop[0], : self.crop[1]])
+        """From a decoded frame to the displayed picture; to a small one whose longer side is `longer`.
+
+        That may have a line at its edge which the writer added to make sides even.
+        """
+        if longer is None:
+            rgb = self.conversion.rgb(frame, reformatter, self.stored)
+            return self.orientation.apply(rgb[: self.crop[0], : self.crop[1]])
+        size = shrunk(self.stored, longer)
+        return self.orientation.apply(self.conversion.rgb(frame, reformatter, size, AVERAGED))
+
+
+def shrunk(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Height and width of the same aspect whose longer one is at most `longer`; neither is below 1."""
+    scale = min(1.0, longer / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def shrink(picture: UInt8[np.ndarray, "h w 3"], longer: int) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture whose longer side is at most `longer`, each pixel the average of those it stands for."""
+    height, width = shrunk(picture.shape[:2], longer)
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def display_of(first: DecodedFrame, codec: str, orientation: Orientation) -> Display:

@@ -37,7 +37,7 @@ from kinoflow.data.video import decoding, still
 from kinoflow.data.video.color import refusal
 from kinoflow.data.video.decoding import DAMAGED, DamageError, opened
 from kinoflow.data.video.info import ColorTags, VideoInfo
-from kinoflow.data.video.picture import Display, display_of, orientation_of
+from kinoflow.data.video.picture import Display, Thumbnail, display_of, orientation_of, shrink
 from kinoflow.data.video.stamps import counted, timeline_of
 from kinoflow.data.video.timeline import Presentation, Timeline
 from kinoflow.data.video.writer import SIZE_KEY
@@ -148,6 +148,37 @@ def stream(
             filled = 0
     if filled:
         yield array[:filled]
+
+
+def thumbnails(path: PathLike, span: range, *, side: int, detail: int, every: int) -> Iterator[Thumbnail]:
+    """The frames of `span`, made small for statistics: longer sides of `side` pixels, or what there is.
+
+    Those whose index divides by `every` come at `detail` pixels too. Pixels are averaged before they become
+    RGB, several times as fast as `stream`, and the same on every machine; decoding takes one thread.
+
+    Raises:
+        UserError: as `stream`.
+    """
+    path = Path(path)
+    examined = _examine(path)
+    _check_range(path, examined, span.start, span.stop)
+    display, small, large = examined.display, VideoReformatter(), VideoReformatter()
+    if display is None:
+        for index, picture in zip(span, still.pictures(path, span), strict=True):
+            detailed = shrink(picture, detail) if index % every == 0 else None
+            yield Thumbnail(index=index, small=shrink(picture, side), large=detailed)
+        return
+    index = span.start
+    try:
+        with opened(path) as (container, video):
+            video.thread_type = "NONE"
+            for frame in _sequence(path, container, video, examined.timeline, span):
+                _require_shape(path, display, frame, index)
+                detailed = display.finish(frame, large, detail) if index % every == 0 else None
+                yield Thumbnail(index=index, small=display.finish(frame, small, side), large=detailed)
+                index += 1
+    except (DamageError, av.error.FFmpegError):
+        raise UserError(f"{path}: frame {index} does not decode; the file is {DAMAGED}") from None
 
 
 def frames_at(path: PathLike, wanted: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
@@ -269,12 +300,7 @@ def _pictures(
         video.thread_type = "NONE" if examined.timeline.lost else "AUTO"
         try:
             for frame in _sequence(path, container, video, examined.timeline, span):
-                if not display.takes(frame):
-                    height, width = display.stored
-                    raise UserError(
-                        f"{path}: frame {done} has {frame.width}x{frame.height} pixels, the first one has "
-                        f"{width}x{height}; a clip keeps its shape, cut it there"
-                    )
+                _require_shape(path, display, frame, done)
                 if done == following:
                     picture = display.finish(frame, reformatter)
                     for _ in repeats:
@@ -284,6 +310,15 @@ def _pictures(
         except (DamageError, av.error.FFmpegError):
             if not partial:
                 raise UserError(f"{path}: frame {done} does not decode; the file is {DAMAGED}") from None
+
+
+def _require_shape(path: Path, display: Display, frame: av.VideoFrame, index: int) -> None:
+    if not display.takes(frame):
+        height, width = display.stored
+        raise UserError(
+            f"{path}: frame {index} has {frame.width}x{frame.height} pixels, the first one has "
+            f"{width}x{height}; a clip keeps its shape, cut it there"
+        )
 
 
 def _sequence(

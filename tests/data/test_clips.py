@@ -120,3 +120,31 @@ def test_fit_crops_the_centre_and_averages():
     same = np.random.default_rng(0).integers(0, 256, (1, 9, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(fit(same, 9, 7), same)
     assert fit(same, 1, 500).shape == (1, 1, 500, 3)
+
+
+def test_a_clip_may_be_a_piece_of_its_file(tmp_path):
+    """Frames 10..25 of 32, at 32 fps: what is cut never leaves them, whatever the window."""
+    video.write(tmp_path / "a.mp4", ramp(32), fps=Fraction(32), crf=1)
+    known = {"frames": 16, "fps": Fraction(32), "width": 32, "height": 32}
+    rows = [ClipEntry(path="a.mp4", first_frame=first, **known) for first in (10, 16, 17)]
+    manifest.write(tmp_path / "clips.jsonl", rows)
+    listing = manifest.read(tmp_path / "clips.jsonl")
+    assert [entry.piece for entry in listing.entries] == [range(10, 26), range(16, 32), range(17, 33)]
+    assert [problem and problem.reason for problem in manifest.check(listing)] == [
+        None, None, "first_frame: the list says 17:33, the file has 0:32"
+    ]  # fmt: skip
+    source = clips(listing, buckets=(SHORT,))
+    first = {index: source.get(index, SHORT) for index in range(0, 60, 3)}
+    levels = [level(sample.video) for sample in first.values()]
+    assert {min(each) for each in levels} >= {10, 18} and max(map(max, levels)) == 25
+    stamps = {source.stamp(index, SHORT) for index in (0, 1)}
+    assert len(stamps) == 2, "two pieces of one file are two clips"
+    assert source.get(2, SHORT).position == 0, "the third leaves its file"
+    assert clips(listing, buckets=(SHORT,)).name(2, SHORT) == "a.mp4", "it alone is set aside"
+
+
+@pytest.mark.parametrize("row", ['"first_frame": -1, "frames": 2', '"first_frame": 3'])
+def test_a_piece_says_where_it_is(tmp_path, row):
+    (tmp_path / "clips.jsonl").write_text(f'{{"path": "a.mp4", {row}}}\n')
+    with pytest.raises(UserError, match=r"frames?: "):
+        manifest.read(tmp_path / "clips.jsonl")

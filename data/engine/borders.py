@@ -1,0 +1,51 @@
+"""Letter and pillar boxes: rows and columns at the edges that show nothing, all through a shot."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+_BLACK = 26  # levels of 255; black of a film is 0 to 20 after compression
+_FLAT = 2.0  # standard deviation of a line that shows nothing, in levels
+_SAME = 3.0  # levels by which such lines differ
+SIDES = ("top", "bottom", "left", "right")
+
+
+def borders(picture: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
+    """How much of the height or width shows nothing at each side, as shares.
+
+    Black counts at any side; of other colours only as much as there is at the opposite side too: sky and
+    walls are flat as well.
+    """
+    step = max(1, max(picture.shape) // 320)  # every second pixel of a large picture tells as much
+    gray = picture[::step, ::step].mean(axis=2, dtype=np.float32)
+    rows, columns = _lines(gray), _lines(gray.T)
+    (top, dark_top), (bottom, dark_bottom) = _depth(rows), _depth(rows[::-1])
+    (left, dark_left), (right, dark_right) = _depth(columns), _depth(columns[::-1])
+    return {
+        "top": max(min(top, bottom), dark_top), "bottom": max(min(top, bottom), dark_bottom),
+        "left": max(min(left, right), dark_left), "right": max(min(left, right), dark_right),
+    }  # fmt: skip
+
+
+def share(depths: Float[np.ndarray, "pictures 4"]) -> float:
+    """The share of the picture outside of what is seen in any of the pictures of a shot."""
+    if len(depths) == 0:
+        return 0.0
+    top, bottom, left, right = depths.min(axis=0)
+    return float(1 - max(0.0, 1 - top - bottom) * max(0.0, 1 - left - right))
+
+
+def _lines(gray: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 3"]:
+    """Of each row: its mean, its deviation, and a level that hardly a pixel of it exceeds."""
+    high = np.partition(gray, int(0.98 * (gray.shape[1] - 1)), axis=1)[:, int(0.98 * (gray.shape[1] - 1))]
+    return np.stack([gray.mean(axis=1), gray.std(axis=1), high], axis=1)
+
+
+def _depth(lines: Float[np.ndarray, "h 3"]) -> tuple[float, float]:
+    """Shares of the lines from the first one on: flat ones of one colour, and black ones."""
+    flat = (lines[:, 1] < _FLAT) & (np.abs(lines[:, 0] - lines[0, 0]) < _SAME)
+    return _run(flat), _run(lines[:, 2] < _BLACK)
+
+
+def _run(true: np.ndarray) -> float:
+    """How far a row of booleans is true from its start, as a share."""
+    return float(np.argmin(true) if not true.all() else len(true)) / len(true)

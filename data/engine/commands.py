@@ -1,0 +1,123 @@
+"""The commands of the data engine: `kinoflow data curate` and `kinoflow data select`."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.keys import key_table
+from kinoflow.configs.schema import load
+from kinoflow.configs.terminal import print_json, progress_bar
+from kinoflow.data.engine import funnel, selection, sources
+from kinoflow.data.engine.config import CurateConfig
+from kinoflow.data.engine.curate import curate
+from kinoflow.data.engine.pools import open_pool
+
+_T = TypeVar("_T")
+_SOURCE = (
+    "a folder, a text file of paths, a clip list, or a glob on a disk or at a URL (s3://bucket/**/*.mp4)"
+)
+
+
+def add_to(commands: Any) -> None:
+    """Add the parsers."""
+    curating = commands.add_parser(
+        "curate", help="score every shot of raw videos and list the good ones in OUT/manifest.jsonl",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=key_table(CurateConfig),
+    )  # fmt: skip
+    curating.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    curating.add_argument("out", type=Path, metavar="OUT", help="the same command again goes on in it")
+    curating.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+                          help="processes (default: one for each core); 0 works in this one")  # fmt: skip
+    curating.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster; local starts one here")
+    curating.add_argument("--retry", action="store_true", help="try again what failed or took too long")
+    curating.set_defaults(run=_curate)
+    deciding = commands.add_parser(
+        "select", help="choose anew among the scored shots of OUT, without decoding",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=key_table(CurateConfig),
+    )  # fmt: skip
+    deciding.add_argument("out", type=Path, metavar="OUT", help="a folder that curate made")
+    deciding.set_defaults(run=_select)
+    for command in (curating, deciding):
+        command.add_argument("--config", nargs="+", default=[], metavar="FILE_OR_KEY=VALUE",
+                             help="YAML files and keys, the later ones winning")  # fmt: skip
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 0:
+        raise UserError(f"--workers: {arguments.workers}; use 0 or more")
+    config = load(CurateConfig, arguments.config)
+    _require(config)
+    found = sources.find(arguments.source)
+    pool = open_pool(arguments.ray, arguments.workers, config.time_limit)
+    try:
+        curate(found, arguments.out, config, pool=pool, show=_shown, retry=arguments.retry)
+    finally:
+        pool.close()
+    return _decide(arguments.out, config, arguments.json)
+
+
+def _require(config: CurateConfig) -> None:
+    """Miss here what workers would miss.
+
+    Raises:
+        UserError: a package of the extra is not installed.
+    """
+    wanted = [
+        "cv2",
+        "pebble",
+        "pyarrow",
+        *(["onnxruntime", "rapidocr"] if config.scan.text == "rapidocr" else []),
+    ]
+    for name in wanted:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[engine]'")
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    """By the keys that OUT was made with, where no others are given."""
+    before = arguments.out / "config.yaml"
+    config = load(CurateConfig, [*([str(before)] if before.exists() else []), *arguments.config])
+    return _decide(arguments.out, config, arguments.json)
+
+
+def _decide(out: Path, config: CurateConfig, as_json: bool) -> int:
+    chosen = selection.select(selection.read_scores(out), config.select)
+    selection.write(chosen, out)
+    funnel.write_page(out, chosen)
+    if as_json:
+        print_json(_figures(out, chosen))
+    else:
+        _print(out, chosen)
+    return 0
+
+
+def _figures(out: Path, chosen: selection.Selection) -> dict[str, Any]:
+    seconds = chosen.table["seconds"].to_numpy(zero_copy_only=False)
+    return {
+        "manifest": str(out / selection.MANIFEST), "ledger": str(out / selection.LEDGER),
+        "page": str(out / funnel.PAGE),
+        "videos": len(set(chosen.table["path"].to_pylist())), "shots": len(chosen.table),
+        "kept": len(chosen.kept), "kept_hours": round(float(seconds[chosen.kept].sum()) / 3600, 4),
+        "stages": [{"stage": stage.name, "came": stage.came, "dropped": stage.came - stage.stayed,
+                    "rule": stage.rule} for stage in chosen.stages],
+    }  # fmt: skip
+
+
+def _print(out: Path, chosen: selection.Selection) -> None:
+    figures = _figures(out, chosen)
+    for stage in chosen.stages:
+        share = 100 * stage.stayed / max(1, figures["shots"])
+        print(f"{stage.name:<14} {stage.stayed:>8} {share:7.2f} %  {stage.rule}")
+    print(f"{figures['kept']} of {figures['shots']} shots of {figures['videos']} videos kept, "
+          f"{figures['kept_hours']} h: {figures['manifest']}")  # fmt: skip
+    print(f"why each other one was not: {figures['ledger']}, to look at: {figures['page']}")
+
+
+def _shown(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:
+    with progress_bar() as bar:
+        yield from bar.track(items, total=total, description=title)

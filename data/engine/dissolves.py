@@ -1,0 +1,97 @@
+"""Dissolves: pictures that lie on a straight line between two others which have nothing in common.
+
+In a dissolve from A to B the picture is (1 - α) A + α B with α from 0 to 1. A camera that moves bends that
+line before its ends are strangers to each other, and what only grows darker is no stranger to itself.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+SIZE = (14, 24)  # height and width of the pictures that are compared
+LONGEST = 1.2  # seconds on each side of the middle
+_HALVES = (0.1, 0.16, 0.25, 0.4, 0.6, 0.85, 1.1)  # seconds from the middle to an end
+_POINTS = np.arange(1, 6) / 6  # where on the line it is looked
+_BENT = 0.05  # mean squared distance from the line, in squares of its length; of a hard cut it is 0.08
+_BLOCK = 256  # frames that are looked at together, for the memory they take
+_ALIKE = 0.5  # correlation of its ends, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dissolve:
+    """Its ends, beside the frames that are mixed or of them, and how far apart they are (levels of 255)."""
+
+    first: int
+    last: int
+    distance: float
+
+
+def tiny(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " values"]:
+    """What of a picture is compared."""
+    import cv2
+
+    return cv2.resize(picture, SIZE[::-1], interpolation=cv2.INTER_AREA).reshape(-1).astype(np.float32)
+
+
+def dissolve_signal(
+    pictures: Float[np.ndarray, "frames values"], fps: float
+) -> tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]]:
+    """For each frame as the middle of a dissolve: how far apart its ends are, and half its length in frames.
+
+    Both are 0 where there is none; the first is in levels of 255 (RMS).
+    Of the lengths that fit, the one that leads the farthest and is the straightest.
+    """
+    count = len(pictures)
+    distance, half, best = (np.zeros(count, np.float32) for _ in range(3))
+    for width in sorted({max(2, round(seconds * fps)) for seconds in _HALVES}):
+        if count <= 2 * width:
+            break
+        for start in range(width, count - width, _BLOCK):
+            middle = np.arange(start, min(start + _BLOCK, count - width))
+            first, last = pictures[middle - width], pictures[middle + width]
+            length = np.sqrt(((last - first) ** 2).mean(axis=1))
+            worth = length * (1 - _bent(pictures, middle, width) / _BENT)
+            better = (worth > best[middle]) & (_correlation(first, last) < _ALIKE)
+            chosen = middle[better]
+            best[chosen], distance[chosen], half[chosen] = worth[better], length[better], width
+    return distance, half
+
+
+def _bent(pictures: Float[np.ndarray, "frames values"], middle: np.ndarray, width: int) -> np.ndarray:
+    """How far the pictures around each middle are from the line, in squares of its length."""
+    first, last = pictures[middle - width], pictures[middle + width]
+    whole, bent = last - first, np.zeros(len(middle))
+    for share in _POINTS:
+        at = 2 * width * share  # frames from the first one, between two of them
+        low = int(at)
+        offset = middle - width + low
+        between = pictures[offset] + (at - low) * (pictures[offset + 1] - pictures[offset])
+        bent += ((between - first - share * whole) ** 2).mean(axis=1)
+    return bent / len(_POINTS) / np.maximum((whole**2).mean(axis=1), 1e-6)
+
+
+def _correlation(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Of the brightness and colour of places; 0 with a picture of one colour."""
+    one, other = (each - each.mean(axis=1, keepdims=True) for each in (first, last))
+    norms = np.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
+    return (one * other).sum(axis=1) / np.maximum(norms, 1e-3 * one.shape[1])
+
+
+def dissolves(
+    distance: Float[np.ndarray, " frames"], half: Float[np.ndarray, " frames"], least: float
+) -> list[Dissolve]:
+    """Those whose ends are at least so far apart (levels of 255); of those that overlap the most different.
+
+    None when `least` is 0.
+    """
+    found: list[Dissolve] = []
+    if least <= 0:
+        return found
+    for middle in np.argsort(-distance, kind="stable"):
+        if distance[middle] < least:
+            break
+        first, last = int(middle - half[middle]), int(middle + half[middle])
+        if all(last < each.first or each.last < first for each in found):
+            found.append(Dissolve(first=first, last=last, distance=float(distance[middle])))
+    return sorted(found, key=lambda each: each.first)

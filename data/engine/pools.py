@@ -1,0 +1,144 @@
+"""Who does the work: processes on this machine, or a Ray cluster. Each call has a time limit and may die."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+from kinoflow.configs.errors import UserError
+from kinoflow.data.clips.workers import Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A function of a module, and what it gets: first what messages name. `key` tells it from others."""
+
+    key: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Done = tuple[Any, Any]  # a call's key, and what it gave or the UserError that it ended in
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Makes calls, several at a time."""
+
+    def run(self, calls: Iterable[Call]) -> Iterator[Done]:
+        """The results as they come, in no order; one that fails, hangs or dies is its UserError."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs."""
+        ...
+
+
+class LocalPool:
+    """`count` processes; of 0 the calls are made here and now, without a time limit."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._workers, self._count = Workers(count, seconds), count
+
+    def run(self, calls: Iterable[Call]) -> Iterator[Done]:
+        """As `Pool.run`."""
+        if self._count == 0:
+            for call in calls:
+                yield call.key, _attempt(self._workers, call.function, call.arguments)
+            return
+        waiting = iter(calls)
+        with ThreadPoolExecutor(2 * self._count) as threads:
+
+            def begin(call: Call) -> Future[Done]:
+                return threads.submit(
+                    lambda: (call.key, _attempt(self._workers, call.function, call.arguments))
+                )
+
+            running = {begin(call) for call in islice(waiting, 4 * self._count)}
+            try:
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    running |= {begin(call) for call in islice(waiting, len(done))}
+                    yield from (future.result() for future in done)
+            except BaseException:
+                self.close()  # else the threads wait for what their processes are doing
+                raise
+
+    def close(self) -> None:
+        """As `Pool.close`."""
+        self._workers.close()
+
+
+class RayPool:
+    """The workers of a Ray cluster, at an address, or of an embedded one ("local") with `count` of them.
+
+    All of them must see the videos and the folder that is written, under the same paths. One that is killed
+    is replaced, and what it did is done again.
+    """
+
+    def __init__(self, address: str, count: int, seconds: float) -> None:
+        import ray
+
+        where: dict[str, Any] = {"num_cpus": max(1, count)} if address == "local" else {"address": address}
+        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        self._ray, self._seconds = ray, seconds
+        self._remote = ray.remote(num_cpus=1, max_retries=3)(_in_ray)
+
+    def run(self, calls: Iterable[Call]) -> Iterator[Done]:
+        """As `Pool.run`."""
+        ray, waiting = self._ray, iter(calls)
+        most = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+        def begin(call: Call) -> tuple[Any, Any]:
+            return self._remote.remote(call.function, call.arguments, self._seconds), call.key
+
+        running = dict(begin(call) for call in islice(waiting, most))
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            running |= dict(begin(call) for call in islice(waiting, len(done)))
+            for reference in done:
+                yield running.pop(reference), self._result(reference)
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            return UserError(f"its Ray worker was lost several times ({type(error).__name__})")
+
+    def close(self) -> None:
+        """As `Pool.close`."""
+        self._ray.shutdown()
+
+
+def open_pool(address: str | None, count: int, seconds: float) -> Pool:
+    """Processes here, or with an address those of Ray.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    if address is None:
+        return LocalPool(count, seconds)
+    try:
+        return RayPool(address, count, seconds)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--ray: {address}: no cluster answers ({error}); start one, or say local") from error
+
+
+def _attempt(workers: Workers, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return workers.call(function, *arguments)
+    except UserError as error:
+        return error
+
+
+@functools.cache
+def _own(seconds: float) -> Workers:
+    """Of a Ray worker: a process that can be ended, unlike itself."""
+    return Workers(1, seconds)
+
+
+def _in_ray(function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float) -> Any:
+    return _attempt(_own(seconds), function, arguments)
