@@ -64,7 +64,7 @@ class DiTConfig:
     predicts: Literal["velocity", "data"] = "velocity"
     """What the head gives; of a model of the score velocity."""
     known: bool = False
-    """Read what is known of the clip beside its noise: pictures, a beginning, all but a region."""
+    """Read what is known of the clip: pictures, a beginning, all but a region."""
     attention: KernelName = "sdpa"
     """How attention is computed."""
 

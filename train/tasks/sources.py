@@ -51,7 +51,7 @@ class PrecomputeConfig:
     fit: Literal["crop", "pad"] = "crop"
     """Pictures of other sizes: their centre, or all amid background."""
     keyframes: bool = False
-    """Keep latents of each clip's first and last frame alone, for models that are shown pictures."""
+    """Keep latents of each clip's first and last frame alone, for known.first."""
     channels: int | None = None
     """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
