@@ -35,6 +35,7 @@ class _Axis:
 class _Panel:
     title: str
     point: Callable[[Row], _Point]
+    from_zero: bool = True
 
 
 def _exact(value: float) -> _Point:
@@ -48,7 +49,7 @@ def _adherence(row: Row) -> _Point:
 
 # Pillow's own font has no accents.
 _PANELS = (
-    _Panel(title="adherence, % (95 % interval)", point=_adherence),
+    _Panel(title="adherence, % (95 % interval)", point=_adherence, from_zero=False),
     _Panel(title="Frechet distance", point=lambda row: _exact(row.evaluation.frechet)),
     _Panel(title="passes a clip", point=lambda row: _exact(row.costs.passes)),
 )
@@ -91,7 +92,8 @@ def _draw_panel(
     width, height = _PANEL
     points = {name: [panel.point(row) for row in rows] for name, rows in lines.items()}
     every = [point for row in points.values() for point in row]
-    low, high = min(point.low for point in every), max(point.high for point in every)
+    high = max(point.high for point in every)
+    low = 0.0 if panel.from_zero else min(point.low for point in every)
     room = 0.08 * (high - low) or max(1.0, 0.08 * abs(high))
     low, high = low - room, high + room
 
@@ -105,7 +107,7 @@ def _draw_panel(
     for share in (0, 0.25, 0.5, 0.75, 1):
         value = low + room + share * (high - low - 2 * room)
         canvas.line([(left, y(value)), (left + width, y(value))], _GRID)
-        canvas.text((left - 6, y(value)), f"{value:.3g}", anchor="rm")
+        canvas.text((left - 6, y(value)), f"{value:.4g}", anchor="rm")
     for value in axis.values:
         canvas.text((x(value), _TOP + height + 12), value, anchor="mm")
     canvas.text((left + width / 2, _TOP + height + 32), axis.key, anchor="mm")
