@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, p
 from kinoflow.sample.options import (
     add_hardware,
     add_lora,
+    add_rewrite,
     folder_of_list,
     named_as_options,
     parse_size,
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "shipped mini release)",
     )
     add_lora(add)
+    add_rewrite(add)
     _add_lists(add)
     add(
         "--text-cache",
@@ -162,7 +165,7 @@ def _sample(args: argparse.Namespace) -> int:
         text_cache=args.text_cache,
     )
     refuse_other_kind(pipeline.release, args.label, args.text_cache)
-    with named_as_options():
+    with named_as_options(), one_line_warnings():
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
     sampler = Sampler(pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json)
@@ -193,16 +196,20 @@ def _jobs(args: argparse.Namespace, pipeline: Pipeline) -> list[Job]:
     """What to make; a setting that the release does not have is refused before anything is made."""
     from kinoflow.sample.job import Job
     from kinoflow.sample.prompts import read_prompts
+    from kinoflow.sample.rewritten import Prompts
 
+    reworded = Prompts(args.rewrite, pipeline.release, pipeline.device)
     if args.prompts is None:
-        return [Job(plan=pipeline.plan(_request(args, args.prompt or args.label)), out=args.out)]
+        prompt, more = reworded(args.prompt or args.label)
+        return [Job(plan=pipeline.plan(_request(args, prompt)), out=args.out, more=more)]
     jobs, folder = [], folder_of_list(args.out)
     for place, request in read_prompts(args.prompts, _request(args, "")):
         try:
-            plan = pipeline.plan(request)
+            prompt, more = reworded(request.prompt)
+            plan = pipeline.plan(replace(request, prompt=prompt))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        jobs.append(Job(plan=plan, folder=folder, skip_finished=True))
+        jobs.append(Job(plan=plan, folder=folder, skip_finished=True, more=more))
     return jobs
 
 
