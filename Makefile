@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gallery gpu clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -97,6 +97,10 @@ bench-train: .venv/.dev
 # The loader of clips beside bare decoding by PyAV and decord2.
 bench-loader: .venv/.dev
 	@$(BIN)/python tests/bench/loader.py $(ARGS)
+
+# README's pictures, with the shipped weights: two minutes.
+gallery: .venv/.dev
+	@PYTHONPATH=. $(BIN)/python docs/gallery.py $(ARGS)
 
 # Everything that wants a GPU, with figures in runs/gpu; on a CPU what it can stand in for.
 gpu: .venv/.dev

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from kinoflow.sample.options import (
     add_guidance,
     add_hardware,
     add_lora,
+    add_rewrite,
     folder_of_list,
     named_as_options,
     parse_size,
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "shipped mini release)",
     )
     add_lora(add)
+    add_rewrite(add)
     _add_lists(add)
     add(
         "--text-cache",
@@ -183,7 +186,7 @@ def _sample(args: argparse.Namespace) -> int:
         text_cache=args.text_cache,
     )
     refuse_other_kind(pipeline.release, args.label, args.text_cache)
-    with named_as_options():
+    with named_as_options(), one_line_warnings():
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
     sampler = Sampler(pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json)
@@ -216,19 +219,23 @@ def _jobs(args: argparse.Namespace, pipeline: Pipeline) -> list[Job]:
     """What to make; a setting that the release does not have is refused before anything is made."""
     from kinoflow.sample.job import Job
     from kinoflow.sample.prompts import read_prompts
+    from kinoflow.sample.rewritten import Prompts
     from kinoflow.sample.vbench import samples
 
+    reworded = Prompts(args.rewrite, pipeline.release, pipeline.device)
     if args.prompts is None:
-        return [Job(plan=pipeline.plan(_request(args, args.prompt or args.label)), out=args.out)]
+        prompt, more = reworded(args.prompt or args.label)
+        return [Job(plan=pipeline.plan(_request(args, prompt)), out=args.out, more=more)]
     jobs, folder = [], folder_of_list(args.out)
     asked = read_prompts(args.prompts, _request(args, ""))
     named = ((place, request, None) for place, request in asked)
     for place, request, out in named if args.vbench is None else samples(asked, folder, args.vbench):
         try:
-            plan = pipeline.plan(request)
+            prompt, more = reworded(request.prompt)
+            plan = pipeline.plan(replace(request, prompt=prompt))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        jobs.append(Job(plan=plan, folder=folder, out=out, skip_finished=True))
+        jobs.append(Job(plan=plan, folder=folder, out=out, skip_finished=True, more=more))
     return jobs
 
 

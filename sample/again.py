@@ -21,6 +21,7 @@ from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF
 from kinoflow.sample.request import ClipRequest
+from kinoflow.sample.rewritten import KEYS
 from kinoflow.sample.settings import asked
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
@@ -62,7 +63,8 @@ def _again(args: argparse.Namespace, written: Mapping[str, str]) -> int:
         out = args.out or Path(folder, f"again{args.clip.suffix}")
         if out.suffix.lower() != args.clip.suffix.lower() or out.resolve() == args.clip.resolve():
             raise UserError(f"{out}: give --out another name that ends in {args.clip.suffix}")
-        made = Sampler(pipeline, crf=crf, quiet=True).run(Job(plan=plan, out=out))
+        more = {key: written[key] for key in KEYS if key in written}
+        made = Sampler(pipeline, crf=crf, quiet=True).run(Job(plan=plan, out=out, more=more))
         same_file = out.read_bytes() == args.clip.read_bytes()
         same_frames = same_file or _equal(_frames(args.clip), _frames(out))
     versions = {key: [written.get(key), planned[key]] for key in _VERSIONS}

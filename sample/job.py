@@ -6,9 +6,9 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Job:
     folder: Path = Path()
     out: Path | None = None
     skip_finished: bool = False
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Metadata beside the plan's: what was typed, where it was rewritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +127,9 @@ class Sampler:
         """Where the clip goes, and a line on stderr about words that mean nothing to the release."""
         bucket, note = job.plan.bucket, ""
         suffix = ".png" if bucket.frames == 1 else ".mp4"
-        path = job.folder / f"{slug(job.plan.prompt)}-{job.plan.seed}{suffix}" if job.out is None else job.out
-        metadata = file_metadata(path, self._pipeline.metadata(job.plan), self._crf)
+        name = f"{slug(job.more.get('typed', job.plan.prompt))}-{job.plan.seed}{suffix}"
+        path = job.folder / name if job.out is None else job.out
+        metadata = file_metadata(path, {**self._pipeline.metadata(job.plan), **job.more}, self._crf)
         if job.out is None:
             named, path = path, free_path(path, self._taken)
             if job.skip_finished:

@@ -53,6 +53,17 @@ def add_lora(add: Callable[..., Any]) -> None:
     )
 
 
+def add_rewrite(add: Callable[..., Any]) -> None:
+    """The option that has prompts reworded."""
+    add(
+        "--rewrite",
+        metavar="MODEL",
+        help="have a language model make a caption of each prompt first: the folder or hub id of one, or "
+        "http://HOST:PORT/v1[#MODEL] of a server that speaks OpenAI's protocol (it gets OPENAI_API_KEY); "
+        "words in quotes stay; the file says both prompts",
+    )
+
+
 def refuse_other_kind(release: Release, label: str | None, text_cache: Path | None) -> None:
     """Refuse prompts for a release of classes, labels for one that reads prompts, and what it has no use for.
 
