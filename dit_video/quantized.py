@@ -62,7 +62,7 @@ def hold(model: nn.Module, device: torch.device | str = "cpu", dtype: torch.dtyp
     Raises:
         UserError: int8 of a model without blocks.
     """
-    if dtype != torch.int8:
+    if dtype is None or dtype != torch.int8:
         return model.to(device, dtype)
     return quantize(model).to(device, computed_in(dtype, device))
 
