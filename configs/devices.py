@@ -4,7 +4,7 @@ import torch
 
 from kinoflow.configs.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 
 def parse_device(text: str) -> torch.device:
@@ -24,7 +24,7 @@ def parse_device(text: str) -> torch.device:
 
 
 def parse_dtype(text: str, device: torch.device) -> torch.dtype:
-    """fp32, bf16 or fp16; auto is bf16 on a GPU and fp32 on a CPU, which has no faster one.
+    """fp32, bf16, fp16 or int8; auto is bf16 on a GPU and fp32 on a CPU, which has no faster one.
 
     Raises:
         UserError: another name.

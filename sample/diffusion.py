@@ -199,7 +199,8 @@ class KinoflowPipeline(DiffusionPipeline):
         pipeline, seeds = self._pipeline(threads), _seeds(len(prompts), seed, generator)
         pairs = zip(prompts, seeds, strict=True)
         plans = [pipeline.plan(replace(common, prompt=one, seed=own)) for one, own in pairs]
-        with self.progress_bar(total=sum(plan.sampling.num_steps for plan in plans)) as bar:
+        steps = sum(plan.sampling.num_steps for plan in plans)
+        with self.progress_bar(total=steps) as bar:  # pyright: ignore[reportCallIssue]
             told = [_Steps(self, plan, bar.update, callback_on_step_end) for plan in plans]
             latents = [pipeline.latent(*one) for one in zip(plans, told, strict=True)]
         frames = _output(pipeline, plans, latents, output_type)

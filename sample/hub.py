@@ -172,7 +172,7 @@ def _figures(release: Release) -> dict[str, Any]:
 
 def _results(figures: dict[str, Any]) -> list[EvalResult]:
     """Its figures as the hub lists them."""
-    world = {"task_type": "text-to-video", "dataset_type": "kinoflow-world"}
+    world: dict[str, Any] = {"task_type": "text-to-video", "dataset_type": "kinoflow-world"}
     name = f"first {figures['prompts']} held-out prompts of kinoflow's world"
     found = [(f"accuracy, {said}", "accuracy", share["share"]) for said, share in _shares(figures)]
     found.append(("Fréchet distance in the judge's features", "frechet", figures["frechet"]))

@@ -28,10 +28,10 @@ def add_hardware(add: Callable[..., Any]) -> None:
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default auto: the GPU where there is one)")
     add(
         "--dtype",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
         default="auto",
-        help="number type of the transformer (default auto: bf16 on a GPU, fp32 on a CPU); flow times, the "
-        "state of the flow and the autoencoder stay in fp32",
+        help="number type of the transformer (default auto: bf16 on a GPU, fp32 on a CPU); int8 takes a "
+        "quarter of fp32's memory; flow times, the state of the flow and the autoencoder stay in fp32",
     )
     add(
         "--threads",

@@ -332,7 +332,7 @@ class Pipeline:
 
 
 def _bytes(model: object) -> int:
-    tensors = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
     return sum(tensor.nbytes for tensor in tensors)
 
 

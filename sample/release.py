@@ -188,9 +188,15 @@ class Release:
         return accelerate(TAE.from_pretrained(self.folder / "tae").to(device))
 
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Backbone:
-        """Read the transformer or U-Net, in fp32 without a `dtype`. Raises UserError for a damaged file."""
+        """Read the transformer or U-Net, in fp32 without a `dtype`; of int8 see `hold`.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        from kinoflow.dit_video.quantized import hold
+
         model = BACKBONES[self.part].from_pretrained(self.folder / self.part, adapters=self.adapters)
-        return model.to(device, dtype)
+        return hold(model, device, dtype)  # pyright: ignore[reportReturnType]
 
     def encoder(
         self, text_cache: Path | None = None, device: torch.device | str = "cpu"

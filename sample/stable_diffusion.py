@@ -143,9 +143,11 @@ class StableDiffusion(Release):
 
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MMDiT:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""
+        from kinoflow.dit_video.quantized import hold
         from kinoflow.dit_video.released import read_released
 
-        return read_released(self.folder / "transformer", dtype or torch.float32).to(device)
+        read_as = torch.float32 if dtype in (None, torch.int8) else dtype
+        return hold(read_released(self.folder / "transformer", read_as), device, dtype)  # pyright: ignore[reportReturnType]
 
     def encoder(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, text_cache: Path | None = None, device: torch.device | str = "cpu"
