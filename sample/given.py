@@ -31,6 +31,7 @@ from kinoflow.tae.model.tae import TAE
 
 _CHUNK = 32  # frames read at once
 _MARGIN = 4  # pixels around what is to change, over which the old becomes the new
+_FADE = 8  # frames before what is added, over which the clip becomes what the autoencoder makes of it
 Frames = UInt8[np.ndarray, "frames height width 3"]
 
 
@@ -109,17 +110,30 @@ class Source:
     """Frames of `extend` that come before what is made."""
 
     def earlier(self) -> Iterator[Frames]:
-        """The frames of `extend`, a few at a time."""
-        assert self.given.extend is not None
-        return _stream(Path(self.given.extend), self.bucket)
+        """The frames of `extend` before those that are made once more, a few at a time."""
+        assert self.given.extend is not None and self.clip is not None
+        left = self.before - len(self.clip)
+        for frames in _stream(Path(self.given.extend), self.bucket):
+            if left > 0:
+                yield frames[:left]
+            left -= len(frames)
 
     def mixed(self, made: Frames, start: int) -> Frames:
-        """Frames that were made, from number `start` on, with those of `edit` around the mask."""
-        if self.mask is None or self.clip is None:
+        """Frames that were made, from number `start` on, with those of the clip that stay.
+
+        Of `edit` these are the places around the mask. Of `extend` they become what the autoencoder makes of
+        them over the last frames, so that nothing jumps where the new ones begin.
+        """
+        if self.clip is None or start >= len(self.clip):
             return made
-        share = _share(self.mask)[..., None]
         own = self.clip[start : start + len(made)]
-        return np.rint(share * made + (1 - share) * own).astype(np.uint8)
+        if self.mask is None:
+            number = np.arange(start, start + len(own)) - len(self.clip) + _FADE + 1
+            share = np.clip(number / (_FADE + 1), 0, 1)[:, None, None, None]
+        else:
+            share = _share(self.mask)[..., None]
+        mixed = np.rint(share * made[: len(own)] + (1 - share) * own).astype(np.uint8)
+        return np.concatenate((mixed, made[len(own) :]))
 
 
 def read_source(given: Given, bucket: Bucket, factor: int) -> Source:

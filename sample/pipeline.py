@@ -295,9 +295,8 @@ class Pipeline:
             yield from plan.source.earlier()
         done = 0
         for piece in decode_pieces(self.decoder, latent, plan.decoded, self.memory):
-            made = piece[0].numpy()[max(plan.kept - done, 0) :]
-            if len(made):
-                yield made if plan.source is None else plan.source.mixed(made, done)
+            made = piece[0].numpy()
+            yield made if plan.source is None else plan.source.mixed(made, done)
             done += piece.shape[1]
             del piece, made
 

@@ -100,9 +100,22 @@ def test_a_clip_goes_on(pipeline, tmp_path, seconds):
     video = pipeline(PROMPT, extend=path, seconds=seconds, steps=2, progress=told.append)
     added = 8 if seconds is None else round(seconds * 16)
     assert len(video.frames) == 21 + added
-    assert np.array_equal(video.frames[:21], read(path)), "what was there stays"
+    assert np.array_equal(video.frames[:13], read(path)[:13]), "what was there stays"
     plan = pipeline.plan(ClipRequest(prompt=PROMPT, extend=str(path), seconds=seconds, steps=2))
     assert sum(told) == plan.num_steps and plan.frames == 21 + added
+
+
+def test_the_clip_fades_into_what_is_made(pipeline, tmp_path):
+    """Against the mixture written out: (n + 1) / 9 of what was made, of the last eight frames."""
+    path = clip(tmp_path, 21)
+    plan = pipeline.plan(ClipRequest(prompt=PROMPT, extend=str(path), steps=2))
+    own, made = read(path)[13:21].astype(float), np.full((8, 32, 32, 3), 200, np.uint8)
+    assert len(plan.source.clip) == 8 and np.array_equal(plan.source.clip, own)
+    share = (np.arange(8)[:, None, None, None] + 1) / 9
+    want = np.rint(share * made + (1 - share) * own)
+    assert np.array_equal(plan.source.mixed(made, 0), want)
+    assert np.array_equal(plan.source.mixed(made[:3], 5), want[5:]), "in pieces too"
+    assert np.array_equal(plan.source.mixed(made, 8), made)
 
 
 def test_each_turn_keeps_the_end_of_the_one_before():
