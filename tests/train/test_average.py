@@ -52,6 +52,26 @@ def test_every_weight_is_the_mean(releases, tmp_path, capsys):
         assert (tmp_path / "out" / part).read_bytes() == (releases[0] / part).read_bytes()
 
 
+def test_what_only_one_reads_with_is_kept(releases, tmp_path, capsys):
+    """A backbone that learned to read what is known, and the one that it went on from."""
+    reading = tmp_path / "reading"
+    shutil.copytree(releases[0], reading)
+    write_dit(reading, 5, "dit.known=true")
+    assert main(["average", str(tmp_path / "out"), str(reading), str(releases[1])]) == 0
+    found, one, two = (Weights(folder / "dit") for folder in (tmp_path / "out", reading, releases[1]))
+    assert (
+        torch.equal(found["known.weight"], one["known.weight"]) and Release.load(tmp_path / "out").reads_known
+    )
+    torch.testing.assert_close(
+        found["embed.weight"].float(),
+        (one["embed.weight"] / 2 + two["embed.weight"] / 2).float(),
+        rtol=2**-9,
+        atol=1e-3,
+    )
+    assert main(["average", str(tmp_path / "other"), str(releases[1]), str(reading)]) == 2
+    assert "is another model than" in capsys.readouterr().err
+
+
 def test_what_has_no_mean_is_refused(releases, tmp_path, capsys):
     for other in ("shape", "tae"):
         shutil.copytree(releases[0], tmp_path / other)

@@ -1,7 +1,8 @@
 """`kinoflow train average OUT RELEASE RELEASE …`: the mean of several backbones as one release.
 
 Movie Gen (section 3.3) ends its fine-tuning with it: models that went on from the same weights with other
-data, seeds or rates are good at different things, and their mean at more of them than any.
+data, seeds or rates are good at different things, and their mean at more of them than any. So is the mean of
+one that was fine-tuned and the one it was made of (Wortsman et al. 2022, arXiv:2109.01903).
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +21,14 @@ from kinoflow.configs.files import folder_fingerprint, replacing_folder
 from kinoflow.configs.pretrained import Weights, load_config, save_pretrained
 from kinoflow.configs.schema import dump
 from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
+from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.release import CARD_NAME, Release
 
 USAGE = """usage: kinoflow train average OUT RELEASE RELEASE …
 
 Writes the release OUT, whose backbone is the mean of theirs, which must be of one shape and share the
-autoencoder. All else is copied from the first."""
+autoencoder. All else is copied from the first. If that one reads what is known of a clip (dit.known) and
+others do not, it keeps what it reads it with: the mean with what it went on from forgets less."""
 _LEAST = 2
 
 
@@ -67,7 +71,10 @@ def average(out: Path, releases: Sequence[Release]) -> None:
 def _compare(first: Release, other: Release, config: BackboneConfig) -> None:
     own, its = (release.folder / release.part for release in (first, other))
     found = load_config(its, BACKBONES[other.part].config_type)
-    if first.part != other.part or replace(found, attention=config.attention) != config:
+    alike: dict[str, Any] = {"attention": config.attention}
+    if isinstance(config, DiTConfig) and config.known:
+        alike["known"] = True
+    if first.part != other.part or replace(found, **alike) != config:
         raise UserError(f"{its}: is another model than {own}; average what went on from the same weights")
     if folder_fingerprint(other.folder / "tae") != folder_fingerprint(first.folder / "tae"):
         raise UserError(f"{other.folder / 'tae'}: is another autoencoder than {first.folder / 'tae'}; their "
@@ -80,10 +87,9 @@ def _ignored(release: Path, folder: str | os.PathLike[str], _: list[str]) -> lis
 
 
 def _mean(names: Sequence[str], weights: Sequence[Weights]) -> Mapping[str, Tensor]:
-    """In fp32: the sum of a few would lose bits in fp16."""
-    return {
-        name: sum((each[name].float() for each in weights), torch.zeros(())) / len(weights) for name in names
-    }
+    """In fp32, as the sum of a few would lose bits in fp16; of those that have it."""
+    found = {name: [each[name].float() for each in weights if name in each] for name in names}
+    return {name: sum(values, torch.zeros(())) / len(values) for name, values in found.items()}
 
 
 def _named(releases: Sequence[Release]) -> str:
