@@ -93,7 +93,7 @@ def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_line_is_wrong(path: Path) -> None:
     found = of_file(path)
     assert [f"{shlex.join(words)}: {wrong}" for words in found for wrong in launch_problems(words)] == []
-    assert found or path.suffix != ".yaml"
+    assert found or path.suffix != ".yaml" or path.stem.endswith("curate")  # of kinoflow data
 
 
 @cache
@@ -204,6 +204,8 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
     else:
         words += [f"text.{name}.{word}" for name in ("ul2", "byt5", "metaclip") for word in TEXT]
         words += ["text.clips=8", "text.merges=300", "text.probes=30"]
+    if config.known.pictures:  # the desk's latents have none of single frames
+        words += ["known.first=0", "known.both=0"]
     return words if config.init_from is None else [*words, f"init_from={start}"]
 
 
