@@ -13,6 +13,10 @@ EVENTS = "events.jsonl"
 LIMIT = 3  # steps in a row without a finite gradient: more of them are no bad clip
 
 
+class StuckError(UserError):
+    """Step after step nothing was learned; every rank raises it at the same step."""
+
+
 class Events:
     """The events of a run folder; rank 0 writes them."""
 
@@ -43,7 +47,7 @@ class Guard:
         all ranks where nobody's was.
 
         Raises:
-            UserError: three steps in a row were skipped.
+            StuckError: three steps in a row were skipped.
         """
         if not skipped:
             self._in_a_row = 0
@@ -57,6 +61,6 @@ class Guard:
         text = f"step {step}: {cause} is no finite number, nothing was learned from {listed}"
         self._events.tell(step, "skipped", text, clips=names)
         if self._in_a_row == LIMIT:
-            raise UserError(f"steps {step - 2} to {step}: no finite gradient, the last in {listed}; "
-                            "the newest checkpoint is from before: look at the clips, lower optimizer.lr or "
-                            "optimizer.grad_clip, then run the same command again")  # fmt: skip
+            raise StuckError(f"steps {step - 2} to {step}: no finite gradient, the last in {listed}; "
+                             "the newest checkpoint is from before: look at the clips, lower optimizer.lr or "
+                             "optimizer.grad_clip, then run the same command again")  # fmt: skip

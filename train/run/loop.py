@@ -15,7 +15,7 @@ from kinoflow.train.run.checkpoint import Checkpoints, Pending, State
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA
 from kinoflow.train.run.engine import Engine
-from kinoflow.train.run.guard import Events, Guard
+from kinoflow.train.run.guard import Events, Guard, StuckError
 from kinoflow.train.run.lock import locked
 from kinoflow.train.run.log import Log
 from kinoflow.train.run.optimizer import learning_rate
@@ -81,7 +81,11 @@ class _Loop:
                 batch = next(prepared)
                 log.add({"data_wait": time.perf_counter() - asked})
                 self._watch.at(f"step {done + 1}")
-                self._step(done, batch, log)
+                try:
+                    self._step(done, batch, log)
+                except StuckError:  # all processes are here, and what they write is from before
+                    self._checkpoints.finish()
+                    raise
                 done += 1
                 if self._between(done, log, terminated):
                     break
