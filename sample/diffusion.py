@@ -30,6 +30,7 @@ from kinoflow.sample.pipeline import Pipeline, Plan
 from kinoflow.sample.release import Release, ReleaseConfig
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.cpu.accelerate import accelerate
+from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
 
 _KINDS = ("pil", "np", "pt", "latent")
@@ -113,9 +114,9 @@ class _Loaded(Release):
         return self.models[0].config.known
 
     @property
-    def time_factor(self) -> int:
+    def tae_config(self) -> TAEConfig:
         """See Release."""
-        return self.models[1].config.factors[0]
+        return self.models[1].config
 
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> VideoDiT:
         """It is where diffusers has put it."""

@@ -27,6 +27,7 @@ from kinoflow.data.clips.fit import fit
 from kinoflow.data.video import probe, read
 from kinoflow.data.video.footage import footage
 from kinoflow.dit_video.flow.known import Known, keep, nothing, show, span
+from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 
 _CHUNK = 32  # frames read at once
@@ -163,8 +164,7 @@ def known_of(source: Source, tae: TAE, frames: int) -> Known:
 
     def encoded(pixels: Frames) -> Float[Tensor, "1 c t h w"]:
         device = next(tae.parameters()).device
-        video = torch.from_numpy(pixels).to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        return tae.normalize(tae.encode(video).mean)
+        return tae.normalize(tae.encode(from_bytes(torch.from_numpy(pixels)[None].to(device))).mean)
 
     ends = source.first if source.first is not None else source.clip
     assert ends is not None, "something is given"

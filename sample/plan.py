@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,7 +145,7 @@ def _bucket(release: Release, request: ClipRequest) -> tuple[Bucket, Windows | N
     if request.frames is None or request.frames <= most or most == 1:
         return release.bucket(frames=request.frames, **size), None
     alike = release.bucket(frames=most, **size)
-    length = release.latent_frames(most)
+    length = release.tae_config.latent_shape(most, alike.height, alike.width).frames
     return replace(alike, frames=request.frames), Windows(length=length, overlap=length // 2)
 
 
@@ -155,7 +155,7 @@ def _source(release: Release, request: ClipRequest, bucket: Bucket) -> tuple[Sou
     Raises:
         UserError: files that do not go together or cannot be read, or a backbone that reads none.
     """
-    given = Given(**{key: getattr(request, key) for key in ("image", "last", "extend", "edit", "mask")})
+    given = Given(**{part.name: getattr(request, part.name) for part in fields(Given)})
     if request.seconds is not None and given.extend is None:
         raise UserError("seconds: how much extend adds; give it a clip, or use frames")
     if not given.files:
@@ -166,7 +166,7 @@ def _source(release: Release, request: ClipRequest, bucket: Bucket) -> tuple[Sou
         raise UserError(f"{key}: {release.name} makes clips of text alone; {remedy}")
     if given.last is not None and bucket.frames == 1:
         raise UserError("last: a picture has one frame; leave it out, or ask for more frames")
-    source = read_source(given, bucket, release.time_factor)
+    source = read_source(given, bucket, release.tae_config.factors[0])
     if given.extend is None:
         return source, 0
     assert source.clip is not None

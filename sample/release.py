@@ -273,13 +273,9 @@ class Release:
         return isinstance(config, DiTConfig) and config.known
 
     @property
-    def time_factor(self) -> int:
-        """Frames in one of its latents."""
-        return load_config(self.folder / "tae", TAEConfig).factors[0]
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip of so many."""
-        return -(-frames // self.time_factor)
+    def tae_config(self) -> TAEConfig:
+        """The shape of its autoencoder."""
+        return load_config(self.folder / "tae", TAEConfig)
 
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]

@@ -21,7 +21,7 @@ from kinoflow.data.clips import pace
 from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.manifest import ClipEntry, Manifest
 from kinoflow.data.clips.patience import WAITS, GoneError, OutageError, patiently
-from kinoflow.data.clips.remote import Place, Url, local, require, version
+from kinoflow.data.clips.remote import Place, Url, local, require, stamp
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.video.timeline import Presentation
 
@@ -126,7 +126,7 @@ class Clips:
 
     def _stamp(self, turn: int, position: int) -> str:
         entry = self._manifest.entries[position]
-        now = _version(self._manifest.resolve(entry))
+        now = stamp(self._manifest.resolve(entry))
         return f"{seeded('clip', entry.key, now, entry.caption, turn):016x}"
 
     def _serves(self, entry: ClipEntry, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
@@ -202,17 +202,6 @@ def _key(line: dict[str, Any]) -> str:
     """As `ClipEntry.key`, of a line of the quarantine file."""
     first, frames = line.get("first_frame"), line.get("frames")
     return ClipEntry(path=line["path"] or "?", first_frame=first, frames=frames).key
-
-
-def _version(where: Place) -> str:
-    """Another text when the file has changed."""
-    try:
-        if isinstance(where, Url):
-            return version(where)
-        stat = where.stat()
-    except Exception:  # what a server may say has no common kind
-        return "gone"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _facts(where: Place, piece: range | None = None) -> tuple[video.VideoInfo, Presentation]:

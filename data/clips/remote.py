@@ -25,6 +25,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://.+", re.IGNORECASE | re.DOTALL)
 _SECONDS = 30.0  # without a byte
 _MISSING, _FORBIDDEN = (404, 410), (401, 403)
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+GONE = "gone"  # the stamp of what cannot be asked
 _HEADERS = ("Content-Length", "ETag", "Last-Modified")
 
 
@@ -99,6 +100,17 @@ def version(where: Url) -> str:
     system, path = filesystem(where)
     info = system.info(path)
     return " ".join(str(info.get(key)) for key in _VERSION)
+
+
+def stamp(where: Place) -> str:
+    """Another text when the file or what lies at the URL has changed; `GONE` where it cannot be asked."""
+    try:
+        if isinstance(where, Url):
+            return version(where)
+        stat = where.stat()
+    except Exception:  # what a server may say has no common kind
+        return GONE
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def filesystem(where: Url) -> tuple[Any, str]:

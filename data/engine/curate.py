@@ -17,7 +17,7 @@ from typing import Any
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_json
 from kinoflow.configs.schema import dump
-from kinoflow.data.clips.remote import Url, local, place
+from kinoflow.data.clips.remote import GONE, Url, local, place
 from kinoflow.data.engine import sources
 from kinoflow.data.engine.config import CurateConfig, digest
 from kinoflow.data.engine.pools import Call, Done, Pool
@@ -87,7 +87,7 @@ class Job:
     @property
     def is_there(self) -> bool:
         """Whether the video can be reached now."""
-        return self._stamp != sources.GONE
+        return self._stamp != GONE
 
     def forget_failures(self) -> None:
         """Let what failed be tried again."""

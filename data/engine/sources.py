@@ -9,13 +9,12 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import seeded
 from kinoflow.data import video
 from kinoflow.data.clips import captions, manifest
-from kinoflow.data.clips.remote import Place, Url, filesystem, place, version
+from kinoflow.data.clips.remote import Place, Url, filesystem, place, stamp
 
 VIDEOS = frozenset({
     ".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 })  # fmt: skip
-GONE = "gone"
 _LISTS = {".json", ".jsonl", ".ndjson", ".parquet", ".pq"}
 
 
@@ -38,13 +37,7 @@ class Source:
 
     def stamp(self) -> str:
         """Another text when the file has changed; `GONE` where it is not there."""
-        try:
-            if isinstance(self.place, Url):
-                return version(self.place)
-            stat = self.place.stat()
-        except Exception:  # what a server may say has no common kind
-            return GONE
-        return f"{stat.st_size} {stat.st_mtime_ns}"
+        return stamp(self.place)
 
 
 def find(text: str) -> list[Source]:

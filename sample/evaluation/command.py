@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from kinoflow.configs.devices import name_of
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.terminal import progress_bar
+from kinoflow.configs.terminal import print_json, progress_bar
 from kinoflow.sample.evaluation.judge import ATTRIBUTES
 from kinoflow.sample.evaluation.plot import plot
 from kinoflow.sample.evaluation.statistics import Share
@@ -45,12 +44,19 @@ def main(argv: list[str]) -> int:
         plot(args.plot, rows, title=f"{known['release']}, {known['clip']}, {args.prompts} prompts")
     if args.sweep:
         figures = known | {"prompts": args.prompts, "rows": [row.figures() for row in rows]}
-        print(json.dumps(figures) if args.json else f"{_line(known)}\n\n{table(rows)}")
+        _print(args, figures, f"{_line(known)}\n\n{table(rows)}")
         return 0
     (row,), (plan,) = rows, plans
     figures = known | asdict(plan.sampling) | asdict(row.evaluation) | {"costs": asdict(row.costs)}
-    print(json.dumps(figures) if args.json else _table(row, known | described(plan.sampling)))
+    _print(args, figures, _table(row, known | described(plan.sampling)))
     return 0
+
+
+def _print(args: argparse.Namespace, figures: dict[str, Any], text: str) -> None:
+    if args.json:
+        print_json(figures)
+    else:
+        print(text)
 
 
 def _parser() -> argparse.ArgumentParser:
