@@ -42,7 +42,9 @@ class FakeMaker:
     at_once = 1
 
     def __init__(self, gate: Callable[[], bool] = lambda: True) -> None:
-        self.gate, self.made = gate, []
+        self.gate = gate
+        self.made: list[str] = []  # prompts of what was drawn to the end
+        self.left = 0  # how many were drawn or given up
         self.defaults = self.check(ClipRequest(prompt="a clip"))
 
     def check(self, request: ClipRequest) -> ClipRequest:
@@ -64,6 +66,12 @@ class FakeMaker:
         return all(value in (None, getattr(clip, key)) for key, value in wanted.items())
 
     def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
+        try:
+            return self._draw(request, path, progress)
+        finally:
+            self.left += 1
+
+    def _draw(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
         progress(0.5)
         while not self.gate():
             progress(0.5)
