@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from kinoflow.sample import settings
 from kinoflow.sample.batch import alive, in_threads
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.generate import Encoder, SolverName, decode_pieces, null_condition, sample_latent
-from kinoflow.sample.given import extended, known_of
+from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
@@ -271,7 +271,7 @@ class Pipeline:
             if not plan.added:
                 return make(known)
             kept, all_of_it = (size(n, bucket.height, bucket.width).frames for n in (plan.kept, plan.decoded))
-            return extended(make, known, kept, all_of_it)
+            return extended(make, known, kept, all_of_it, partial(last_alone, self.decoder))
 
     def decode(
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"], progress: Progress | None = None

@@ -4,7 +4,7 @@
     folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]
     folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
-        keyframes.npy                 float16 [n, 2, c, h, w], of the first and last frame alone, if kept
+        keyframes.npy                 float16 [n, 1 + t, c, h, w], of single frames, if kept
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         captions.jsonl                one list of captions per clip
         label.npy                     int64 [n], where clips have a class
@@ -46,7 +46,7 @@ class LatentIndex:
     is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
     `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
     `classes` are the names of the clips' classes in the order of their labels; empty where they have texts.
-    `keyframes` says that clips of more than one frame have latents of their first and last frame too.
+    `keyframes` says that clips of more than one frame have latents of single frames too.
     """
 
     buckets: Mapping[str, int]
@@ -87,7 +87,7 @@ class Shard:
     texts[e][i * captions + k] are encoder e's states of caption k of clip i. `stamps` say of each clip what
     it was made of, for those who ask whether it is still so; none where that cannot change. `labels` are
     positions in the index's classes, one a clip where there are some. `keyframes` are latents of the
-    first and the last frame, each encoded alone.
+    first frame and of the last of each latent frame, each encoded alone.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
@@ -95,7 +95,7 @@ class Shard:
     captions: Sequence[Sequence[str]]
     stamps: Sequence[str] = ()
     labels: Sequence[int] = ()
-    keyframes: Float16[np.ndarray, "n 2 c h w"] | None = None
+    keyframes: Float16[np.ndarray, "n k c h w"] | None = None
 
 
 def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
@@ -194,14 +194,14 @@ class PaddedText:
 class Batch:
     """Latents (normalized, float32) and the text states that belong to them, one entry per encoder.
 
-    `labels` are positions in the index's classes, `keyframes` normalized latents of the first and last frame;
+    `labels` are positions in the index's classes, `keyframes` normalized latents of single frames;
     None where there are none.
     """
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
     labels: Int[Tensor, " b"] | None = None
-    keyframes: Float[Tensor, "b 2 c h w"] | None = None
+    keyframes: Float[Tensor, "b k c h w"] | None = None
 
     @classmethod
     def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
@@ -230,7 +230,7 @@ class Row:
     latent: Float16[np.ndarray, "c t h w"]
     texts: Sequence[Float[np.ndarray, "_ _"]]
     label: int | None = None
-    keyframes: Float16[np.ndarray, "2 c h w"] | None = None
+    keyframes: Float16[np.ndarray, "k c h w"] | None = None
 
 
 class LatentDataset:

@@ -12,6 +12,7 @@ from kinoflow.dit_video.flow import known as module
 from kinoflow.dit_video.flow.known import KnownConfig, draw, joined, keep, nothing, show, span
 from kinoflow.dit_video.flow.matching import perturb
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.dit_video.shown import picture_velocity
 
 CONFIG = DiTConfig(
     width=16, depth=2, heads=2, ffn=24, latent_channels=3, text_widths=(5,), max_tokens=(4, 4, 4)
@@ -29,7 +30,7 @@ def model(**keys):
     made = VideoDiT(replace(CONFIG, **keys))
     made.init_weights()
     for name, value in made.named_parameters():  # none is zero, but what reads the known
-        if name != "known.weight":
+        if not name.startswith(("known.", "shown.")):
             torch.nn.init.normal_(value, std=0.2, generator=torch.Generator().manual_seed(len(name)))
     return made.eval()
 
@@ -46,7 +47,7 @@ def test_nothing_known_is_the_model_without_the_channels_to_the_bit():
 
 def test_it_starts_at_zero_and_learns():
     reading, time = model(known=True), torch.tensor([0.2, 0.7])
-    assert not VideoDiT(CONFIG).state_dict().keys() & {"known.weight"}
+    assert not [name for name in VideoDiT(CONFIG).state_dict() if name.startswith(("known.", "shown."))]
     known = keep(clip(1), span(clip(), 0, 2))
     output = reading(clip(), time, TEXT, known)
     assert torch.equal(output, reading(clip(), time, TEXT))
@@ -63,6 +64,33 @@ def test_each_channel_of_the_known_reaches_the_velocity():
     for changed in (replace(empty, latent=clip(1)), replace(empty, kept=empty.kept + 1),
                     replace(empty, shown=empty.shown + 1)):  # fmt: skip
         assert not torch.equal(reading(clip(), time, TEXT, changed), before)
+
+
+def test_a_shown_place_leans_on_its_picture_and_no_other_does():
+    reading, time = model(known=True), torch.tensor([0.2, 0.7])
+    known, x = show(nothing(clip()), 1, clip(5)[:, :, 0]), clip()
+    plain, leant = reading(x, time, TEXT), reading(x, time, TEXT, known)
+    at = time.view(-1, 1, 1, 1)
+    guess = picture_velocity(x[:, :, 1], clip(5)[:, :, 0], at, torch.tensor(-2.0).exp())
+    assert torch.allclose(leant[:, :, 1], 0.5 * (plain[:, :, 1] + guess), atol=1e-6), "half-way to begin with"
+    rest = [0, 2, 3]
+    assert torch.equal(leant[:, :, rest], plain[:, :, rest])
+    leant.square().mean().backward()
+    weight = reading.shown.map.weight.grad
+    assert weight is not None and weight.abs().sum(dim=1).min() > 0, "gate and spread of each channel learn"
+
+
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.9, 1.0])
+def test_the_picture_velocity_is_that_of_a_gaussian(time):
+    """By the means of data and noise that make up x."""
+    x, k = clip(1, dtype=torch.float64), clip(2, dtype=torch.float64)
+    variance = torch.tensor([0.03, 0.3, 1.0], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    found = picture_velocity(x, k, torch.full((2, 1, 1, 1, 1), time, dtype=torch.float64), variance)
+    beta = 1 - time
+    z = k + time * variance / (time**2 * variance + beta**2) * (x - time * k)
+    noise = beta / (time**2 * variance + beta**2) * (x - time * k)
+    assert torch.allclose(time * z + beta * noise, x, atol=1e-12)
+    assert torch.allclose(found, z - noise, atol=1e-12)
 
 
 def test_a_model_that_reads_none_refuses_it():
@@ -95,7 +123,7 @@ def test_a_picture_is_shown_in_one_latent_frame():
 def test_modes_are_drawn_as_often_as_asked():
     config = KnownConfig(first=0.2, both=0.1, prefix=0.2, suffix=0.1, region=0.2)
     rng, one, count = np.random.default_rng(0), clip()[:1], 4000
-    pictures = clip(6)[:, :, 0]
+    pictures = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(6))
     found = {"nothing": 0, "first": 0, "both": 0, "prefix": 0, "suffix": 0, "region": 0}
     for _ in range(count):
         known = draw(config, rng, one, pictures)
@@ -110,9 +138,9 @@ def test_modes_are_drawn_as_often_as_asked():
 def name(known, pictures):
     """The mode of what was drawn, by looking at it."""
     shown, kept = (mask[0, 0].flatten(1).any(1).tolist() for mask in (known.shown, known.kept))
-    if any(shown):
+    if any(shown) and not any(kept):
         assert torch.equal(known.latent[:, :, 0], pictures[:1])
-        assert shown[3] == torch.equal(known.latent[:, :, 3], pictures[1:])
+        assert shown[3] == torch.equal(known.latent[:, :, 3], pictures[4:])
         return "both" if shown[3] else "first"
     if not any(kept):
         return "nothing"
@@ -120,6 +148,10 @@ def name(known, pictures):
         assert 0 < known.kept.mean() < 1
         return "region"
     count = sum(kept)
+    if any(shown):
+        assert shown == [place == count for place in range(4)], "behind the beginning its last frame"
+        assert torch.equal(known.latent[0, :, count], pictures[count])
+    assert any(shown) == kept[0]
     assert kept in ([True] * count + [False] * (4 - count), [False] * (4 - count) + [True] * count)
     return "prefix" if kept[0] else "suffix"
 

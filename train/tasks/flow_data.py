@@ -61,7 +61,7 @@ class FlowData:
             raise UserError(f"{name}.pooled_width: {line}")
         if self.config.known.pictures and not dataset.index.keyframes:
             raise UserError(f"known: {folder} holds no latents of single frames; precompute it with "
-                            "keyframes=true, or set known.first=0 known.both=0")  # fmt: skip
+                            "keyframes=true, or set known.first=0 known.both=0 known.prefix=0")  # fmt: skip
         channels = len(dataset.index.latent_mean)
         if channels != wanted.latent_channels:
             key = f"{name}.latent_channels"

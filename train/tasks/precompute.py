@@ -250,10 +250,12 @@ def _encode(
 
 def _alone(
     encoders: Encoders | Unencoded, video: Float[Tensor, "b 3 frames height width"]
-) -> Float[Tensor, "b 2 c h w"]:
-    """Latents of the first and the last frame, each a clip of one frame."""
-    ends = torch.cat((video[:, :, :1], video[:, :, -1:]))
-    return torch.stack(encoders.latent(ends)[:, :, 0].chunk(2), dim=1)
+) -> Float[Tensor, "b k c h w"]:
+    """Latents of the first frame and of the last of each latent frame, each a clip of one frame."""
+    frames, span = video.shape[2], 1 if encoders.tae is None else encoders.tae.config.factors[0]
+    ends = [0, *(min(end, frames) - 1 for end in range(span, frames + span, span))]
+    pictures = torch.cat([video[:, :, end : end + 1] for end in ends])
+    return torch.stack(encoders.latent(pictures)[:, :, 0].chunk(len(ends)), dim=1)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:
