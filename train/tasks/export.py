@@ -120,8 +120,12 @@ def _labelled(config: RunConfig) -> bool:
 
 
 def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfig) -> None:
-    """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before."""
-    card = next((card for card in map(read_card, sources) if card is not None), None)
+    """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before.
+
+    That of the first source, where the release is written, keeps its clips.
+    """
+    cards = [read_card(source) for source in sources]
+    card = next((card for card in cards if card is not None), None)
     if _labelled(config):
         assert config.data.latents is not None, "it was trained on them"
         index = LatentSets(config.data.latents).index
@@ -136,13 +140,31 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
     if config.model in BACKBONES:
         trained = replace(card.sampling, path=config.flow.path, objective=config.flow.objective)
         card = replace(card, sampling=trained)
+        card = card if cards[0] is not None else _with_clips(card, config)
     dump(card, path)
 
 
 def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
-    """What a model of labels and pixels can make: the buckets that it was trained on."""
-    buckets = tuple(name.partition(" ")[0] for name in index.buckets)
+    buckets = tuple(map(_shape, index.buckets))
     return ReleaseConfig(name="", buckets=buckets, default_bucket=buckets[0], pixels=len(index.latent_mean))
+
+
+def _with_clips(card: ReleaseConfig, config: RunConfig) -> ReleaseConfig:
+    """A backbone makes the clips that it was trained on, and those of the release that it went on from."""
+    trained, folders = config.data.buckets, config.data.latents or ()
+    if trained is None and folders and all((Path(folder) / "index.json").is_file() for folder in folders):
+        trained = tuple(LatentSets(folders).index.buckets)
+    if not trained:  # the latents are gone and the run does not name their buckets
+        return card
+    before = None if config.init_from is None else read_card(Path(config.init_from))
+    makes = dict.fromkeys((*(before.buckets if before else ()), *map(_shape, trained)))
+    default = card.default_bucket if card.default_bucket in makes else _shape(trained[0])
+    return replace(card, buckets=tuple(makes), default_bucket=default)
+
+
+def _shape(bucket: str) -> str:
+    """A bucket without its weight and batch size."""
+    return bucket.partition(" ")[0]
 
 
 def _before(config: RunConfig) -> str:
