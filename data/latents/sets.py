@@ -115,6 +115,7 @@ def _require_alike(first: LatentDataset, other: LatentDataset) -> None:
         ("another autoencoder", one.made_from.get("tae"), two.made_from.get("tae")),
         ("other text encoders", one.made_from.get("text"), two.made_from.get("text")),
         ("text states of other widths", one.widths, two.widths),
+        ("pooled texts of other widths", one.pooled, two.pooled),
         ("other classes", one.classes, two.classes),
         ("other keyframes=", one.keyframes, two.keyframes),
         ("other latent statistics", (one.latent_mean, one.latent_std), (two.latent_mean, two.latent_std)),

@@ -17,6 +17,8 @@ from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
+from kinoflow.sample.stable_diffusion import is_diffusers, open_release
+from kinoflow.tae.model.inflate import inflate
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
@@ -71,6 +73,8 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
         for source in [] if others is None else [others / name for name in wanted]:
             if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
                 shutil.copytree(source, aside / source.name)
+        if others is not None and is_diffusers(others):
+            inflate(others / "vae").save_pretrained(aside / "tae")
         _write_card(aside / CARD_NAME, [release] if others is None else [release, others], run, config)
         release.mkdir(exist_ok=True)
         for entry in sorted(aside.iterdir()):  # what stays is not copied: of a large release it is many GiB
@@ -124,7 +128,7 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
 
     That of the first source, where the release is written, keeps its clips.
     """
-    cards = [read_card(source) for source in sources]
+    cards = [_card_of_diffusers(each) if is_diffusers(each) else read_card(each) for each in sources]
     card = next((card for card in cards if card is not None), None)
     if _labelled(config):
         assert config.data.latents is not None, "it was trained on them"
@@ -142,6 +146,12 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
         card = replace(card, sampling=trained)
         card = card if cards[0] is not None else _with_clips(card, config)
     dump(card, path)
+
+
+def _card_of_diffusers(folder: Path) -> ReleaseConfig:
+    """Stable Diffusion's settings; its text encoders stay where they are."""
+    card = open_release(folder).config
+    return replace(card, text=replace(card.text, clip_t5=str(folder.resolve())))
 
 
 def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
