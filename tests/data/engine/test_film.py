@@ -5,6 +5,7 @@ measures at a low threshold found, and of every sixteenth frame. `make clips` fe
 """
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_other_films(name: str) -> None:
 def shots() -> list[tuple[int, int]]:
     """Of the film's shots those between two hard cuts that are long enough to be mixed."""
     cuts, mixed = SEEN[FILM]["cuts"], SEEN[FILM]["mixed"]
-    spans = [(first, last) for first, last in zip(cuts, cuts[1:], strict=False) if last - first >= 44]
+    spans = [(first, last) for first, last in itertools.pairwise(cuts) if last - first >= 44]
     return [span for span in spans if not any(a < span[1] and span[0] < b for a, b in mixed)]
 
 
