@@ -24,7 +24,7 @@ class Changes:
         import cv2
 
         before, self._before = self._before, cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
-        return float("nan") if before is None else float(cv2.absdiff(self._before, before).mean())
+        return float("nan") if before is None else cv2.norm(self._before, before, cv2.NORM_L1) / before.size
 
 
 def cuts(change: Float[np.ndarray, " frames"], config: ShotConfig) -> Int64[np.ndarray, " cuts"]:
