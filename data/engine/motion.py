@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 _STEP = 24.0  # the rate of film: lengths are per 24th of a second, whatever the clip's own rate
+_SPARSE = 4  # of the quickest preset, which finds the flow at a quarter of the size and interpolates
 _SMOOTH = 0.5  # seconds over which a camera's own path is averaged
 
 
@@ -27,10 +28,15 @@ def motion(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) ->
         before, after = (np.pad(each, [(0, max(0, 16 - side)) for side in each.shape], "edge")
                          for each in (before, after))  # fmt: skip
     before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
-    flow = _flow().calc(before, after, None) / max(before.shape)
-    camera = np.median(flow.reshape(-1, 2), axis=0)
-    return {"flow": float(np.hypot(flow[..., 0], flow[..., 1]).mean()), "flow_x": float(camera[0]),
-            "flow_y": float(camera[1])}  # fmt: skip
+    dense = _flow().calc(before, after, None)
+    x, y = dense[_SPARSE // 2 :: _SPARSE, _SPARSE // 2 :: _SPARSE].reshape(-1, 2).T / max(before.shape)
+    return {"flow": float(np.sqrt(x * x + y * y).mean()), "flow_x": _median(x), "flow_y": _median(y)}
+
+
+def _median(values: Float[np.ndarray, " n"]) -> float:
+    """The upper one of two, several times as fast as NumPy's own for a few hundred values."""
+    middle = len(values) // 2
+    return float(np.partition(values, middle)[middle])
 
 
 def amount(flow: Float[np.ndarray, " frames"], fps: float) -> float:

@@ -1,15 +1,23 @@
 """Whether a picture is sharp, well exposed and steady in brightness."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
 _BLACK, _WHITE = 10, 245  # levels of 255 beyond which nothing is seen
+_LEVELS = np.arange(256.0)
 
 
 def brightness(gray: UInt8[np.ndarray, "h w"]) -> dict[str, float]:
     """Mean and standard deviation of the levels, and the share of pixels that are black or white."""
-    return {"luma": float(gray.mean()), "contrast": float(gray.std()),
-            "clipped": float(((gray <= _BLACK) | (gray >= _WHITE)).mean())}  # fmt: skip
+    import cv2
+
+    counts = cv2.calcHist([gray], [0], None, [256], [0, 256]).reshape(-1).astype(np.float64)
+    luma = float(counts @ _LEVELS) / gray.size
+    variance = float(counts @ (_LEVELS - luma) ** 2) / gray.size
+    clipped = counts[: _BLACK + 1].sum() + counts[_WHITE:].sum()
+    return {"luma": luma, "contrast": math.sqrt(variance), "clipped": float(clipped) / gray.size}
 
 
 def sharpness(gray: UInt8[np.ndarray, "h w"]) -> float:
@@ -17,7 +25,8 @@ def sharpness(gray: UInt8[np.ndarray, "h w"]) -> float:
     import cv2
 
     calm = cv2.GaussianBlur(gray, (3, 3), 0)
-    return float(cv2.Laplacian(calm, cv2.CV_32F).var())
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(calm, cv2.CV_16S))
+    return float(deviation.item()) ** 2
 
 
 def flicker(luma: Float[np.ndarray, " frames"]) -> float:

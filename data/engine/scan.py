@@ -125,8 +125,9 @@ class _Look:
     def _detailed(self, picture: Any) -> dict[str, float]:
         import cv2
 
-        found = borders.borders(picture.large)
-        found["sharpness"] = quality.sharpness(cv2.cvtColor(picture.large, cv2.COLOR_RGB2GRAY))
+        gray = cv2.cvtColor(picture.large, cv2.COLOR_RGB2GRAY)
+        found = borders.borders(gray)
+        found["sharpness"] = quality.sharpness(gray)
         if self._text and picture.index % self._steps.text == 0:
             found["text"] = text.text_share(picture.large)
         return found

@@ -10,9 +10,8 @@ import numpy as np
 
 from kinoflow.data.engine import borders, motion, quality
 from kinoflow.data.engine.config import ShotConfig
-from kinoflow.data.engine.dissolves import dissolves
 from kinoflow.data.engine.parts import FLOATS, Signals, read_signals, write_rows
-from kinoflow.data.engine.shots import cuts, pieces, shots
+from kinoflow.data.engine.shots import boundaries, pieces, shots
 from kinoflow.data.engine.sources import Source
 
 SCORES = (
@@ -105,9 +104,7 @@ def score(
     """A row for each piece of a shot, and one for each range of frames that is lost."""
     frames, fps = int(facts["frames"]), Fraction(facts["fps"])
     whole = Whole.of(signals, frames)
-    found = dissolves(whole.values["dissolve"], whole.values["dissolve_half"], config.dissolve)
-    cut = [int(at) for at in cuts(whole.values["change"], config)]
-    mixed = [at for at in cut if not any(each.first <= at <= each.last + 1 for each in found)]
+    cut, mixed = boundaries(whole.values, config)
     common = {
         "path": source.path, "caption": source.caption, "fps": str(fps), "width": int(facts["width"]),
         "height": int(facts["height"]), "damaged": float(bool(lost)),
@@ -118,7 +115,7 @@ def score(
     longest = max(1, int(config.longest * fps))
     rows = [
         {**common, "shot": number, **_row(whole, piece, float(fps), config)}
-        for number, shot in enumerate(shots(whole.known, mixed, found, config.margin))
+        for number, shot in enumerate(shots(whole.known, cut, mixed, config.margin))
         for piece in pieces(shot, longest)
     ]
     rows += [{**common, "first_frame": span.start, "frames": len(span), "error": why} for span, why in lost]

@@ -1,13 +1,13 @@
 """Where shots begin and end: hard cuts as PySceneDetect finds them; dissolves are in neither shot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from kinoflow.data.engine.config import ShotConfig
-from kinoflow.data.engine.dissolves import Dissolve
+from kinoflow.data.engine.dissolves import Dissolve, dissolves
 
 
 class Changes:
@@ -24,7 +24,7 @@ class Changes:
         import cv2
 
         before, self._before = self._before, cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
-        return float("nan") if before is None else float(cv2.absdiff(self._before, before).mean())
+        return float("nan") if before is None else cv2.norm(self._before, before, cv2.NORM_L1) / before.size
 
 
 def cuts(change: Float[np.ndarray, " frames"], config: ShotConfig) -> Int64[np.ndarray, " cuts"]:
@@ -49,6 +49,16 @@ def _mean_around(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarr
     totals = np.convolve(np.pad(values, window), kernel, "valid")
     counts = np.convolve(np.pad(np.ones(len(values)), window), kernel, "valid")
     return totals / np.maximum(counts, 1)
+
+
+def boundaries(values: Mapping[str, np.ndarray], config: ShotConfig) -> tuple[list[int], list[Dissolve]]:
+    """The frames that begin a new shot, and the dissolves; what changes within a dissolve is no cut.
+
+    `values` are those of `parts.FLOATS`. A fade to or from black counts as a dissolve.
+    """
+    found = dissolves(values["dissolve"], values["dissolve_half"], config.dissolve)
+    cut = cuts(values["change"], config).tolist()
+    return [at for at in cut if not any(each.first <= at <= each.last + 1 for each in found)], found
 
 
 def shots(

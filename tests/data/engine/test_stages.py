@@ -22,19 +22,23 @@ def texture(height: int = 120, width: int = 200, seed: int = 0) -> np.ndarray:
     return cv2.GaussianBlur(noise, (0, 0), 3)
 
 
+def sides_of(picture: np.ndarray) -> list[float]:
+    return list(borders.borders(gray(picture)).values())
+
+
 def test_borders_are_what_no_picture_of_the_shot_shows() -> None:
     street = shot("street")[:4]
-    depths = [list(borders.borders(picture).values()) for picture in boxed(street, 18)]
+    depths = [sides_of(picture) for picture in boxed(street, 18)]
     assert borders.share(np.array(depths)) == pytest.approx(36 / 180, abs=0.01)
-    assert borders.share(np.array([list(borders.borders(picture).values()) for picture in street])) < 0.02
+    assert borders.share(np.array([sides_of(picture) for picture in street])) < 0.02
     dark = [[1.0, 1.0, 1.0, 1.0], *depths]  # it begins with a black frame
     assert borders.share(np.array(dark)) == borders.share(np.array(depths))
     sides = np.full_like(street[0], 90)
     sides[:, 80:-80] = street[0][:, 80:-80]
-    assert borders.share(np.array([list(borders.borders(sides).values())])) == pytest.approx(0.5, abs=0.01)
+    assert borders.share(np.array([sides_of(sides)])) == pytest.approx(0.5, abs=0.01)
     sky = street[0].copy()
     sky[:60] = 180  # flat, but at one side
-    assert borders.share(np.array([list(borders.borders(sky).values())])) < 0.02
+    assert borders.share(np.array([sides_of(sky)])) < 0.02
 
 
 @pytest.mark.parametrize("step", [(0, 0), (2, 0), (-1, 3)])
