@@ -28,10 +28,9 @@ from kinoflow.dit_video.layers import (
     stretch,
 )
 from kinoflow.dit_video.model import Model
-from kinoflow.dit_video.shown import ShownGate
 
 # Matrices that start at zero beside the blocks' own.
-CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight", "known.weight", "shown.map.weight")
+CLOSED = ("modulation.weight", "head_modulation.weight", "head.weight", "known.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,6 @@ class VideoDiT(Model):
         self.head_norm = RMSNorm(d, gain=False)
         self.head_modulation = nn.Linear(d, 2 * d)
         self.head = nn.Linear(d, patch)
-        self.shown = ShownGate(d, config.latent_channels) if config.known else None
 
     @torch.no_grad()
     def init_parameter(self, name: str, value: Float[Tensor, "..."]) -> None:
@@ -213,38 +211,37 @@ class VideoDiT(Model):
             ValueError: sides that the patch does not divide or that the position tables do not hold; labels
                 for a model of text, or the other way round; something known for a model that reads none.
         """
-        if known is not None and (self.known is None or self.shown is None):
-            raise ValueError("known: this DiT reads the noise alone (dit.known)")
         context = condition if isinstance(condition, TextContext) else self._context(condition)
         t, h, w = self.grid(*latent.shape[2:])
         layout = Layout(clips=None, text=context.seen(t * h * w))
         patches = self._patchify(latent)
         x = self.embed(patches)
-        if known is not None and self.known is not None:
-            x = x + self.known(self._patchify(known.channels.to(patches.dtype)))
-        told = self.time(time) if context.label is None else self.time(time) + context.label
-        embedded = nn.functional.silu(told)
+        if known is not None:
+            x = x + self._read(known.channels.to(patches.dtype))
         seen = {"positions": self.positions(t, h, w), "context": context, "layout": layout}
-        tokens = self._velocity(x, patches, time, embedded, **seen)
-        velocity = self._unpatchify(tokens, t, h, w)
-        if known is None or self.shown is None:
-            return velocity
-        return self.shown(velocity, latent, known, time=time, embedded=embedded)
+        tokens = self._velocity(x, patches, time, **seen)
+        return self._unpatchify(tokens, t, h, w)
+
+    def _read(self, channels: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b l d"]:
+        if self.known is None:
+            raise ValueError("known: this DiT reads the noise alone (dit.known)")
+        return self.known(self._patchify(channels))
 
     def _velocity(
         self,
         x: Tensor,
         patches: Tensor,
         time: Tensor,
-        embedded: Float[Tensor, "b d"],
         *,
         positions: Tensor,
         context: TextContext,
         layout: Layout,
     ) -> Float[Tensor, "b l p"]:
-        modulation = rearrange(self.modulation(embedded), "b (six d) -> b six d", six=6)
+        told = self.time(time) if context.label is None else self.time(time) + context.label
+        condition = nn.functional.silu(told)
+        modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
         x = self.trunk(x, positions, modulation=modulation, context=context, layout=layout)
-        head = rearrange(self.head_modulation(embedded), "b (two d) -> b two d", two=2)
+        head = rearrange(self.head_modulation(condition), "b (two d) -> b two d", two=2)
         shift, scale = head[:, None].unbind(dim=2)
         output = self.head(torch.addcmul(shift, self.head_norm(x), 1 + scale))
         if self.config.predicts == "velocity":

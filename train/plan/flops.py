@@ -88,7 +88,7 @@ def dit_flops(config: DiTConfig, tokens: int, text_tokens: Sequence[int]) -> dic
     }
     return {
         "embed": _first(2 * length * patch * d),
-        **({"known": known, "shown": _both(2 * d * 2 * config.latent_channels)} if config.known else {}),
+        **({"known": known} if config.known else {}),
         "time": _first(2 * SINUSOIDS * d) + _both(2 * d * d),
         "modulation": _both(2 * d * 6 * d),
         "text": _first(projections),

@@ -261,9 +261,6 @@ class RunConfig:
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
         if self.known.any and not (self.model == "dit" and self.dit.known):
             raise UserError("known: only model: dit with dit.known=true reads it; set that, or leave it out")
-        if self.known.pictures and (self.flow.objective, self.flow.path) != ("velocity", "cond_ot"):
-            raise UserError("known: pictures are shown on CondOT's path to a model of the velocity; use "
-                            "flow.path=cond_ot flow.objective=velocity")  # fmt: skip
         if self.validation.every and self.backbone is None:
             line = f"only model: {', '.join(BACKBONES)} are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")

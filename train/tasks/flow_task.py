@@ -264,9 +264,7 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
             raise UserError(f"{name}.max_tokens: the {axis} table of {folder} has {old} rows and cannot "
                             f"shrink to {lengths[1][axis]}")  # fmt: skip
     weights = Weights(folder)
-    added = set[str]()
-    if grown.get("known") and not before.known:
-        added = {name for name, _ in model.named_parameters() if name.startswith(("known.", "shown."))}
+    added = {"known.weight"} if grown.get("known") and not before.known else set()
     if different := weights.keys() ^ (dict(model.named_parameters()).keys() - added):
         raise misfit(min(different), folder)
     return weights
