@@ -91,9 +91,9 @@ def test_the_velocity_of_a_picture_is_a_gaussians(path, time):
 @pytest.mark.parametrize("path", [cond_ot, cosine])
 def test_shown_places_lean_on_their_picture_and_at_the_end_no_more(path):
     known, x = show(nothing(clip()), 0, clip(4)[:, :, 0]), clip(5)
-    for time, share in ((0.0, 0.9), (0.3, 0.9), (0.9, None), (1.0, 0.0)):
+    for time in (0.0, 0.3, 0.9, 1.0):
         times = torch.tensor([time])
-        share = 2 * float(path(times).beta) if share is None else share
+        share = min(0.9, 2 * float(path(times).beta))
         got = held(lambda x, _: torch.ones_like(x), known, clip(2), path)(x, times[0])
         want = 1 + share * (picture_velocity(x, known.latent, times, path, 0.15) - 1)
         assert torch.allclose(got[:, :, 0], want[:, :, 0], atol=1e-4)
