@@ -95,7 +95,7 @@ def test_shown_places_lean_on_their_picture_and_at_the_end_no_more(path):
         times = torch.tensor([time])
         share = min(0.9, 2 * float(path(times).beta))
         got = held(lambda x, _: torch.ones_like(x), known, clip(2), path)(x, times[0])
-        want = 1 + share * (picture_velocity(x, known.latent, times, path, 0.15) - 1)
+        want = 1 + share * (picture_velocity(x, known.latent, times, path, 0.05) - 1)
         assert torch.allclose(got[:, :, 0], want[:, :, 0], atol=1e-4)
         assert (got[:, :, 1:] == 1).all(), "to the bit"
 
