@@ -19,9 +19,9 @@ from kinoflow.dit_video.flow.paths import GaussianPath, coefficients
 from kinoflow.sample.guidance import VelocityModel
 from kinoflow.sample.solver import VelocityFn
 
-# How near a picture's latent those of frames that begin or end with it are taken to be, of a variance of 1 in
-# all (the shipped release's are at 0.03 to 0.3 by channel; with more than this some noise stays), and how much
-# of the velocity follows from that: near the data less and less, for motion.
+# How near a picture's latent those of frames that begin or end with it are taken to be, of a variance of 1
+# in all (the shipped release's are at 0.03 to 0.3 by channel; with more than this some noise stays), and how
+# much of the velocity follows from that: near the data less and less, for motion.
 _VARIANCE = 0.05
 _MOST, _FALL = 0.9, 2.0
 
