@@ -256,6 +256,8 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
     grown: dict[str, Any] = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
     if isinstance(config, DiTConfig) and config.known:
         grown["known"] = True  # it begins to read it: with weights of zero
+    elif isinstance(config, DiTConfig) and before.known:
+        raise UserError(f"dit.known: {folder} reads what is known of a clip; give this run dit.known=true")
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
     lengths = _tables(before), _tables(config)
