@@ -11,10 +11,10 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import load
 from kinoflow.configs.terminal import print_json, progress_bar
-from kinoflow.data.engine import funnel, selection, sources
+from kinoflow.data.engine import funnel, output, selection, sources
 from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
-from kinoflow.data.engine.pools import open_pool
+from kinoflow.data.engine.pools import Pool, open_pool
 
 _T = TypeVar("_T")
 _SOURCE = (
@@ -34,6 +34,9 @@ def add_to(commands: Any) -> None:
                           help="processes (default: one for each core); 0 works in this one")  # fmt: skip
     curating.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster; local starts one here")
     curating.add_argument("--retry", action="store_true", help="try again what failed or took too long")
+    curating.add_argument("--latents", nargs="+", metavar="FILE_OR_KEY=VALUE",
+                          help="then make latents of what is kept: the words of kinoflow train precompute, "
+                               "without source")  # fmt: skip
     curating.set_defaults(run=_curate)
     deciding = commands.add_parser(
         "select", help="choose anew among the scored shots of OUT, without decoding",
@@ -42,6 +45,9 @@ def add_to(commands: Any) -> None:
     deciding.add_argument("out", type=Path, metavar="OUT", help="a folder that curate made")
     deciding.set_defaults(run=_select)
     for command in (curating, deciding):
+        command.add_argument("--cut", type=Path, metavar="FOLDER",
+                             help="write what is kept to mp4 files; packets are copied where keyframes allow "
+                                  "it")  # fmt: skip
         command.add_argument("--config", nargs="+", default=[], metavar="FILE_OR_KEY=VALUE",
                              help="YAML files and keys, the later ones winning")  # fmt: skip
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -56,9 +62,14 @@ def _curate(arguments: argparse.Namespace) -> int:
     pool = open_pool(arguments.ray, arguments.workers, config.time_limit)
     try:
         curate(found, arguments.out, config, pool=pool, show=_shown, retry=arguments.retry)
+        figures = _decide(arguments.out, config)
+        figures |= _cut(arguments, pool)
     finally:
         pool.close()
-    return _decide(arguments.out, config, arguments.json)
+    _tell(figures, arguments.json)
+    if arguments.latents is None:
+        return 0
+    return output.precompute(arguments.out / selection.MANIFEST, arguments.latents, quiet=arguments.json)
 
 
 def _require(config: CurateConfig) -> None:
@@ -82,18 +93,28 @@ def _select(arguments: argparse.Namespace) -> int:
     """By the keys that OUT was made with, where no others are given."""
     before = arguments.out / "config.yaml"
     config = load(CurateConfig, [*([str(before)] if before.exists() else []), *arguments.config])
-    return _decide(arguments.out, config, arguments.json)
+    figures, pool = _decide(arguments.out, config), open_pool(None, os.cpu_count() or 1, config.time_limit)
+    try:
+        figures |= _cut(arguments, pool)
+    finally:
+        pool.close()
+    _tell(figures, arguments.json)
+    return 0
 
 
-def _decide(out: Path, config: CurateConfig, as_json: bool) -> int:
+def _decide(out: Path, config: CurateConfig) -> dict[str, Any]:
     chosen = selection.select(selection.read_scores(out), config.select)
     selection.write(chosen, out)
     funnel.write_page(out, chosen)
-    if as_json:
-        print_json(_figures(out, chosen))
-    else:
-        _print(out, chosen)
-    return 0
+    return _figures(out, chosen)
+
+
+def _cut(arguments: argparse.Namespace, pool: Pool) -> dict[str, Any]:
+    if arguments.cut is None:
+        return {}
+    listing = arguments.out / selection.MANIFEST
+    written, copied = output.cut_files(listing, arguments.cut, pool=pool, show=_shown)
+    return {"files": str(arguments.cut), "files_written": written, "files_copied": copied}
 
 
 def _figures(out: Path, chosen: selection.Selection) -> dict[str, Any]:
@@ -108,14 +129,19 @@ def _figures(out: Path, chosen: selection.Selection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print(out: Path, chosen: selection.Selection) -> None:
-    figures = _figures(out, chosen)
-    for stage in chosen.stages:
-        share = 100 * stage.stayed / max(1, figures["shots"])
-        print(f"{stage.name:<14} {stage.stayed:>8} {share:7.2f} %  {stage.rule}")
+def _tell(figures: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(figures)
+        return
+    shots = max(1, figures["shots"])
+    for stage in figures["stages"]:
+        stayed = stage["came"] - stage["dropped"]
+        print(f"{stage['stage']:<14} {stayed:>8} {100 * stayed / shots:7.2f} %  {stage['rule']}")
     print(f"{figures['kept']} of {figures['shots']} shots of {figures['videos']} videos kept, "
           f"{figures['kept_hours']} h: {figures['manifest']}")  # fmt: skip
     print(f"why each other one was not: {figures['ledger']}, to look at: {figures['page']}")
+    if "files" in figures:
+        print(f"{figures['files_written']} files in {figures['files']}, {figures['files_copied']} copied")
 
 
 def _shown(items: Iterable[_T], title: str, total: int) -> Iterator[_T]:

@@ -26,6 +26,7 @@ from kinoflow.data.engine.score import score_to
 from kinoflow.data.engine.sources import Source
 
 PARTS = "parts.json"
+FORMAT = 2  # of the tables; those of another one are made again
 Shown = Callable[
     [Iterable[Done], str, int], Iterable[Done]
 ]  # shows how far it is: what comes, title, how much
@@ -46,13 +47,13 @@ class Job:
     @cached_property
     def folder(self) -> Path:
         """Of the signals of its pieces."""
-        key = digest([self._stamp, self.config.fingerprint("scan")])
+        key = digest([FORMAT, self._stamp, self.config.fingerprint("scan")])
         return self.out / "frames" / f"{self.source.name}-{key}"
 
     @cached_property
     def scores(self) -> Path:
         """The part with its scored shots."""
-        told = [self._stamp, self.source.caption, self.config.fingerprint("scan", "shots")]
+        told = [FORMAT, self._stamp, self.source.caption, self.config.fingerprint("scan", "shots")]
         return self.out / "scores" / f"{self.source.name}-{digest(told)}.parquet"
 
     @property

@@ -15,8 +15,8 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
 
 FLOATS = (
-    "change", "dissolve", "dissolve_half", "flow", "flow_x", "flow_y", "luma", "contrast", "clipped",
-    "sharpness", "top", "bottom", "left", "right", "text",
+    "change", "dissolve", "dissolve_half", "flow", "flow_x", "flow_y", "zoom", "roll", "luma",
+    "contrast", "clipped", "sharpness", "top", "bottom", "left", "right", "text",
 )  # fmt: skip
 """What is known of each frame, in Float32; nan where it was not looked at."""
 

@@ -21,7 +21,8 @@ SCORES = (
 SCHEMA = {
     "path": "string", "caption": "string", "shot": "int32", "first_frame": "int64", "frames": "int64",
     "begin": "string", "end": "string", "width": "int32", "height": "int32", "fps": "string",
-    "error": "string", "hashes": "hashes", "picture": "binary", **dict.fromkeys(SCORES, "float64"),
+    "error": "string", "camera": "string", "hashes": "hashes", "picture": "binary",
+    **dict.fromkeys(SCORES, "float64"),
 }  # fmt: skip
 """The columns of the scores. `begin` and `end` are exact seconds of the video, such as 1001/24000."""
 
@@ -127,7 +128,8 @@ def _row(whole: Whole, shot: range, fps: float, config: ShotConfig) -> dict[str,
     begin = int(whole.begins[shot.start]) * whole.time_base
     end = int(whole.ends[shot.stop - 1]) * whole.time_base
     seconds = float(end - begin)
-    flow, x, y = (whole.of_shot(key, shot, skip=1) for key in ("flow", "flow_x", "flow_y"))
+    keys = ("flow", "flow_x", "flow_y", "zoom", "roll")
+    flow, x, y, zoom, roll = (whole.of_shot(key, shot, skip=1) for key in keys)
     sides = np.stack([whole.of_shot(side, shot) for side in borders.SIDES], axis=1)
     change = whole.of_shot("change", shot, skip=1)
     jumps = int((change >= config.content).sum())
@@ -139,7 +141,8 @@ def _row(whole: Whole, shot: range, fps: float, config: ShotConfig) -> dict[str,
         "seconds": seconds, "picture": None if seen is None else whole.pictures[seen],
         "hashes": whole.hashes[shot.start : shot.stop][whole.hashes[shot.start : shot.stop] != 0].tolist(),
         "text": _mean(text), "borders": borders.share(sides) if len(sides) else None,
-        "motion": motion.amount(flow, fps), "shake": motion.shake(x, y, fps),
+        "camera": motion.camera(x, y, zoom, roll, fps), "motion": motion.amount(flow, fps),
+        "shake": motion.shake(x, y, fps),
         "jumps": jumps / max(seconds, 1e-9),
         "sharpness": float(np.median(sharp)) if len(sharp) else None,
         "exposure": _mean(whole.of_shot("clipped", shot)), "contrast": _mean(whole.of_shot("contrast", shot)),

@@ -156,7 +156,8 @@ def _entries(selection: Selection) -> Iterator[ClipEntry]:
             path=row["path"], caption=row["caption"] or "", first_frame=row["first_frame"],
             frames=row["frames"], fps=None if row["variable_rate"] else Fraction(row["fps"]),
             width=row["width"], height=row["height"],
-            extra={"shot": row["shot"], "begin": row["begin"], "end": row["end"]} | extra,
+            extra={"shot": row["shot"], "begin": row["begin"], "end": row["end"],
+                   "camera": row["camera"]} | extra,
         )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
 Processor time of one core for each frame, and seconds of video a second: of bare decoding by PyAV (the
 limit), of each stage on frames that are decoded already, of all cheap stages at once (`scan` without text),
-of PySceneDetect's own detection (`scenedetect.detect`, its downscaling at its default), on the same frames of
-the same files. `cheap` is bare decoding over `scan`. `ray` is how much longer Ray's workers take for the same
-calls than as many plain processes, both started before. With --memory also the peak of `kinoflow data curate
---workers 0` on a video of six minutes and one of an hour, made of one that repeats.
+and of PySceneDetect's own detection (its adaptive detector, its downscaling at its default), on the same
+frames of the same files. `cheap` is bare decoding over `scan`. `ray` is how much longer Ray's workers take
+for the same calls than as many plain processes, both started before. With --memory also the peak of
+`kinoflow data curate --workers 0` on a video of six minutes and one of an hour, made of one that repeats.
 """
 
 import argparse

@@ -130,3 +130,20 @@ def test_what_failed_is_tried_again_when_asked(
     assert len([row for row in table(tmp_path) if row["error"]]) == 2, "not by itself"
     assert main([*words, "--retry"]) == 0
     assert table(tmp_path) == wanted
+
+
+@pytest.mark.slow
+def test_two_nodes_of_a_cluster_give_the_same_table(raw: Path, wanted: list[dict], tmp_path: Path) -> None:
+    """One worker each, on this machine."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    nodes = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=nodes)
+    try:
+        cluster.add_node(**{key: nodes[key] for key in ("num_cpus", "object_store_memory")})
+        cluster.wait_for_nodes()
+        run = begin(raw, tmp_path, "--ray", cluster.address)
+        said = run.communicate()[0].decode()
+    finally:
+        cluster.shutdown()
+    assert run.returncode == 0, said
+    assert table(tmp_path) == wanted

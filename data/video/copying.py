@@ -1,0 +1,81 @@
+"""A piece of a clip as a file of its own, its packets copied as they are where they can be."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+from kinoflow.configs.errors import UserError, os_error_line
+from kinoflow.configs.files import replacing
+from kinoflow.data.video import reader
+from kinoflow.data.video.decoding import opened
+from kinoflow.data.video.writer import VideoWriter
+
+_CHUNK = 32
+
+
+def extract(path: str | Path, span: range, out: str | Path, *, crf: float = 12) -> bool:
+    """Write frames of a clip to an mp4, without its sound; whether the packets were copied.
+
+    They are where the piece begins at a keyframe and nothing behind it is needed to show it, nor anything
+    before. Otherwise it is encoded again (H.264, at `crf`).
+
+    Raises:
+        UserError: the clip cannot be read, or the file cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    if _copied(path, span, out):
+        return True
+    info, times = reader.probe(path), reader.presentation(path)
+    times = None if times is None else times.cut(span.start, span.stop)
+    size = {"width": info.width, "height": info.height}
+    with VideoWriter(out, fps=info.fps, **size, crf=crf, presentation=times) as writer:
+        for frames in reader.stream(path, span.start, span.stop, chunk=_CHUNK):
+            writer.write(frames)
+    return False
+
+
+class _UnfitError(Exception):
+    """The packets cannot be copied."""
+
+
+def _copied(path: Path, span: range, out: Path) -> bool:
+    info = reader.probe(path)
+    with opened(path) as (container, video):
+        packets = [packet for packet in container.demux(video) if packet.pts is not None and packet.size]
+        chosen = _closed(packets, span) if len(packets) == info.frames else []
+        if not chosen:
+            return False
+        try:
+            with replacing(out) as aside:
+                _mux(aside, video, chosen)
+                there = reader.probe(aside)
+                if (there.frames, there.height, there.width) != (len(span), info.height, info.width):
+                    raise _UnfitError
+        except OSError as error:
+            raise UserError(os_error_line(out, error)) from error
+        except (_UnfitError, av.error.FFmpegError, ValueError):
+            return False  # a codec or a clock that an mp4 does not take
+    return True
+
+
+def _closed(packets: list[Any], span: range) -> list[Any]:
+    """Those of a piece in their order, if it begins at a keyframe and they build on each other alone."""
+    order = sorted(packet.pts for packet in packets)
+    first, last = order[span.start], order[span.stop - 1]
+    begin = next(at for at, packet in enumerate(packets) if packet.pts == first)
+    chosen = packets[begin : begin + len(span)]
+    inside = all(first <= packet.pts <= last for packet in chosen)
+    return chosen if packets[begin].is_keyframe and inside and len(chosen) == len(span) else []
+
+
+def _mux(path: Path, video: Any, packets: list[Any]) -> None:
+    with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        track = container.add_stream_from_template(video)
+        begin = min(packet.pts for packet in packets)
+        for packet in packets:
+            packet.pts -= begin
+            packet.dts = None if packet.dts is None else packet.dts - begin
+            packet.stream = track
+            container.mux(packet)
