@@ -7,6 +7,7 @@ says how several are made at once.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -318,7 +319,7 @@ class Pipeline:
             "clip": plan.bucket,
             "release": release.name,
             "weights": release.weights_hash,
-            "lora": " ".join(self._lora) or None,
+            "lora": shlex.join(self._lora) or None,
             "text_dtype": None if release.config.classes else release.config.text.dtype,
             "device": self.device.type,
             "dtype": name_of(self.dtype),
