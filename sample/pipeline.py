@@ -32,6 +32,7 @@ from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
+from kinoflow.sample.processes import Shared, Team, Way, way_for
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.stable_diffusion import open_release
@@ -56,6 +57,7 @@ class Pipeline:
         memory: bytes that the tiles may take in which a large clip is decoded, of each clip of a batch.
         text_cache: folder that keeps the text states of prompts.
         lora: the adapters of the release by name, for the metadata.
+        team: other processes that compute a part of each clip.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class Pipeline:
         memory: int = DEFAULT_MEMORY,
         text_cache: Path | None = None,
         lora: Sequence[str] = (),
+        team: Team | None = None,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads: {threads}; use 1 or more")
         self.release, self.device, self.dtype = release, torch.device(device), dtype
         self.threads, self.memory, self._text_cache, self._lora = threads, memory, text_cache, tuple(lora)
+        self.team = team
 
     @classmethod
     def from_pretrained(
@@ -86,6 +90,7 @@ class Pipeline:
         threads: int = 1,
         memory: int = DEFAULT_MEMORY,
         text_cache: Path | None = None,
+        team: Team | None = None,
     ) -> Pipeline:
         """Open a folder or hub id, by default the shipped mini release; Stable Diffusion 3's are taken too.
 
@@ -95,11 +100,18 @@ class Pipeline:
         Raises:
             UserError: a missing or damaged file, a device that is not there, adapters that do not fit.
         """
-        on = parse_device(device)
+        on = parse_device(device) if team is None else team.device(parse_device(device))
         number = parse_dtype(dtype, on)
         release = open_release(source, lora, number, revision)
         return cls(
-            release, device=on, dtype=number, threads=threads, memory=memory, text_cache=text_cache, lora=lora
+            release,
+            device=on,
+            dtype=number,
+            threads=threads,
+            memory=memory,
+            text_cache=text_cache,
+            lora=lora,
+            team=team,
         )
 
     def __call__(
@@ -178,12 +190,12 @@ class Pipeline:
 
     @property
     def default_batch(self) -> int:
-        """As many clips at once as the CPU has cores for; 1 on a GPU, where one clip keeps it busy.
+        """As many clips at once as the CPU has cores for; 1 where one keeps a GPU or several processes busy.
 
         A clip of the mini release of 4 steps costs 1.3 s of CPU time, alone and beside another one: a second
         one loses nothing, and more than there are cores for would only take memory.
         """
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.team is not None:
             return 1
         return max(1, (os.cpu_count() or 1) // self.threads)
 
@@ -193,7 +205,19 @@ class Pipeline:
         Raises:
             UserError: what cannot be made, in one line that names the key and the remedy.
         """
-        return planned(self.release, request)
+        plan = planned(self.release, request)
+        self.way(plan)
+        return plan
+
+    def way(self, plan: Plan) -> Way | None:
+        """How several processes share the clip, None where there is one.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if self.team is None:
+            return None
+        return way_for(self.team.size, self.release.backbone_config(), guided=plan.sampling.is_guided)
 
     def load(self) -> None:
         """Read the models now: text encoders, backbone, decoder.
@@ -204,9 +228,13 @@ class Pipeline:
         _ = self._models
 
     @cached_property
-    def _models(self) -> tuple[Backbone, TAE | Pixels, Encoder]:
+    def _models(self) -> tuple[Backbone | Shared, TAE | Pixels, Encoder]:
         encoder = self.release.encoder(self._text_cache, self.device)
-        return self.release.backbone(self.device, self.dtype), self.release.decoder(self.device), encoder
+        if self.team is None:
+            backbone = self.release.backbone(self.device, self.dtype)
+        else:
+            backbone = self.team.share(self.release, self.device, self.dtype)
+        return backbone, self.release.decoder(self.device), encoder
 
     @property
     def decoder(self) -> TAE | Pixels:
@@ -323,6 +351,7 @@ class Pipeline:
             "device": self.device.type,
             "dtype": name_of(self.dtype),
             "threads": self.threads,
+            "processes": None if self.team is None else self.team.size,
             "memory": self.memory,
             "kinoflow": installed("kinoflow"),
             "torch": installed("torch"),
