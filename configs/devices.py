@@ -39,3 +39,10 @@ def parse_dtype(text: str, device: torch.device) -> torch.dtype:
 def name_of(dtype: torch.dtype) -> str:
     """What users call a number type."""
     return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The GPU of a process; where its launcher shows it one only, that one. The CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())

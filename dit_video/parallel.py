@@ -7,7 +7,8 @@ The loss is computed by every process of the group on the whole output. A parame
 mean over the group, as in data parallelism, so that the optimizer needs to know nothing of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from kinoflow.dit_video.attention.kernels import Kernel, Shard, uncompiled
 from kinoflow.dit_video.joint import JointBlock
 from kinoflow.dit_video.layers import Block, Layout
 from kinoflow.dit_video.mmdit import MMDiT
-from kinoflow.dit_video.video_dit import TextContext, VideoDiT
+from kinoflow.dit_video.video_dit import DiTConfig, TextContext, VideoDiT
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,6 +86,60 @@ def parallelize(
             # Around the compiled block, which an exchange splits into several graphs.
             drops = any(isinstance(module, Dropout) for module in block.modules())  # in adapters
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=drops)
+
+
+def shares_tokens(config: object, size: int) -> str | None:
+    """Why so many processes cannot share the tokens of a backbone's clips; None where they can."""
+    if not isinstance(config, DiTConfig):
+        return "only a dit/ shares a clip's tokens"
+    return f"{size} does not divide dit.heads={config.heads}" if config.heads % size else None
+
+
+@contextmanager
+def tokens_shared(model: VideoDiT, group: "ProcessGroup") -> Iterator[None]:
+    """Within it the group's processes share each clip's tokens, as `parallelize` has it for training.
+
+    All of them call the model at the same time, with the same input, and get the same output. It is for
+    sampling: there are no gradients, and the exchange is torch's, which does without DeepSpeed.
+
+    Raises:
+        UserError: the heads do not divide among the group.
+    """
+    problem = shares_tokens(model.config, dist.get_world_size(group))
+    if problem is not None:
+        raise UserError(f"processes: {problem}")
+    attentions: list[Any] = [block.attention for block in model.blocks]
+    kernels = [attention.kernel for attention in attentions]
+    try:
+        for attention, kernel in zip(attentions, kernels, strict=True):
+            attention.kernel = _between_swaps(kernel, group)
+        model.trunk = partial(_sharded_trunk, model.trunk, group)
+        yield
+    finally:
+        del model.trunk  # the class's is below it
+        for attention, kernel in zip(attentions, kernels, strict=True):
+            attention.kernel = kernel
+
+
+def _between_swaps(kernel: Kernel, group: "ProcessGroup") -> Kernel:
+    """Attention of all tokens with this process's share of the heads; its own tokens go in and come out."""
+
+    def exchange(query: Tensor, key: Tensor, value: Tensor, who: Any) -> Tensor:
+        assert isinstance(who, Shard)
+        q, k, v = (_swap(x, group, scatter=1, gather=2)[:, :, : who.length] for x in (query, key, value))
+        attended = kernel(q, k, v, None)
+        padding = query.shape[2] * dist.get_world_size(group) - who.length
+        return _swap(F.pad(attended, (0, 0, 0, padding)), group, scatter=2, gather=1)
+
+    return exchange
+
+
+def _swap(x: Tensor, group: "ProcessGroup", *, scatter: int, gather: int) -> Tensor:
+    """Each process gives the others their parts of one axis, and joins what it gets along another."""
+    parts = torch.stack(x.chunk(dist.get_world_size(group), dim=scatter))
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received, parts, group=group)
+    return torch.cat(received.unbind(), dim=gather)
 
 
 def _differentiable(_: Module, _inputs: Any, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, run
+from kinoflow.configs.launch import current, without_local_rank
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json
 from kinoflow.sample.options import (
     add_guidance,
@@ -28,6 +29,7 @@ from kinoflow.sample.options import (
 if TYPE_CHECKING:
     from kinoflow.sample.job import Job
     from kinoflow.sample.pipeline import Pipeline
+    from kinoflow.sample.processes import Team
     from kinoflow.sample.request import ClipRequest
 
 _CRF = 18.0
@@ -36,14 +38,30 @@ _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray bac
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0, 1 if prompts of a list failed, 2 after a user's mistake."""
-    return run(lambda: _command(sys.argv[1:] if argv is None else argv), "kinoflow sample")
+    return run(lambda: _start(sys.argv[1:] if argv is None else argv), "kinoflow sample")
 
 
-def _command(argv: list[str]) -> int:
+def _start(argv: list[str]) -> int:
+    """The command, in the first of the processes that a launcher started, or in the only one."""
+    me = current()
+    if me.size == 1:
+        return _command(argv, None)
+    from kinoflow.sample.processes import together
+
+    return together(me, lambda team: _command(without_local_rank(argv), team))
+
+
+def _command(argv: list[str], team: Team | None) -> int:
     if argv[:1] == ["again"]:
         from kinoflow.sample.again import main as again
 
-        return again(argv[1:])
+        return again(argv[1:], team)
+    if argv[:1] == ["serve"]:
+        from kinoflow.sample.serve.command import main as serve
+
+        return serve(argv[1:], team)
+    if team is not None and argv[:1] and argv[0] in ("export-diffusers", "push", "evaluate"):
+        raise UserError(f"{argv[0]}: one process does it; start it without torchrun")
     if argv[:1] == ["export-diffusers"]:
         from kinoflow.sample.export import main as export
 
@@ -56,11 +74,7 @@ def _command(argv: list[str]) -> int:
         from kinoflow.sample.evaluation.command import main as evaluate
 
         return evaluate(argv[1:])
-    if argv[:1] == ["serve"]:
-        from kinoflow.sample.serve.command import main as serve
-
-        return serve(argv[1:])
-    return _sample(_parser().parse_args(argv))
+    return _sample(_parser().parse_args(argv), team)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +184,7 @@ def _bytes(text: str) -> int:
     return parse_bytes(text)
 
 
-def _sample(args: argparse.Namespace) -> int:
+def _sample(args: argparse.Namespace, team: Team | None) -> int:
     from kinoflow.sample.job import Sampler
     from kinoflow.sample.pipeline import Pipeline
     from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
@@ -185,12 +199,14 @@ def _sample(args: argparse.Namespace) -> int:
         memory=args.memory or DEFAULT_MEMORY,
         text_cache=args.text_cache,
         rewrite=args.rewrite,
+        team=team,
     )
     refuse_other_kind(pipeline.release, args.label, args.text_cache, listed=args.prompts is not None)
     with named_as_options(), one_line_warnings():
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
     sampler = Sampler(pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json)
+    sampler.announce(jobs)
     with one_line_warnings():
         if args.prompts is None:
             clips, failed = [sampler.run(jobs[0])], []

@@ -21,6 +21,7 @@ from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
 from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF
+from kinoflow.sample.processes import Team
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import KEYS
 from kinoflow.sample.settings import asked
@@ -29,12 +30,12 @@ from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 _VERSIONS = ("kinoflow", "torch")  # others may round otherwise, which the comparison tells
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], team: Team | None = None) -> int:
     """0 when the clip that was made again is equal, 1 when not."""
     args = _parser().parse_args(argv)
     written = read_metadata(args.clip)
     with one_line_warnings():
-        return _again(args, written)
+        return _again(args, written, team)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _again(args: argparse.Namespace, written: Mapping[str, str]) -> int:
-    pipeline, request = _pipeline(args.clip, args.weights, written), _request(args.clip, written)
+def _again(args: argparse.Namespace, written: Mapping[str, str], team: Team | None) -> int:
+    _refuse_other_number(args.clip, written, team)
+    pipeline, request = _pipeline(args.clip, args.weights, written, team), _request(args.clip, written)
     plan = pipeline.plan(request)
     crf = _number(args.clip, written, "crf", CRF)
     planned = file_metadata(args.clip, pipeline.metadata(plan), crf)
@@ -78,7 +80,21 @@ def _again(args: argparse.Namespace, written: Mapping[str, str]) -> int:
     return 0 if same_frames else 1
 
 
-def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pipeline:
+def _refuse_other_number(clip: Path, written: Mapping[str, str], team: Team | None) -> None:
+    """Refuse another number of processes, which would round otherwise.
+
+    Raises:
+        UserError: one line that says how many made the clip.
+    """
+    then, now = int(_number(clip, written, "processes", 1)), 1 if team is None else team.size
+    if then != now:
+        how = "kinoflow sample again"
+        if then > 1:
+            how = f"torchrun --nproc-per-node {then} -m kinoflow.sample again"
+        raise UserError(f"{clip}: {then} processes made it, and these are {now}; run {how} {clip}")
+
+
+def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str], team: Team | None) -> Pipeline:
     if "weights" not in written or not {"prompt", "label"} & written.keys():
         raise UserError(f"{clip}: does not say how it was made; give a file of kinoflow sample")
     pipeline = Pipeline.from_pretrained(
@@ -88,6 +104,7 @@ def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pi
         dtype=written.get("dtype", "fp32"),
         threads=int(_number(clip, written, "threads", 1)),
         memory=int(_number(clip, written, "memory", DEFAULT_MEMORY)),
+        team=team,
     )
     if pipeline.release.weights_hash != written["weights"]:
         raise UserError(

@@ -77,6 +77,13 @@ class Sampler:
         self._stream = sys.stderr if quiet else sys.stdout
         self._taken: set[Path] = set()
 
+    def announce(self, jobs: Sequence[Job]) -> None:
+        """Say how several processes share the clips."""
+        team = self._pipeline.team
+        for way in dict.fromkeys(self._pipeline.way(job.plan) for job in jobs):
+            if team is not None:
+                self._say(f"{team.size} processes: {way}")
+
     def run(self, job: Job) -> dict[str, Any]:
         """Make one clip, say where it is, and return its figures.
 

@@ -35,6 +35,7 @@ from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
+from kinoflow.sample.processes import Shared, Team, Way, way_for
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
@@ -62,6 +63,7 @@ class Pipeline:
         lora: the adapters of the release by name, for the metadata.
         rewrite: folder, hub id or server of a language model that makes a caption of each prompt first, as
             --rewrite has it. Calls and batches go through it; plans are of prompts as they stand.
+        team: other processes that compute a part of each clip.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Pipeline:
         text_cache: Path | None = None,
         lora: Sequence[str] = (),
         rewrite: str | None = None,
+        team: Team | None = None,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads: {threads}; use 1 or more")
         self.release, self.device, self.dtype = release, torch.device(device), dtype
         self.threads, self.memory, self._text_cache, self._lora = threads, memory, text_cache, tuple(lora)
         self.reworded = Prompts(rewrite, release, self.device)
+        self.team = team
 
     @classmethod
     def from_pretrained(
@@ -95,6 +99,7 @@ class Pipeline:
         memory: int = DEFAULT_MEMORY,
         text_cache: Path | None = None,
         rewrite: str | None = None,
+        team: Team | None = None,
     ) -> Pipeline:
         """Open a folder or hub id, by default the shipped mini release; Stable Diffusion 3's are taken too.
 
@@ -104,12 +109,12 @@ class Pipeline:
         Raises:
             UserError: a missing or damaged file, a device that is not there, adapters that do not fit.
         """
-        on = parse_device(device)
+        on = parse_device(device) if team is None else team.device(parse_device(device))
         number = parse_dtype(dtype, on)
         release = open_release(source, lora, number, revision)
         return cls(
             release, device=on, dtype=number, threads=threads, memory=memory, text_cache=text_cache,
-            lora=lora, rewrite=rewrite,
+            lora=lora, rewrite=rewrite, team=team,
         )  # fmt: skip
 
     def __call__(
@@ -189,12 +194,12 @@ class Pipeline:
 
     @property
     def default_batch(self) -> int:
-        """As many clips at once as the CPU has cores for; 1 on a GPU, where one clip keeps it busy.
+        """As many clips at once as the CPU has cores for; 1 where one keeps a GPU or several processes busy.
 
         A clip of the mini release of 4 steps costs 1.3 s of CPU time, alone and beside another one: a second
         one loses nothing, and more than there are cores for would only take memory.
         """
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.team is not None:
             return 1
         return max(1, (os.cpu_count() or 1) // self.threads)
 
@@ -204,7 +209,19 @@ class Pipeline:
         Raises:
             UserError: what cannot be made, in one line that names the key and the remedy.
         """
-        return planned(self.release, request)
+        plan = planned(self.release, request)
+        self.way(plan)
+        return plan
+
+    def way(self, plan: Plan) -> Way | None:
+        """How several processes share the clip, None where there is one.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if self.team is None:
+            return None
+        return way_for(self.team.size, self.release.backbone_config(), guided=plan.sampling.is_guided)
 
     def _asked(self, request: ClipRequest) -> tuple[Plan, Mapping[str, str]]:
         """The clip of the prompt as it is reworded, and what its metadata says of that."""
@@ -220,9 +237,13 @@ class Pipeline:
         _ = self._models
 
     @cached_property
-    def _models(self) -> tuple[Backbone, TAE | Pixels, Encoder]:
+    def _models(self) -> tuple[Backbone | Shared, TAE | Pixels, Encoder]:
         encoder = self.release.encoder(self._text_cache, self.device)
-        return self.release.backbone(self.device, self.dtype), self.release.decoder(self.device), encoder
+        if self.team is None:
+            backbone = self.release.backbone(self.device, self.dtype)
+        else:
+            backbone = self.team.share(self.release, self.device, self.dtype)
+        return backbone, self.release.decoder(self.device), encoder
 
     @property
     def decoder(self) -> TAE | Pixels:
@@ -345,6 +366,7 @@ class Pipeline:
             "device": self.device.type,
             "dtype": name_of(self.dtype),
             "threads": self.threads,
+            "processes": None if self.team is None else self.team.size,
             "memory": self.memory,
             "kinoflow": installed("kinoflow"),
             "torch": installed("torch"),

@@ -218,7 +218,7 @@ class Release:
             UserError: a damaged file, a hub that can't be reached, or encoders or classes that don't suit the
                 backbone.
         """
-        backbone = self._backbone_config()
+        backbone = self.backbone_config()
         if backbone.classes != len(self.config.classes):
             raise UserError(
                 f"{self.folder / CARD_NAME}: classes: names {len(self.config.classes)}, and {self.part}/ was "
@@ -282,13 +282,18 @@ class Release:
 
         Merged(Weights(self.folder / self.part), self.adapters)
 
-    def _backbone_config(self) -> BackboneConfig:
+    def backbone_config(self) -> BackboneConfig:
+        """The shape of its backbone.
+
+        Raises:
+            UserError: a damaged file.
+        """
         return load_config(self.folder / self.part, BACKBONES[self.part].config_type)
 
     @property
     def reads_known(self) -> bool:
         """Whether its backbone reads what is known of a clip: pictures, a beginning, all but a region."""
-        config = self._backbone_config()
+        config = self.backbone_config()
         return isinstance(config, DiTConfig) and config.known
 
     @property

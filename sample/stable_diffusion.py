@@ -27,7 +27,7 @@ from kinoflow.sample.release import CARD_NAME, DEFAULT_RELEASE, Release, Release
 
 if TYPE_CHECKING:
     from kinoflow.conditioning.clip_t5 import ClipT5Encoder
-    from kinoflow.dit_video.mmdit import MMDiT
+    from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
     from kinoflow.tae.model.tae import TAE
 
 INDEX = "model_index.json"
@@ -137,6 +137,12 @@ class StableDiffusion(Release):
                 raise UserError(f"size: {axis} {side}; {self.name} makes multiples of {self.grid.step} up to "
                                 f"{self.grid.most} pixels")  # fmt: skip
         return Bucket(frames=1, fps=default.fps, **sides)
+
+    def backbone_config(self) -> MMDiTConfig:
+        """The shape of its transformer. Raises UserError for a damaged file."""
+        from kinoflow.dit_video.released import read_shape
+
+        return read_shape(self.folder / "transformer")[0]
 
     def tae(self, device: torch.device | str = "cpu") -> TAE:
         """Its image autoencoder, as one that takes a picture for a clip of one frame; fp32."""

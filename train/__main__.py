@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, run
-from kinoflow.train.run.launch import without_local_rank
+from kinoflow.configs.launch import without_local_rank
 
 if TYPE_CHECKING:
     from kinoflow.train.run.config import RunConfig

@@ -40,17 +40,18 @@ class Known:
 
     def to(self, like: Tensor) -> "Known":
         """On the device and in the number type of a tensor."""
-        return self._each(lambda tensor: tensor.to(like))
+        return self.each(lambda tensor: tensor.to(like))
 
     def window(self, first: int, end: int) -> "Known":
         """Of the latent frames first .. end - 1."""
-        return self._each(lambda tensor: tensor[:, :, first:end])
+        return self.each(lambda tensor: tensor[:, :, first:end])
 
     def repeated(self, rows: int) -> "Known":
         """The same for so many rows, a multiple of its own."""
-        return self._each(lambda tensor: tensor.repeat(rows // len(tensor), 1, 1, 1, 1))
+        return self.each(lambda tensor: tensor.repeat(rows // len(tensor), 1, 1, 1, 1))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Known":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Known":
+        """With all three tensors changed alike."""
         return Known(latent=change(self.latent), kept=change(self.kept), shown=change(self.shown))
 
     def hold(self, x: Tensor, noise: Tensor, time: Float[Tensor, " b"], path: GaussianPath) -> Tensor:

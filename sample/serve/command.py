@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.sample.options import add_hardware, add_rewrite
 
 if TYPE_CHECKING:
+    from kinoflow.sample.processes import Team
     from kinoflow.sample.serve.app import ServeConfig
     from kinoflow.sample.serve.request import Maker
 
@@ -24,7 +26,7 @@ _LEAST_TOKEN = 16  # characters
 _GRACE = 2  # seconds that open connections have when the server stops
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], team: Team | None = None) -> int:
     """Serve until SIGTERM or SIGINT; 0 then."""
     args = _parser().parse_args(argv)
     from kinoflow.sample.pipeline import Pipeline
@@ -40,9 +42,11 @@ def main(argv: list[str]) -> int:
         args.host, args.port
     ) as listener:  # before the models: a port that is taken is said at once
         pipeline = Pipeline.from_pretrained(
-            args.weights, device=args.device, dtype=args.dtype, threads=args.threads, rewrite=args.rewrite
-        )
-        return serve(ReleaseMaker(pipeline, args.batch), config, listener)
+            args.weights, device=args.device, dtype=args.dtype, threads=args.threads,
+            rewrite=args.rewrite, team=team,
+        )  # fmt: skip
+        at_last = None if team is None else partial(team.end, wait=False)
+        return serve(ReleaseMaker(pipeline, args.batch), config, listener, at_last)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,8 +123,10 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).lower()
 
 
-def serve(maker: Maker, config: ServeConfig, listener: socket.socket) -> int:
-    """Answer at a bound socket until SIGTERM or SIGINT.
+def serve(
+    maker: Maker, config: ServeConfig, listener: socket.socket, at_last: Callable[[], None] | None = None
+) -> int:
+    """Answer at a bound socket until SIGTERM or SIGINT; `at_last` is called where a step is not waited for.
 
     Raises:
         UserError: the folder cannot be used.
@@ -152,5 +158,7 @@ def serve(maker: Maker, config: ServeConfig, listener: socket.socket) -> int:
     server.run(sockets=[listener])
     if not app.state.stopped:
         # A step that takes minutes is not waited for, and its thread must not see the interpreter taken down.
+        if at_last is not None:
+            at_last()
         os._exit(0)
     return 0

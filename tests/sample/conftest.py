@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.encoders import quiet
+from kinoflow.configs.pretrained import save_pretrained
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
@@ -89,6 +91,18 @@ def tiny_release_folder(tmp_path_factory):
         default_bucket="16x32x32@16",
     )
     write(folder, config=config, parts=parts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reading_folder(tiny_release_folder, tmp_path_factory):
+    """The tiny release with a backbone that reads what is known."""
+    folder = Path(shutil.copytree(tiny_release_folder, tmp_path_factory.mktemp("reading") / "release"))
+    torch.manual_seed(7)
+    dit = VideoDiT(replace(tiny_dit().config, known=True))
+    dit.init_weights()
+    shutil.rmtree(folder / "dit")
+    save_pretrained(folder / "dit", config=dit.config, state=shake(dit).state_dict())
     return folder
 
 

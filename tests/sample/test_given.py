@@ -1,7 +1,5 @@
 """Clips from pictures and clips: what is shown, kept, added and changed, by Python and by the command."""
 
-import shutil
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,34 +8,18 @@ import torch
 from PIL import Image
 
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.pretrained import save_pretrained
 from kinoflow.data.clips.fit import fit
 from kinoflow.data.video import read, write
 from kinoflow.dit_video.flow.known import keep, span
-from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.again import main as again
 from kinoflow.sample.given import Given, extended, known_of, last_alone, read_source
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.model.tae import TAE
-from tests.sample.conftest import HashEncoder, tiny_dit
-from tests.shaken import shake
+from tests.sample.conftest import HashEncoder
 
 PROMPT = "a red star moves left"
-
-
-@pytest.fixture(scope="module")
-def reading_folder(tiny_release_folder, tmp_path_factory):
-    """The tiny release with a backbone that reads what is known."""
-    folder = tmp_path_factory.mktemp("reading") / "release"
-    shutil.copytree(tiny_release_folder, folder)
-    torch.manual_seed(7)
-    dit = VideoDiT(replace(tiny_dit().config, known=True))
-    dit.init_weights()
-    shutil.rmtree(folder / "dit")
-    save_pretrained(folder / "dit", config=dit.config, state=shake(dit).state_dict())
-    return folder
 
 
 @pytest.fixture

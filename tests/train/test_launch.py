@@ -3,11 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.launch import Launch, launch, meeting, without_local_rank
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.train.run import engine
-from kinoflow.train.run.launch import Launch, launch, without_local_rank
 
 TORCHRUN = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400",
@@ -64,8 +64,8 @@ def test_the_first_node_of_a_list(nodes, first):
 
 def test_one_process_needs_no_port(monkeypatch):
     """Whatever listens at the one it would have taken."""
-    monkeypatch.setattr(engine.dist, "rendezvous", pytest.fail)
-    store = engine._meeting(1)
+    monkeypatch.setattr(torch.distributed, "rendezvous", pytest.fail)
+    store = meeting(1)
     store.set("here", "1")
     assert store.get("here") == b"1"
 

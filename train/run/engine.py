@@ -20,14 +20,15 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 
+from kinoflow.configs import launch
+from kinoflow.configs.devices import device_of
 from kinoflow.configs.errors import UserError
-from kinoflow.train.run import launch
 from kinoflow.train.run.clipping import Clipping
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.ema import EMA, Fragment
 from kinoflow.train.run.masters import Masters
 from kinoflow.train.run.optimizer import adamw, whole_shape
-from kinoflow.train.run.processes import Processes, device_of
+from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.shards import Piece, Shards
 from kinoflow.train.run.spread import deepspeed_settings
 from kinoflow.train.run.task import Loss, Parts
@@ -54,7 +55,7 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_meeting(me.size), rank=me.rank, world_size=me.size)
+    dist.init_process_group(backend, store=launch.meeting(me.size), rank=me.rank, world_size=me.size)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     if dist.get_world_size() % sequence:
         raise UserError(
@@ -64,15 +65,6 @@ def start(threads: int | None = None, sequence: int = 1) -> Processes:
     assert not isinstance(control, int), "this process is in the group of all"
     return Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=device, sequence=sequence,
                      control=control)  # fmt: skip
-
-
-def _meeting(size: int) -> dist.Store:
-    """Where the processes find each other; one alone needs no port, which could be taken."""
-    if size == 1:
-        return dist.HashStore()
-    store, _, _ = next(dist.rendezvous("env://"))
-    # torchrun keeps its store over restarts, and in it the addresses of processes that are gone.
-    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def stop() -> None:

@@ -37,13 +37,6 @@ class Processes:
         return self.size // self.sequence
 
 
-def device_of(local_rank: int) -> torch.device:
-    """The GPU of a process; where its launcher shows it one only, that one. The CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
 def any_of(flags: Sequence[bool], processes: Processes) -> list[bool]:
     """Which of the flags are set on any rank; every rank calls it."""
     if processes.size == 1:

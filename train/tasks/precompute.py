@@ -23,6 +23,8 @@ from kinoflow.conditioning import checkpoints
 from kinoflow.conditioning.checkpoints import TextConfig
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
+from kinoflow.configs import launch
+from kinoflow.configs.devices import device_of
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import fingerprint
@@ -37,8 +39,6 @@ from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.inflate import inflate
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE, Posterior
-from kinoflow.train.run import launch
-from kinoflow.train.run.processes import device_of
 from kinoflow.train.tasks.clips import to_tensor
 from kinoflow.train.tasks.sources import PrecomputeConfig, Source, open_source
 

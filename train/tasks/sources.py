@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
+from kinoflow.configs import launch
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import Bucket, admissible
 from kinoflow.data.clips.fit import Clips, fit, pad
@@ -19,7 +20,6 @@ from kinoflow.data.clips.sets import ClipSets
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.labelled.images import Labelled, Place, read
 from kinoflow.data.world import Split, sample_scene
-from kinoflow.train.run import launch
 from kinoflow.train.tasks.clips import describe, renderer
 
 _WORLD_CLIPS = 1024

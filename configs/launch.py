@@ -4,8 +4,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 _PORT = 29500  # torchrun's
 _SLURM_PORTS = range(20000, 30000)  # below what systems hand out by themselves
@@ -83,6 +87,17 @@ def current() -> Launch:
 def alone() -> Launch:
     """A group of one, which meets nobody."""
     return Launch(rank=0, local_rank=0, size=1, address="127.0.0.1", port=_PORT)
+
+
+def meeting(size: int) -> "Store":
+    """Where the processes find each other, by `variables`; one alone needs no port, which could be taken."""
+    import torch.distributed as dist  # slow, for commands that start nothing
+
+    if size == 1:
+        return dist.HashStore()
+    store, _, _ = next(dist.rendezvous("env://"))
+    # torchrun keeps its store over restarts, and in it the addresses of processes that are gone.
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 def without_local_rank(arguments: list[str]) -> list[str]:
