@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="kinoflow sample",
         description="Write a clip for a prompt or class. To make one again from its file: kinoflow sample "
         "again --help; to measure a release: kinoflow sample evaluate --help; to serve one: kinoflow sample "
-        "serve --help; to give it to others: kinoflow sample export-diffusers --help and push --help.",
+        "serve --help; to give it to others: kinoflow sample export-diffusers --help and push --help. "
+        "Several processes (torchrun --nproc-per-node 2 -m kinoflow.sample ...) make each clip together.",
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="what the clip shows; quoted words are written in it")

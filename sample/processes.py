@@ -16,7 +16,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -34,6 +34,7 @@ from kinoflow.configs.launch import Launch, meeting
 from kinoflow.dit_video.backbone import Backbone, BackboneConfig
 from kinoflow.dit_video.flow.known import Known
 from kinoflow.dit_video.parallel import shares_tokens, tokens_shared
+from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.release import Release
 
 _LIMIT = timedelta(minutes=5)  # that processes wait for each other in a call, which they begin together
@@ -115,7 +116,9 @@ class Team:
         half, self._half = me.size // 2, None
         if me.size % 2 == 0 and half > 1:
             halves = [dist.new_group([*range(first, first + half)]) for first in (0, half)]
-            self._half = halves[me.rank // half]
+            mine = halves[me.rank // half]
+            assert not isinstance(mine, int), "this process is in its half"
+            self._half = mine
         self._turn, self._intact = 0, True
 
     def device(self, device: torch.device) -> torch.device:
@@ -232,7 +235,7 @@ class Team:
             model.part(message, told[message.told])
 
     def place(self, way: Way) -> tuple[int, dist.ProcessGroup | None]:
-        """Which part of the rows is this process's, and with whom it shares their tokens."""
+        """Which part of the rows is this process's, and with whom it shares their tokens, if with any."""
         if way.parts == 1:
             return 0, dist.group.WORLD
         return self.rank // way.tokens, self._half
@@ -306,7 +309,7 @@ class Shared(nn.Module):
 
         given = () if call.known is None else (call.known.each(mine),)
         context = told.context(self.model, own, way.parts, device)
-        with nullcontext() if way.tokens == 1 else tokens_shared(self.model, group):
+        with self._together(way, group):
             velocity = self.model(mine(call.latent), mine(call.time), context, *given).contiguous()
         if way.parts == 1:
             return velocity
@@ -314,6 +317,12 @@ class Shared(nn.Module):
         for part, found in enumerate(parts):
             dist.broadcast(found, src=part * way.tokens)
         return torch.cat(parts)
+
+    def _together(self, way: Way, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
+        if way.tokens == 1:
+            return nullcontext()
+        assert isinstance(self.model, VideoDiT) and group is not None, "others are not shared so"
+        return tokens_shared(self.model, group)
 
 
 @dataclass(frozen=True, kw_only=True)

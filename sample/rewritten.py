@@ -42,6 +42,11 @@ class Prompts:
         known = release.vocabulary
         self._rewriter = Rewriter(model, None if known is None else known.words)
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether there is a model."""
+        return self._rewriter is not None
+
     def __call__(self, prompt: str) -> tuple[str, Mapping[str, str]]:
         """The prompt to be sampled, and what the clip's metadata says of it under `KEYS`.
 

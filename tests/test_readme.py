@@ -98,6 +98,10 @@ def command_problems(words: list[str]) -> Iterator[str]:
         yield from make_problems(rest)
     elif program == "kinoflow":
         yield from kinoflow_problems(rest)
+    elif program in LAUNCHERS and "kinoflow.sample" in rest:
+        started = rest.index("kinoflow.sample")
+        yield from launch_problems([*words[: started + 1], "kinoflow.train"])
+        yield from kinoflow_problems(rest[started:])
     elif program in LAUNCHERS:
         yield from launch_problems(words)
     elif program in {"python", "python3"} and rest[:1] == ["-m"]:

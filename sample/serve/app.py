@@ -123,6 +123,7 @@ def settings(request: ClipRequest) -> dict[str, Any]:
         "cache": request.cache,
         "num_frames": request.frames,
         "fps": str(request.fps),
+        "rewrite": request.rewrite,
     }
 
 
@@ -238,7 +239,7 @@ def _add_models(app: FastAPI, server: Server) -> None:
         for c in maker.clips
     ]
     model = {"id": maker.name, "object": "model", "created": 0, "owned_by": "kinoflow"}
-    model |= {"clips": clips, "defaults": settings(maker.defaults)}
+    model |= {"clips": clips, "defaults": settings(maker.defaults), "rewrites": maker.rewrites}
 
     @app.get("/v1/models")
     def models() -> Response:

@@ -91,6 +91,7 @@ class CreateVideo(BaseModel):
     cache: Real | None = None
     fps: Rate | None = None
     num_frames: Whole | None = None
+    rewrite: bool | None = None
 
 
 async def read(request: Request) -> dict[str, Any]:
@@ -149,6 +150,8 @@ def _refusal(error: ValidationError) -> ApiError:
         "int_parsing": "not a whole number",
         "int_from_float": "not a whole number",
         "float_parsing": "not a number",
+        "bool_parsing": "not true or false",
+        "bool_type": "not true or false",
         "literal_error": f"not known; use {', '.join(get_args(GuidanceKind))}",
     }
     said = wording.get(first["type"], first["msg"].removeprefix("Value error, "))
@@ -183,6 +186,7 @@ def _request(body: CreateVideo, maker: Maker) -> ClipRequest:
         guidance_interval=None if body.guidance_interval is None else parse_interval(body.guidance_interval),
         guidance_rescale=body.guidance_rescale,
         cache=body.cache,
+        rewrite=bool(body.rewrite),
     )
 
 

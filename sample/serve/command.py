@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.sample.options import add_hardware, add_rewrite
+from kinoflow.sample.options import add_hardware
 
 if TYPE_CHECKING:
     from kinoflow.sample.processes import Team
@@ -63,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", type=int, default=200, help="the most finished clips that are kept (default 200)")
     add("--batch", type=int, help="clips at once (default: one a CPU core, 1 on a GPU); memory grows with it")
     add("--token-file", type=Path, metavar="FILE", help="holds the token that clients must send")
-    add_rewrite(add)
+    add(
+        "--rewrite",
+        metavar="MODEL",
+        help="a language model that makes captions of the prompts of requests with rewrite: true: a folder, "
+        "hub id or server, as kinoflow sample --rewrite takes it",
+    )
     add_hardware(add)
     return parser
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kinoflow.configs.errors import UserError
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata
 from kinoflow.sample.pipeline import Pipeline
@@ -26,7 +27,7 @@ class ReleaseMaker:
         pipeline.load()
         self.at_once = pipeline.default_batch if at_once is None else at_once
         release = pipeline.release
-        self._pipeline, self.name = pipeline, release.name
+        self._pipeline, self.name, self.rewrites = pipeline, release.name, pipeline.reworded.rewrites
         default = release.bucket()
         self.clips = (default, *(clip for clip in release.buckets if clip != default))
         first = release.config.classes[0] if release.config.classes else "a clip"
@@ -34,6 +35,9 @@ class ReleaseMaker:
 
     def check(self, request: ClipRequest) -> ClipRequest:
         """See Maker. Of a release of classes the prompt is one, by its name or number."""
+        if request.rewrite and not self.rewrites:
+            line = "rewrite: the server has no language model; leave it out, or start it with --rewrite MODEL"
+            raise UserError(line)
         # Only these: one of a million frames would keep the others waiting.
         self._pipeline.release.bucket(
             frames=request.frames, height=request.height, width=request.width, fps=request.fps
@@ -42,7 +46,7 @@ class ReleaseMaker:
 
     def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
         """See Maker."""
-        prompt, more = self._pipeline.reworded(request.prompt)
+        prompt, more = self._pipeline.reworded(request.prompt) if request.rewrite else (request.prompt, {})
         plan = self._pipeline.plan(replace(request, prompt=prompt))
         bucket, metadata = plan.bucket, file_metadata(path, {**self._pipeline.metadata(plan), **more}, CRF)
         size = {"frames": plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}

@@ -19,12 +19,14 @@ class Maker(Protocol):
         clips: those that it can make, the default one first.
         at_once: the most calls of `make` at a time.
         defaults: the settings of a request that gives none, for people to see.
+        rewrites: whether a request may have its prompt reworded.
     """
 
     name: str
     clips: tuple[Bucket, ...]
     at_once: int
     defaults: ClipRequest
+    rewrites: bool
 
     def check(self, request: ClipRequest) -> ClipRequest:
         """The request with its defaults filled in.

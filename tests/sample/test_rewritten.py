@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from kinoflow.conditioning import rewriting
 from kinoflow.conditioning.rewriting import Answer
@@ -17,7 +18,9 @@ from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import DEFAULT_RELEASE
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
+from kinoflow.sample.serve.app import ServeConfig, create_app
 from kinoflow.sample.serve.maker import ReleaseMaker
+from tests.sample.serve.fake import until
 
 PROMPT = 'a sign "KITE"'
 CAPTION = 'A large sign reads "KITE" on a wall.'
@@ -120,11 +123,35 @@ def test_a_pipeline_and_a_server_reword_as_the_command_does(run, opened, tiny_re
     assert (video.metadata["prompt"], video.metadata["typed"]) == (CAPTION, PROMPT)
     (batched,) = pipeline.batch([ClipRequest(prompt=PROMPT, steps=2)])
     assert batched.metadata == video.metadata and np.array_equal(batched.frames, video.frames)
-    maker = ReleaseMaker(pipeline)
-    figures = maker.make(ClipRequest(prompt=PROMPT, steps=2), tmp_path / "served.mp4", lambda _: None)
+    maker, asked = ReleaseMaker(pipeline), ClipRequest(prompt=PROMPT, steps=2, rewrite=True)
+    figures = maker.make(maker.check(asked), tmp_path / "served.mp4", lambda _: None)
     assert (figures["prompt"], figures["typed"], figures["rewriter"]) == (CAPTION, PROMPT, "it")
     one = video.save(tmp_path / "saved.mp4").read_bytes()
     assert one == (tmp_path / "served.mp4").read_bytes() == Path("x.mp4").read_bytes()
+
+
+def test_a_server_rewords_only_what_asks_for_it(opened, tiny_release, tmp_path):
+    asked = {"prompt": PROMPT, "num_inference_steps": 2}
+    app = create_app(ReleaseMaker(Pipeline(tiny_release, rewrite="lm")), ServeConfig(folder=tmp_path / "a"))
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get("/v1/models").json()["data"][0]["rewrites"] is True
+        for rewrite, typed in ((True, PROMPT), (False, None), (None, None)):
+            video = client.post("/v1/videos", json=asked | {"rewrite": rewrite}).json()
+            assert (video["prompt"], video["rewrite"]) == (PROMPT, bool(rewrite))
+            done = until(
+                lambda id=video["id"]: (found := client.get(f"/v1/videos/{id}").json())["figures"] and found
+            )
+            assert (done["prompt"], done["figures"].get("typed")) == (PROMPT, typed)
+            (tmp_path / "x.mp4").write_bytes(client.get(f"/v1/videos/{video['id']}/content").content)
+            assert probe(tmp_path / "x.mp4").metadata["prompt"] == (CAPTION if rewrite else PROMPT)
+        odd = client.post("/v1/videos", json=asked | {"rewrite": "maybe"})
+        assert (odd.status_code, odd.json()["error"]["message"]) == (400, "rewrite: not true or false")
+    app = create_app(ReleaseMaker(Pipeline(tiny_release)), ServeConfig(folder=tmp_path / "b"))
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get("/v1/models").json()["data"][0]["rewrites"] is False
+        refused = client.post("/v1/videos", json=asked | {"rewrite": True})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("rewrite: the server has no language model")
 
 
 def test_a_release_of_classes_reads_no_prompts(tiny_release):

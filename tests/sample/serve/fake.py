@@ -37,7 +37,7 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
 class FakeMaker:
     """Draws a gray clip, its shade the seed's. While `gate` says no, it stays at half of the clip."""
 
-    name = "fake"
+    name, rewrites = "fake", False
     clips = tuple(map(parse, CLIPS))
     at_once = 1
 
@@ -85,7 +85,10 @@ class FakeMaker:
         shade = np.full(shape, request.seed % 256, np.uint8)
         video.write(path, shade, fps=Fraction(request.fps), metadata={"prompt": request.prompt})
         self.made.append(request.prompt)
-        return {"unknown_words": [word for word in request.prompt.split() if word == "puple"]}
+        reworded = {"typed": request.prompt, "prompt": f"{request.prompt}, slowly", "rewriter": "it"}
+        return (reworded if request.rewrite else {}) | {
+            "unknown_words": [word for word in request.prompt.split() if word == "puple"]
+        }
 
 
 @contextmanager

@@ -49,6 +49,29 @@ def served(tmp_path):
         yield address, gate
 
 
+def test_a_prompt_is_reworded_where_the_server_can_and_the_person_wants_it(page, tmp_path):
+    maker, config = FakeMaker(lambda: True), ServeConfig(folder=tmp_path / "serve")
+    with running(maker, config) as address:
+        page.goto(address)
+        page.get_by_role("button", name="Make").wait_for()
+        until(lambda: page.get_by_label("Steps").input_value() == "50")
+        assert not page.get_by_label("language model").is_visible()
+        maker.rewrites = True
+    with running(maker, config) as address:
+        page.goto(address)
+        page.get_by_label("language model").wait_for()
+        for check in (False, True):
+            page.get_by_label("Prompt").fill("a ring")
+            page.get_by_label("language model").set_checked(check)
+            page.get_by_role("button", name="Make").click()
+            page.locator("video").nth(int(check)).wait_for()
+        reworded = page.get_by_text("Reworded by it: a ring, slowly")
+        assert reworded.count() == 1
+        card = page.get_by_role("listitem").filter(has=reworded)
+        card.get_by_role("button", name="Again").click()
+        until(lambda: reworded.count() == 2)
+
+
 def test_a_person_makes_watches_keeps_repeats_and_deletes_clips(page, served, tmp_path):
     address, gate = served
     page.goto(address)
