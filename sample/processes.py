@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -39,6 +40,7 @@ from kinoflow.sample.release import Release
 
 _LIMIT = timedelta(minutes=5)  # that processes wait for each other in a call, which they begin together
 _IDLE = timedelta(days=20)  # that the first one may do other things; the system's own limit is 24
+_FAREWELL = 5.0  # seconds
 _CPU = torch.device("cpu")
 
 
@@ -168,7 +170,7 @@ class Team:
         return values
 
     @contextmanager
-    def turn(self, message: _Load | _Call | _End) -> Iterator[None]:
+    def turn(self, message: _Load | _Call) -> Iterator[None]:
         """Tell the others what to do now; the body is this process's part of it.
 
         Raises:
@@ -184,16 +186,16 @@ class Team:
         yield
         self._intact = True
 
-    def end(self, *, wait: bool = True) -> None:
-        """Have the others end; with `wait`, where nothing went wrong, once they know."""
+    def end(self, *, at_once: bool = False) -> None:
+        """Have the others end, and see that those know which wait for a turn; `at_once` for an os._exit."""
+        until = time.monotonic() + _FAREWELL
         with suppress(RuntimeError):
             self._store.set("over", "")
-            if wait and self._intact:
-                with self.turn(_End()):
-                    self._all(None)
-            else:
-                self._store.set(f"turn {self._turn + 1}", "")
-        if wait:
+            self._store.set(f"turn {self._turn + 1}", "")
+            others = [f"left {rank}" for rank in range(1, self.size)]
+            while self._intact and not self._store.check(others) and time.monotonic() < until:
+                time.sleep(0.005)
+        if not at_once:
             dist.destroy_process_group()
 
     def follow(self) -> int:
@@ -217,12 +219,12 @@ class Team:
         while True:
             self._turn += 1
             self._store.wait([f"turn {self._turn}"], _IDLE)
+            if self._store.check(["over"]):
+                self._store.set(f"left {self.rank}", "")
+                return
             box: list[Any] = [None]
             dist.broadcast_object_list(box, src=0, device=_CPU)
             message = box[0]
-            if isinstance(message, _End):
-                self._all(None)
-                return
             if isinstance(message, _Load):
                 read, _ = self._load(message)
                 model = None if read is None else Shared(self, read)
@@ -348,11 +350,6 @@ class _Call:
     time: Tensor
     known: Known | None
     threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _End:
-    """There is nothing more to do."""
 
 
 def problem_of(way: Way, config: BackboneConfig) -> str | None:

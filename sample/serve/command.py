@@ -45,7 +45,7 @@ def main(argv: list[str], team: Team | None = None) -> int:
             args.weights, device=args.device, dtype=args.dtype, threads=args.threads,
             rewrite=args.rewrite, team=team,
         )  # fmt: skip
-        at_last = None if team is None else partial(team.end, wait=False)
+        at_last = None if team is None else partial(team.end, at_once=True)
         return serve(ReleaseMaker(pipeline, args.batch), config, listener, at_last)
 
 

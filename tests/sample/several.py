@@ -23,13 +23,19 @@ from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from tests.sample.conftest import HashEncoder
 
+PROMPT = "a red star moves left"
+
 
 def begin(what, rank, size, ports, *arguments):
     """One process of `size`, as torchrun starts it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
-    sys.exit({"latents": latents, "commands": commands, "dying": dying}[what](ports, *arguments))
+    sys.exit(
+        {"latents": latents, "commands": commands, "dying": dying, "leaving": leaving}[what](
+            ports, *arguments
+        )
+    )
 
 
 def encoder(self, text_cache=None, device="cpu"):
@@ -81,3 +87,19 @@ def dying(_, who, words):
 
     Shared.part = counted
     return main(words)
+
+
+def leaving(_, folder):
+    """The first process ends at once in the midst of a clip, as a server does that is stopped."""
+    Release.encoder = encoder
+
+    def command(team):
+        def leave(_):
+            team.end(at_once=True)
+            os._exit(0)
+
+        pipeline = Pipeline(Release.load(folder), team=team)
+        pipeline(PROMPT, steps=2, progress=leave)
+        return 1
+
+    return together(current(), command)

@@ -16,11 +16,10 @@ from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.processes import way_for
 from kinoflow.sample.release import Release, write
-from tests.sample.several import begin, encoder, made
+from tests.sample.several import PROMPT, begin, encoder, made
 from tests.sample.test_labels import card, tiny_unet
 from tests.train.launching import free_port
 
-PROMPT = "a red star moves left"
 LONG = 60  # seconds that no test takes
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.sample.several"])
@@ -202,3 +201,7 @@ def test_the_others_end_with_one_that_is_killed(who, whole_release_folder, tmp_p
     statuses = start("dying", 2, who, words)
     assert statuses[who] == -9 and statuses[1 - who] == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_end_with_one_that_waits_for_none(tiny_release_folder):
+    assert start("leaving", 2, str(tiny_release_folder)) == [0, 0]
