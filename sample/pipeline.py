@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -156,13 +156,13 @@ class Pipeline:
         Raises:
             UserError: what the release cannot make, in one line.
         """
-        files = {"image": image, "last": last, "extend": extend, "edit": edit, "mask": mask}
+        given = {"image": image, "last": last, "extend": extend, "edit": edit, "mask": mask}
+        files: dict[str, Any] = {key: str(path) for key, path in given.items() if path is not None}
         request = ClipRequest(
             prompt=prompt, negative=negative, seed=seed, frames=frames, width=width, height=height, fps=fps,
             steps=steps, guidance=guidance, guidance_kind=guidance_kind, guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale, cache=cache, solver=solver, diffusion=diffusion,
-            seconds=seconds,
-            **{key: str(path) for key, path in files.items() if path is not None},
+            seconds=seconds, **files,
         )  # fmt: skip
         plan, more = self._asked(request)
         return self.make(plan, latent=latent, progress=progress, more=more)
