@@ -9,6 +9,7 @@ Known ids, their widths and the parts that are read:
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +22,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from kinoflow.configs.errors import UserError, one_line
+from kinoflow.configs.pretrained import resolve_folder
 
 # In the order in which the states are handed on. Limits in tokens, end token included (Movie Gen leaves the
 # first and the last open; others use these).
 LIMITS = {"ul2": 512, "byt5": 100, "metaclip": 256}
+# Folders of Stable Diffusion 3's encoders; those of their tokenizers are numbered alike.
+CLIP_T5 = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
+CLIP_T5_TOKENIZERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
+_INDEX = "model_index.json"
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.txt", "*.model")
@@ -42,6 +48,8 @@ class TextConfig:
     """Folder or hub id; empty for the release's own text/byt5."""
     metaclip: str = ""
     """Folder or hub id; empty for the release's own text/metaclip."""
+    clip_t5: str = ""
+    """Folder or hub id of Stable Diffusion 3, whose CLIP towers and T5 stand in the place of the three."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and states."""
     offload: tuple[str, ...] = ()
@@ -120,6 +128,36 @@ def find(source: str | Path | Mapping[str, str | Path]) -> list[Source]:
     if Path(source).is_dir():
         return [Source(name=name, location=str(Path(source) / name)) for name in LIMITS]
     return [Source(name=name, location=str(source), subfolder=name) for name in LIMITS]
+
+
+def clip_t5_folder(source: str) -> Path:
+    """The diffusers folder of Stable Diffusion 3's text encoders; of a hub id they alone are fetched.
+
+    Raises:
+        UserError: neither a folder nor readable from the hub, or no folder of diffusers.
+    """
+    patterns = [f"{part}/{name}" for part in CLIP_T5.values() for name in ("*.json", "model*.safetensors")]
+    folder = resolve_folder(
+        source, [_INDEX, *patterns, *(f"{part}/*" for part in CLIP_T5_TOKENIZERS.values())]
+    )
+    if not (folder / _INDEX).is_file():
+        raise UserError(
+            f"text.clip_t5: {source} has no {_INDEX}; name a folder or hub id of Stable Diffusion 3"
+        )
+    return folder
+
+
+def has_t5(folder: Path) -> bool:
+    """Whether a diffusers folder of Stable Diffusion 3 names a T5: without it its states are zeros."""
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    return bool((index.get(CLIP_T5["t5"]) or [None])[0])
+
+
+def clip_t5_fingerprint(folder: Path) -> str:
+    """What names the text encoders and tokenizers of such a folder."""
+    names = [name for name in CLIP_T5 if name != "t5" or has_t5(folder)]
+    parts = [part[name] for part in (CLIP_T5, CLIP_T5_TOKENIZERS) for name in names]
+    return " ".join(f"{part}={fingerprint(folder / part)}" for part in parts)
 
 
 def fingerprint(folder: Path) -> str:

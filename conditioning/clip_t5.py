@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
+from kinoflow.conditioning.checkpoints import CLIP_T5, CLIP_T5_TOKENIZERS
 from kinoflow.conditioning.embedding import TextEmbedding, warn_of_cuts
 from kinoflow.conditioning.encoders import quiet
 from kinoflow.configs.errors import UserError, one_line
 
 LIMITS = {"clip_l": 77, "clip_g": 77, "t5": 256}
 """Tokens of each encoder, padding included."""
-PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
-"""Folders of the weights; those of the tokenizers are named alike."""
-TOKENIZERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
 
 
 class _Encoder(nn.Module):
@@ -69,7 +67,7 @@ class ClipT5Encoder(nn.Module):
         Raises:
             UserError: a missing or damaged part, or widths that do not go into `width`.
         """
-        names = [name for name in PARTS if with_t5 or name != "t5"]
+        names = [name for name in CLIP_T5 if with_t5 or name != "t5"]
         found = {name: _load(folder, name, dtype) for name in names}
         clip = sum(found[name].model.config.hidden_size for name in ("clip_l", "clip_g"))
         t5 = found.get("t5")
@@ -81,9 +79,14 @@ class ClipT5Encoder(nn.Module):
         return cls(clip_l=found["clip_l"], clip_g=found["clip_g"], t5=t5, width=width)
 
     @property
-    def pooled_width(self) -> int:
+    def widths(self) -> tuple[int]:
+        """Of the states of the one sequence."""
+        return (self.width,)
+
+    @property
+    def pooled_widths(self) -> tuple[int]:
         """Of the pooled text: both projections."""
-        return sum(each.model.config.projection_dim for each in (self.clip_l, self.clip_g))
+        return (sum(each.model.config.projection_dim for each in (self.clip_l, self.clip_g)),)
 
     @torch.no_grad()
     def forward(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]:
@@ -112,7 +115,7 @@ def _tower(encoder: _Encoder, prompts: list[str]) -> tuple[Float[Tensor, "b l d"
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> _Encoder:
-    weights, words = folder / PARTS[name], folder / TOKENIZERS[name]
+    weights, words = folder / CLIP_T5[name], folder / CLIP_T5_TOKENIZERS[name]
     for part in (weights / "config.json", words / "tokenizer_config.json"):
         if not part.is_file():
             raise UserError(f"{part}: missing; fetch the folder again")

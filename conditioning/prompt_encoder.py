@@ -80,6 +80,11 @@ class PromptEncoder(nn.Module):
         """Widths of the states in the order (ul2, byt5, metaclip)."""
         return tuple(encoder.width for encoder in (self.ul2, self.byt5, self.metaclip))
 
+    @property
+    def pooled_widths(self) -> tuple[int, ...]:
+        """None of them gives pooled text."""
+        return (0, 0, 0)
+
     def forward(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]:
         """Encode prompts at a frame rate; an empty prompt is the null prompt.
 

@@ -144,8 +144,8 @@ def _add_lists(add: Callable[..., object]) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="one prompt a line, or .jsonl or .csv with settings named as these options are, or VBench's "
-        ".json; - reads standard input; finished clips are skipped",
+        help="one prompt or class a line, or .jsonl or .csv with settings named as these options are, or "
+        "VBench's .json; - reads standard input; finished clips are skipped",
     )
     add(
         "--vbench",
@@ -184,8 +184,9 @@ def _sample(args: argparse.Namespace) -> int:
         threads=args.threads,
         memory=args.memory or DEFAULT_MEMORY,
         text_cache=args.text_cache,
+        rewrite=args.rewrite,
     )
-    refuse_other_kind(pipeline.release, args.label, args.text_cache)
+    refuse_other_kind(pipeline.release, args.label, args.text_cache, listed=args.prompts is not None)
     with named_as_options(), one_line_warnings():
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
@@ -219,19 +220,17 @@ def _jobs(args: argparse.Namespace, pipeline: Pipeline) -> list[Job]:
     """What to make; a setting that the release does not have is refused before anything is made."""
     from kinoflow.sample.job import Job
     from kinoflow.sample.prompts import read_prompts
-    from kinoflow.sample.rewritten import Prompts
     from kinoflow.sample.vbench import samples
 
-    reworded = Prompts(args.rewrite, pipeline.release, pipeline.device)
     if args.prompts is None:
-        prompt, more = reworded(args.prompt or args.label)
+        prompt, more = pipeline.reworded(args.prompt or args.label)
         return [Job(plan=pipeline.plan(_request(args, prompt)), out=args.out, more=more)]
     jobs, folder = [], folder_of_list(args.out)
-    asked = read_prompts(args.prompts, _request(args, ""))
+    asked = read_prompts(args.prompts, _request(args, ""), classes=bool(pipeline.release.config.classes))
     named = ((place, request, None) for place, request in asked)
     for place, request, out in named if args.vbench is None else samples(asked, folder, args.vbench):
         try:
-            prompt, more = reworded(request.prompt)
+            prompt, more = pipeline.reworded(request.prompt)
             plan = pipeline.plan(replace(request, prompt=prompt))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,7 +83,7 @@ def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pi
         raise UserError(f"{clip}: does not say how it was made; give a file of kinoflow sample")
     pipeline = Pipeline.from_pretrained(
         weights,
-        lora=written["lora"].split(" ") if "lora" in written else (),
+        lora=_words(clip, written.get("lora", "")),
         device=written.get("device", "cpu"),
         dtype=written.get("dtype", "fp32"),
         threads=int(_number(clip, written, "threads", 1)),
@@ -94,6 +95,13 @@ def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str]) -> Pi
             f"{pipeline.release.name}, {pipeline.release.weights_hash}: name its release in --weights"
         )
     return pipeline
+
+
+def _words(clip: Path, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{clip}: its lora is {text!r} ({error}); it cannot be made again") from None
 
 
 def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:

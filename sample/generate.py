@@ -301,7 +301,7 @@ def decode_latent(
 def decode_pieces(
     tae: TAE | Pixels, latent: Float[Tensor, "b c t h w"], frames: int, memory: int = DEFAULT_MEMORY
 ) -> Iterator[UInt8[Tensor, "b _ height width 3"]]:
-    """The frames of `decode_latent`, a few at a time, in order: of a long clip no more than a tile is held.
+    """The frames of `decode_latent`, a few at a time, in order: of a long clip no more than a few are held.
 
     Raises:
         UserError: frames too large for `memory`, when the first piece is asked for.
@@ -309,7 +309,7 @@ def decode_pieces(
     if isinstance(tae, Pixels):
         yield to_bytes(tae.decode(latent, frames)).cpu()
         return
-    for piece in TiledTAE(tae, memory=memory).decode_stream([tae.denormalize(latent)], frames=frames):
+    for piece in TiledTAE(tae, memory=memory).decode_whole(tae.denormalize(latent), frames):
         for part in piece.split(tae.config.factors[0], dim=2):
             yield to_bytes(part).cpu()
         del piece, part  # not held while the next tile is decoded

@@ -26,7 +26,7 @@ from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.clips.fit import fit
 from kinoflow.data.video import probe, read
 from kinoflow.data.video.footage import footage
-from kinoflow.dit_video.flow.known import Known, keep, nothing, show, span
+from kinoflow.dit_video.flow.known import Known, begun, keep, nothing, show
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 
@@ -175,25 +175,38 @@ def known_of(source: Source, tae: TAE, frames: int) -> Known:
         return known if source.last is None else show(known, -1, encoded(source.last)[:, :, 0])
     whole[:, :, : latent.shape[2]] = latent
     if source.mask is None:
-        return keep(whole, span(whole, 0, latent.shape[2]))
+        return begun(whole, latent.shape[2], encoded(ends[-1:])[:, :, 0])
     cells = F.adaptive_max_pool2d(torch.from_numpy(source.mask)[None, None].float(), latent.shape[3:])
     return keep(whole, (1 - cells)[:, :, None].expand(-1, -1, frames, -1, -1))
 
 
+@torch.no_grad()
+def last_alone(tae: TAE, latent: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 c h w"]:
+    """The last frame of a clip as a picture: normalized latents of both."""
+    count = latent.shape[2] * tae.config.factors[0]
+    frame = tae.decode(tae.denormalize(latent), count, slice(count - 1, count))
+    return tae.normalize(tae.encode(frame.clamp(-1, 1)).mean)[:, :, 0]
+
+
 def extended(
-    make: Callable[[Known, int], Float[Tensor, "1 c t h w"]], begin: Known, end: int, frames: int
+    make: Callable[[Known, int], Float[Tensor, "1 c t h w"]],
+    begin: Known,
+    end: int,
+    frames: int,
+    alone: Callable[[Float[Tensor, "1 c end h w"]], Float[Tensor, "1 c h w"]],
 ) -> Float[Tensor, "1 c _ h w"]:
     """A latent of `frames` latent frames that begins as `begin` does, whose first `end` are kept.
 
     `make` makes a clip of what is known, in turns counted from 0; each turn keeps the last `end` frames of
-    what there is.
+    what there is, and sees the last of them `alone`.
     """
-    latent, turn = begin.latent[:, :, :end], 0
+    known, latent, turn = begin, begin.latent[:, :, :end], 0
     while latent.shape[2] < frames:
-        whole = torch.zeros_like(begin.latent)
-        whole[:, :, :end] = latent[:, :, -end:]
-        made = make(keep(whole, span(whole, 0, end)), turn)
-        latent, turn = torch.cat((latent, made[:, :, end:]), dim=2), turn + 1
+        if turn > 0:
+            whole = torch.zeros_like(begin.latent)
+            whole[:, :, :end] = latent[:, :, -end:]
+            known = begun(whole, end, alone(whole[:, :, :end]))
+        latent, turn = torch.cat((latent, make(known, turn)[:, :, end:]), dim=2), turn + 1
     return latent[:, :, :frames]
 
 

@@ -64,8 +64,12 @@ def add_rewrite(add: Callable[..., Any]) -> None:
     )
 
 
-def refuse_other_kind(release: Release, label: str | None, text_cache: Path | None) -> None:
+def refuse_other_kind(
+    release: Release, label: str | None, text_cache: Path | None, *, listed: bool = False
+) -> None:
     """Refuse prompts for a release of classes, labels for one that reads prompts, and what it has no use for.
+
+    Lists are read later, and their lines refused one by one.
 
     Raises:
         UserError: one line that names what the release takes.
@@ -74,7 +78,7 @@ def refuse_other_kind(release: Release, label: str | None, text_cache: Path | No
 
     if not release.config.classes and label is not None:
         raise UserError(f"label: {release.name} reads prompts and has no classes; give a PROMPT instead")
-    if release.config.classes and label is None:
+    if release.config.classes and label is None and not listed:
         known = LabelEncoder(release.config.classes).known()
         raise UserError(f"prompt: {release.name} reads none; give --label, one of {known}")
     if release.config.classes and text_cache is not None:

@@ -7,11 +7,14 @@ says how several are made at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -28,12 +31,13 @@ from kinoflow.sample import settings
 from kinoflow.sample.batch import alive, in_threads
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.generate import Encoder, SolverName, decode_pieces, null_condition, sample_latent
-from kinoflow.sample.given import extended, known_of
+from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
+from kinoflow.sample.rewritten import Prompts
 from kinoflow.sample.stable_diffusion import open_release
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE
@@ -56,6 +60,8 @@ class Pipeline:
         memory: bytes that the tiles may take in which a large clip is decoded, of each clip of a batch.
         text_cache: folder that keeps the text states of prompts.
         lora: the adapters of the release by name, for the metadata.
+        rewrite: folder, hub id or server of a language model that makes a caption of each prompt first, as
+            --rewrite has it. Calls and batches go through it; plans are of prompts as they stand.
     """
 
     def __init__(
@@ -68,11 +74,13 @@ class Pipeline:
         memory: int = DEFAULT_MEMORY,
         text_cache: Path | None = None,
         lora: Sequence[str] = (),
+        rewrite: str | None = None,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads: {threads}; use 1 or more")
         self.release, self.device, self.dtype = release, torch.device(device), dtype
         self.threads, self.memory, self._text_cache, self._lora = threads, memory, text_cache, tuple(lora)
+        self.reworded = Prompts(rewrite, release, self.device)
 
     @classmethod
     def from_pretrained(
@@ -86,6 +94,7 @@ class Pipeline:
         threads: int = 1,
         memory: int = DEFAULT_MEMORY,
         text_cache: Path | None = None,
+        rewrite: str | None = None,
     ) -> Pipeline:
         """Open a folder or hub id, by default the shipped mini release; Stable Diffusion 3's are taken too.
 
@@ -99,8 +108,9 @@ class Pipeline:
         number = parse_dtype(dtype, on)
         release = open_release(source, lora, number, revision)
         return cls(
-            release, device=on, dtype=number, threads=threads, memory=memory, text_cache=text_cache, lora=lora
-        )
+            release, device=on, dtype=number, threads=threads, memory=memory, text_cache=text_cache,
+            lora=lora, rewrite=rewrite,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -149,7 +159,8 @@ class Pipeline:
             seconds=seconds,
             **{key: str(path) for key, path in files.items() if path is not None},
         )  # fmt: skip
-        return self.make(self.plan(request), latent=latent, progress=progress)
+        plan, more = self._asked(request)
+        return self.make(plan, latent=latent, progress=progress, more=more)
 
     def batch(self, requests: Sequence[ClipRequest], *, at_once: int | None = None) -> Iterator[Video]:
         """Videos of many requests, in their order, `at_once` of them at a time; each equals the one alone.
@@ -157,8 +168,8 @@ class Pipeline:
         Raises:
             UserError: before anything is made, what the release cannot make.
         """
-        plans = [self.plan(request) for request in requests]
-        return self.at_once(self.make, plans, at_once)
+        asked = [self._asked(request) for request in requests]
+        return self.at_once(lambda item: self.make(item[0], more=item[1]), asked, at_once)
 
     def at_once(self, work: Callable[[T], R], items: Sequence[T], count: int | None = None) -> Iterator[R]:
         """Results of `work` for all items, in their order, up to `count` (see `default_batch`) at a time.
@@ -195,6 +206,11 @@ class Pipeline:
         """
         return planned(self.release, request)
 
+    def _asked(self, request: ClipRequest) -> tuple[Plan, Mapping[str, str]]:
+        """The clip of the prompt as it is reworded, and what its metadata says of that."""
+        prompt, more = self.reworded(request.prompt)
+        return self.plan(replace(request, prompt=prompt)), more
+
     def load(self) -> None:
         """Read the models now: text encoders, backbone, decoder.
 
@@ -218,15 +234,21 @@ class Pipeline:
         names = ("backbone", "decoder", "text")
         return {name: _bytes(model) for name, model in zip(names, self._models, strict=True)}
 
-    def make(self, plan: Plan, *, latent: bool = False, progress: Progress | None = None) -> Video:
-        """The video of a plan, all of its frames in memory."""
+    def make(
+        self,
+        plan: Plan,
+        *,
+        latent: bool = False,
+        progress: Progress | None = None,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> Video:
+        """The video of a plan, all of its frames in memory; `more` goes into its metadata."""
         passes = Passes()
         found = self.latent(plan, progress, passes)
         frames = np.concatenate(list(self.decode(plan, found, progress)))
         kept = found if latent else None
-        return Video(
-            frames=frames, fps=plan.bucket.fps, metadata=self.metadata(plan), latent=kept, passes=passes
-        )
+        metadata = {**self.metadata(plan), **more}
+        return Video(frames=frames, fps=plan.bucket.fps, metadata=metadata, latent=kept, passes=passes)
 
     def pieces(
         self, plan: Plan, progress: Progress | None = None, passes: Passes | None = None
@@ -271,7 +293,7 @@ class Pipeline:
             if not plan.added:
                 return make(known)
             kept, all_of_it = (size(n, bucket.height, bucket.width).frames for n in (plan.kept, plan.decoded))
-            return extended(make, known, kept, all_of_it)
+            return extended(make, known, kept, all_of_it, partial(last_alone, self.decoder))
 
     def decode(
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"], progress: Progress | None = None
@@ -318,7 +340,7 @@ class Pipeline:
             "clip": plan.bucket,
             "release": release.name,
             "weights": release.weights_hash,
-            "lora": " ".join(self._lora) or None,
+            "lora": shlex.join(self._lora) or None,
             "text_dtype": None if release.config.classes else release.config.text.dtype,
             "device": self.device.type,
             "dtype": name_of(self.dtype),

@@ -53,7 +53,9 @@ _KEYS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def read_prompts(path: Path, common: ClipRequest) -> Iterator[tuple[str, ClipRequest]]:
+def read_prompts(
+    path: Path, common: ClipRequest, *, classes: bool = False
+) -> Iterator[tuple[str, ClipRequest]]:
     """(place, request) of each line of a file, or of standard input where the path is "-".
 
     A .jsonl file has an object a line, a .csv file a header and a row a clip; their keys are the options'
@@ -61,7 +63,8 @@ def read_prompts(path: Path, common: ClipRequest) -> Iterator[tuple[str, ClipReq
     VBench's, whose prompt is `prompt_en` and whose other keys say how it is judged. Any other file has one
     prompt a line, and so has standard input unless its first line is a JSON object. A line's own seed is
     taken as it is; without one the seed is derived from that of `common`, the prompt, and how often the same
-    prompt stood before it: not from its place, so that lines can be moved, added and removed.
+    prompt stood before it: not from its place, so that lines can be moved, added and removed. Of a release
+    of `classes` the name or number of one stands in `label`, or where else a prompt would.
 
     Raises:
         UserError: a file that cannot be read or holds no prompt, or a line with a key or value that is none.
@@ -80,7 +83,7 @@ def read_prompts(path: Path, common: ClipRequest) -> Iterator[tuple[str, ClipReq
     seen, empty = Counter[str](), True
     for place, row in rows:
         empty = False
-        request = _request(place, row, common)
+        request = _request(place, _labelled(place, row) if classes else row, common)
         if "seed" not in row:
             seed = derived_seed(common.seed, request.prompt, repeat=seen[request.prompt])
             request = replace(request, seed=seed)
@@ -141,6 +144,14 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}:{reader.line_num}: {error}; write a row as a spreadsheet does") from None
 
 
+def _labelled(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    if "label" not in row:
+        return row
+    if "prompt" in row:
+        raise UserError(f"{place}: a label and a prompt; give one of the two")
+    return {("prompt" if key == "label" else key): value for key, value in row.items()}
+
+
 def _request(place: str, row: dict[str, Any], common: ClipRequest) -> ClipRequest:
     values: dict[str, Any] = {}
     for key, value in row.items():
@@ -157,6 +168,8 @@ def setting(place: str, key: str, value: object) -> dict[str, Any]:
         UserError: no such setting, or a value that it does not take; the line begins with `place`.
     """
     name = key.replace("_", "-")
+    if name == "label":
+        raise UserError(f"{place}: label: the release reads prompts and has no classes; write a prompt")
     if name not in _KEYS:
         raise UserError(f"{place}: {key}: no setting of a clip; known are {', '.join(_KEYS)}")
     try:

@@ -4,7 +4,7 @@ kinoflow.yaml   name, version, what it can make, default settings
 tae/            the autoencoder: config.json and safetensors; none where the backbone makes pixels
 dit/ …          the backbone, one of dit/, unet/ and mmdit/, a model folder as well
 text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name;
-                none where it names classes
+                none where it names classes or Stable Diffusion's
 judge/          (optional) the judge that evaluates the release
 """
 
@@ -20,7 +20,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinoflow.conditioning.checkpoints import LIMITS, TextConfig, find, fingerprint
+from kinoflow.conditioning.checkpoints import (
+    LIMITS,
+    TextConfig,
+    clip_t5_fingerprint,
+    clip_t5_folder,
+    find,
+    fingerprint,
+    has_t5,
+)
 from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.conditioning.vocabulary import Vocabulary, known_words
 from kinoflow.configs.errors import UserError
@@ -37,6 +45,7 @@ from kinoflow.tae.model.pixels import Pixels
 if TYPE_CHECKING:
     import torch
 
+    from kinoflow.conditioning.clip_t5 import ClipT5Encoder
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
     from kinoflow.dit_video.backbone import Backbone, BackboneConfig
     from kinoflow.dit_video.lora import Adapter
@@ -200,7 +209,7 @@ class Release:
 
     def encoder(
         self, text_cache: Path | None = None, device: torch.device | str = "cpu"
-    ) -> PromptEncoder | LabelEncoder:
+    ) -> PromptEncoder | ClipT5Encoder | LabelEncoder:
         """Read the text encoders, in the number type that the card names; with a cache only if it lacks some.
 
         Of a release of classes there are none to read: what it gives knows the names.
@@ -217,6 +226,13 @@ class Release:
             )
         if self.config.classes:
             return LabelEncoder(self.config.classes)
+        if self.config.text.clip_t5:
+            from kinoflow.conditioning.clip_t5 import ClipT5Encoder
+
+            (width,), dtype = backbone.text_widths, self.config.text.torch_dtype
+            folder = clip_t5_folder(self.config.text.clip_t5)
+            states = ClipT5Encoder.from_folder(folder, width=width, with_t5=has_t5(folder), dtype=dtype)
+            return states.to(device)
         from kinoflow.conditioning.prompt_encoder import PromptEncoder
 
         encoder = PromptEncoder.of_release(self.folder, self.config.text, cache=text_cache)
@@ -231,7 +247,7 @@ class Release:
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
-        if self.config.classes:
+        if self.config.classes or self.config.text.clip_t5:
             return None
         words = known_words(Path(self.config.text.sources(self.folder)["ul2"]))
         return None if words is None else Vocabulary(words=words, written=self.config.written)
@@ -243,12 +259,15 @@ class Release:
         Adapters and their scales as well.
         """
         digest = hashlib.sha256()
-        elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
+        elsewhere = [name for name in LIMITS if getattr(self.config.text, name) or self.config.text.clip_t5]
         for part in ("tae", self.part, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
             for path in sorted((self.folder / part).glob("*.safetensors")):
                 digest.update(f"{part}/{path.name}".encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
+        if self.config.text.clip_t5:
+            digest.update(clip_t5_fingerprint(clip_t5_folder(self.config.text.clip_t5)).encode())
+            elsewhere = []
         for source in find(self.config.text.sources(self.folder)) if elsewhere else ():
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
@@ -280,7 +299,7 @@ class Release:
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]
         own = [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
-        parts = [*models, *([] if self.config.classes else own)]
+        parts = [*models, *([] if self.config.classes or self.config.text.clip_t5 else own)]
         needed = [self.folder / part / CONFIG_NAME for part in parts]
         return needed + [path for part in models for path in weight_files(self.folder / part)]
 

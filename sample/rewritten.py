@@ -1,10 +1,11 @@
-"""Prompts of `kinoflow sample --rewrite MODEL` as the language model words them."""
+"""Prompts as a language model words them, of `--rewrite MODEL` and of a Pipeline's `rewrite`."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Mapping
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError
@@ -30,7 +31,7 @@ class Prompts:
     """
 
     def __init__(self, source: str | None, release: Release, device: torch.device | str = "cpu") -> None:
-        self._rewriter = None
+        self._rewriter, self._lock = None, Lock()
         if source is None:
             return
         if release.config.classes:
@@ -49,7 +50,8 @@ class Prompts:
         """
         if self._rewriter is None or not prompt.strip():
             return prompt, {}
-        caption, advice = self._rewriter(prompt)
+        with self._lock:  # clips are made in threads
+            caption, advice = self._rewriter(prompt)
         if advice is not None:
             warnings.warn(advice, RewriteWarning, stacklevel=2)
             return prompt, {}

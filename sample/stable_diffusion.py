@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kinoflow.conditioning.checkpoints import TextConfig, fingerprint
+from kinoflow.conditioning.checkpoints import CLIP_T5, CLIP_T5_TOKENIZERS, TextConfig, fingerprint, has_t5
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import CONFIG_NAME, resolve_folder, weight_files
 from kinoflow.data.clips.buckets import Bucket
@@ -34,13 +34,17 @@ INDEX = "model_index.json"
 _PIPELINE = "StableDiffusion3Pipeline"
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _STEM = "diffusion_pytorch_model"
-_T5 = "text_encoder_3"
-_TEXT = ("text_encoder", "text_encoder_2", _T5)
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_T5 = CLIP_T5["t5"]
+_TEXT, _TOKENIZERS = tuple(CLIP_T5.values()), tuple(CLIP_T5_TOKENIZERS.values())
 # What is fetched from the hub: safetensors in the precision that comes without a suffix, nothing twice.
 _FETCHED = (INDEX, "*/*.json", "tokenizer*/*", *(f"{part}/{stem}{end}" for part, stem in (
     ("transformer", _STEM), ("vae", _STEM), ("text_encoder*", "model")
 ) for end in (".safetensors", "-0*.safetensors")))  # fmt: skip
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Whether it is laid out as diffusers writes a pipeline, and not as a release."""
+    return (folder / INDEX).is_file() and not (folder / CARD_NAME).is_file()
 
 
 def open_release(
@@ -72,13 +76,13 @@ def open_release(
             f"{folder / INDEX}: a {index.get('_class_name')}; give a {_PIPELINE} (Stable Diffusion 3 or 3.5) "
             "or a release of kinoflow"
         )
-    return _opened(resolve_folder(source, list(_FETCHED), revision), Path(source).name, index, dtype)
+    return _opened(resolve_folder(source, list(_FETCHED), revision), Path(source).name, dtype)
 
 
-def _opened(folder: Path, name: str, index: dict[str, Any], dtype: torch.dtype) -> StableDiffusion:
+def _opened(folder: Path, name: str, dtype: torch.dtype) -> StableDiffusion:
     from kinoflow.dit_video.released import read_shape
 
-    with_t5 = bool((index.get(_T5) or [None])[0])
+    with_t5 = has_t5(folder)
     _require(folder, with_t5=with_t5)
     shape, side = read_shape(folder / "transformer")
     pixels = _factor(folder / "vae")

@@ -149,7 +149,8 @@ class Clips:
     def _cut(
         self, path: Place, bucket: Bucket, turn: int, piece: range | None
     ) -> UInt8[np.ndarray, "frames height width 3"]:
-        return self._workers.call(partial(cut, piece=piece), path, bucket, self._seed, turn, self._placed)
+        cutting = partial(cut, piece=piece, threads=self._workers.threads)
+        return self._workers.call(cutting, path, bucket, self._seed, turn, self._placed)
 
     def _read(self, entry: ClipEntry, read: Callable[[Place], T]) -> T | None:
         """What `read` makes of the entry's file; None of a bad one, which is set aside."""
@@ -220,17 +221,24 @@ def _times(path: Path, piece: range | None) -> Presentation:
 
 
 def cut(
-    where: Place, bucket: Bucket, seed: int, turn: int, placed: Fit, *, piece: range | None = None
+    where: Place,
+    bucket: Bucket,
+    seed: int,
+    turn: int,
+    placed: Fit,
+    *,
+    piece: range | None = None,
+    threads: int | None = None,
 ) -> UInt8[np.ndarray, "frames height width 3"]:
     """Decode a window of a clip, another one in each turn, keeping only the bucket's frames, already small.
 
-    The clip is all of the file, or a `piece` of its frames.
+    The clip is all of the file, or a `piece` of its frames; FFmpeg decodes in so many `threads`.
 
     Raises:
         UserError: it cannot be read, or does not fill the bucket.
     """
     with local(where) as path:
-        frames = video.frames_at(path, _window(path, bucket, seed, turn, piece))
+        frames = video.frames_at(path, _window(path, bucket, seed, turn, piece), threads=threads)
         return np.concatenate([placed(frame[None], bucket.height, bucket.width) for frame in frames])
 
 

@@ -1,6 +1,7 @@
 """Processes that decode clips, each within a time limit: a clip that hangs or crashes costs only itself."""
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -22,11 +23,14 @@ class Workers:
     """`count` processes; none of them is a plain call here and now, without a time limit.
 
     They are forked from a server that is started fresh, so that they have none of this process's threads,
-    devices and locks, when the first call comes.
+    devices and locks, when the first call comes. `threads` is how many each may decode in, None for as many
+    as FFmpeg likes.
     """
 
     def __init__(self, count: int, seconds: float = 60.0) -> None:
         self.count, self._seconds = count, seconds
+        # Each decodes in its share of the cores: together they would be in each other's way.
+        self.threads = max(1, (os.cpu_count() or 1) // count) if count else None
         self._pool: ProcessPool | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._beginning = threading.Lock()  # the first calls may come from several threads at once

@@ -18,7 +18,8 @@ class LatentSets:
 
     A bucket is named, and weighed, as the first folder names it that has it. `index` describes all of them:
     `captions_per_clip` is the least that the folders' own numbers divide, so that a choice below it is a fair
-    choice in each. `weights` are the folders' shares of a bucket's draws, None without any.
+    choice in each, and `keyframes` asks that all of them have some: those of a part are left out. `weights`
+    are the folders' shares of a bucket's draws, None without any.
 
     Raises:
         UserError: a folder that is not there or not whole, or folders that were made with other encoders.
@@ -46,6 +47,7 @@ class LatentSets:
             self._folders[0].index,
             buckets={name: sum(counts) for name, counts in self._lengths.items()},
             captions_per_clip=math.lcm(*(folder.index.captions_per_clip for folder in self._folders)),
+            keyframes=all(folder.index.keyframes for folder in self._folders),
         )
 
     def _counted(self, bucket: str) -> list[int]:
@@ -95,7 +97,8 @@ class LatentSets:
         for index, choice in zip(indices.tolist(), choices.tolist(), strict=True):
             folder, name, own = self._find(bucket, index)
             captions = folder.index.captions_per_clip
-            rows.append(folder.row(name, own, [c if c < 0 else c % captions for c in choice]))
+            row = folder.row(name, own, [c if c < 0 else c % captions for c in choice])
+            rows.append(row if self.index.keyframes else replace(row, keyframes=None))
         return Batch.of(rows, self.index)
 
     def _find(self, bucket: str, index: int) -> tuple[LatentDataset, str, int]:
@@ -115,8 +118,8 @@ def _require_alike(first: LatentDataset, other: LatentDataset) -> None:
         ("another autoencoder", one.made_from.get("tae"), two.made_from.get("tae")),
         ("other text encoders", one.made_from.get("text"), two.made_from.get("text")),
         ("text states of other widths", one.widths, two.widths),
+        ("pooled texts of other widths", one.pooled, two.pooled),
         ("other classes", one.classes, two.classes),
-        ("other keyframes=", one.keyframes, two.keyframes),
         ("other latent statistics", (one.latent_mean, one.latent_std), (two.latent_mean, two.latent_std)),
     ):
         if before != after:

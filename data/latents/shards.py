@@ -1,11 +1,12 @@
 """Latent folders: precomputed latents and text states in shards that any process may read or write.
 
     folder/index.json                 what the folder holds and from what; written before the first shard
-    folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]
+    folder/null/text_0.npy            states of the null prompt, one file per encoder [l, d]; pooled_0.npy [p]
     folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
-        keyframes.npy                 float16 [n, 2, c, h, w], of the first and last frame alone, if kept
+        keyframes.npy                 float16 [n, 1 + t, c, h, w], of single frames, if kept
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
+        pooled_0.npy                  float16 [n * captions, p], of an encoder that gives pooled text
         captions.jsonl                one list of captions per clip
         label.npy                     int64 [n], where clips have a class
         stamps.txt                    of clips of a list: which version of each clip was read, a line each
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from kinoflow.data.clips.buckets import parse
 INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
 # What made_from says in the place of an autoencoder and of text encoders where there are none.
 PIXELS, LABELS = "pixels", "labels"
-_LATER = ("classes", "keyframes")
+_LATER = ("classes", "keyframes", "pooled")
 _OPEN = 256  # each mapped file is an open one, and systems allow a process 1,024
 
 
@@ -46,7 +47,8 @@ class LatentIndex:
     is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
     `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
     `classes` are the names of the clips' classes in the order of their labels; empty where they have texts.
-    `keyframes` says that clips of more than one frame have latents of their first and last frame too.
+    `keyframes` says that clips of more than one frame have latents of single frames too. `pooled` are widths
+    of the encoders' pooled texts, 0 of one that gives none; empty where none does.
     """
 
     buckets: Mapping[str, int]
@@ -58,6 +60,7 @@ class LatentIndex:
     latent_std: tuple[float, ...]
     classes: tuple[str, ...] = ()
     keyframes: bool = False
+    pooled: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.latent_mean) == len(self.latent_std) > 0 or min(self.latent_std) <= 0:
@@ -68,7 +71,7 @@ class LatentIndex:
                 raise UserError(f"buckets: {place} is listed twice, once is enough")
 
     def described(self) -> dict[str, Any]:
-        """As index.json has it: classes and keyframes only where there are some, as before there were any."""
+        """As index.json has it: what came later only where there is some, as before there was any."""
         return {key: value for key, value in asdict(self).items() if value or key not in _LATER}
 
     def num_shards(self, bucket: str) -> int:
@@ -87,7 +90,8 @@ class Shard:
     texts[e][i * captions + k] are encoder e's states of caption k of clip i. `stamps` say of each clip what
     it was made of, for those who ask whether it is still so; none where that cannot change. `labels` are
     positions in the index's classes, one a clip where there are some. `keyframes` are latents of the
-    first and the last frame, each encoded alone.
+    first frame and of the last of each latent frame, each encoded alone. `pooled` are pooled texts, in the
+    order of `texts`; of an encoder that gives none it is empty.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
@@ -95,10 +99,16 @@ class Shard:
     captions: Sequence[Sequence[str]]
     stamps: Sequence[str] = ()
     labels: Sequence[int] = ()
-    keyframes: Float16[np.ndarray, "n 2 c h w"] | None = None
+    keyframes: Float16[np.ndarray, "n k c h w"] | None = None
+    pooled: Sequence[Sequence[Float[np.ndarray, " p"]]] = ()
 
 
-def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ _"]]) -> None:
+def begin(
+    folder: Path,
+    index: LatentIndex,
+    null: Sequence[Float[np.ndarray, "_ _"]],
+    pooled: Sequence[Float[np.ndarray, " p"] | None] = (),
+) -> None:
     """Write index.json and the null prompt's states, or check that the folder was begun the same way.
 
     Several processes may call it at once: they write equal files.
@@ -114,6 +124,10 @@ def begin(folder: Path, index: LatentIndex, null: Sequence[Float[np.ndarray, "_ 
     for i, states in enumerate(null):
         with replacing(folder / NULL / f"text_{i}.npy") as aside:
             np.save(aside, np.asarray(states, np.float16))
+    for i, whole in enumerate(pooled):
+        if whole is not None:
+            with replacing(folder / NULL / f"pooled_{i}.npy") as aside:
+                np.save(aside, np.asarray(whole, np.float16))
     write_json(folder / INDEX, {"format": FORMAT, **index.described()})
 
 
@@ -152,6 +166,9 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
             lengths = np.array([len(state) for state in states], np.int64)
             np.save(aside / f"text_{i}.npy", np.concatenate(states).astype(np.float16))
             np.save(aside / f"offsets_{i}.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        for i, pooled in enumerate(content.pooled):
+            if len(pooled):
+                np.save(aside / f"pooled_{i}.npy", np.stack(pooled).astype(np.float16))
         lines = (json.dumps(list(captions), ensure_ascii=False) + "\n" for captions in content.captions)
         (aside / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
         if len(content.labels):
@@ -172,7 +189,8 @@ def read_index(folder: Path) -> LatentIndex:
             raise UserError(f"{folder / INDEX}: has format {written}, this kinoflow reads {FORMAT}; delete "
                               f"{folder} and run precompute again")  # fmt: skip
         lists = {key: tuple(content[key]) for key in ("widths", "latent_mean", "latent_std")}
-        return LatentIndex(**{**content, **lists, "classes": tuple(content.get("classes", ()))})
+        later = {key: tuple(content.get(key, ())) for key in ("classes", "pooled")}
+        return LatentIndex(**{**content, **lists, **later})
     except FileNotFoundError as error:
         raise UserError(f"{folder / INDEX} is missing: write it with `kinoflow train precompute "
                           f"out={folder}`") from error  # fmt: skip
@@ -184,24 +202,28 @@ def read_index(folder: Path) -> LatentIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedText:
-    """States of one text encoder, padded to the longest of the batch; mask is True on real tokens."""
+    """States of one text encoder, padded to the longest of the batch; mask is True on real tokens.
+
+    `pooled` is the whole text in one vector, of an encoder that gives it.
+    """
 
     hidden: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]
+    pooled: Float[Tensor, "b p"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Latents (normalized, float32) and the text states that belong to them, one entry per encoder.
 
-    `labels` are positions in the index's classes, `keyframes` normalized latents of the first and last frame;
+    `labels` are positions in the index's classes, `keyframes` normalized latents of single frames;
     None where there are none.
     """
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
     labels: Int[Tensor, " b"] | None = None
-    keyframes: Float[Tensor, "b 2 c h w"] | None = None
+    keyframes: Float[Tensor, "b k c h w"] | None = None
 
     @classmethod
     def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
@@ -213,7 +235,10 @@ class Batch:
         latent = torch.from_numpy(np.stack([row.latent for row in rows])).float()
         stills = [row.keyframes for row in rows if row.keyframes is not None]
         keyframes = torch.from_numpy(np.stack(stills)).float() if stills else None
-        texts = tuple(_pad(states) for states in zip(*(row.texts for row in rows), strict=True))
+        texts = tuple(map(_pad, zip(*(row.texts for row in rows), strict=True)))
+        if index.pooled:
+            pooled = map(_stack, zip(*(row.pooled for row in rows), strict=True))
+            texts = tuple(replace(text, pooled=one) for text, one in zip(texts, pooled, strict=True))
         labels = torch.tensor([row.label for row in rows]) if index.classes else None
         if keyframes is not None:
             keyframes = (keyframes - mean[..., 0]) / std[..., 0]
@@ -230,7 +255,8 @@ class Row:
     latent: Float16[np.ndarray, "c t h w"]
     texts: Sequence[Float[np.ndarray, "_ _"]]
     label: int | None = None
-    keyframes: Float16[np.ndarray, "2 c h w"] | None = None
+    keyframes: Float16[np.ndarray, "k c h w"] | None = None
+    pooled: Sequence[Float[np.ndarray, " p"] | None] = ()
 
 
 class LatentDataset:
@@ -243,7 +269,12 @@ class LatentDataset:
             if missing := unfinished(self.folder, self.index, bucket):
                 raise UserError(f"{shard_path(self.folder, bucket, missing[0])} is missing: run the same "
                                   "precompute command again, it makes what is left")  # fmt: skip
-        self._null = [self._load(self.folder / NULL / f"text_{i}.npy") for i in range(len(self.index.widths))]
+        null = self.folder / NULL
+        self._null = [self._load(null / f"text_{i}.npy") for i in range(len(self.index.widths))]
+        self._null_pooled = [
+            self._load(null / f"pooled_{i}.npy") if width else None
+            for i, width in enumerate(self.index.pooled)
+        ]
         self._open = lru_cache(maxsize=_OPEN)(self._load)
 
     @property
@@ -283,11 +314,15 @@ class LatentDataset:
     def row(self, bucket: str, index: int, choices: Sequence[int]) -> Row:
         """One clip, with the caption that `choices` name for each encoder; -1 is the null prompt."""
         texts = [self._text(bucket, index, encoder, choice) for encoder, choice in enumerate(choices)]
+        pooled = (
+            [self._pooled(bucket, index, *each) for each in enumerate(choices)] if self.index.pooled else ()
+        )
         label = self.label(bucket, index) if self.index.classes else None
         keyframes = None
         if self.index.keyframes and parse(bucket).frames > 1:
             keyframes = self._file(bucket, index, "keyframes")[index % self.index.shard_size]
-        return Row(latent=self.stored(bucket, index), texts=texts, label=label, keyframes=keyframes)
+        stored = self.stored(bucket, index)
+        return Row(latent=stored, texts=texts, label=label, keyframes=keyframes, pooled=pooled)
 
     def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
         """The latents of one clip as they are on disk."""
@@ -308,6 +343,12 @@ class LatentDataset:
         offsets = self._file(bucket, index, f"offsets_{encoder}")
         row = index % self.index.shard_size * self.index.captions_per_clip + choice
         return self._file(bucket, index, f"text_{encoder}")[offsets[row] : offsets[row + 1]]
+
+    def _pooled(self, bucket: str, index: int, encoder: int, choice: int) -> Float[np.ndarray, " p"] | None:
+        if choice < 0 or not self.index.pooled[encoder]:
+            return self._null_pooled[encoder]
+        row = index % self.index.shard_size * self.index.captions_per_clip + choice
+        return self._file(bucket, index, f"pooled_{encoder}")[row]
 
     def _file(self, bucket: str, index: int, name: str) -> np.ndarray:
         return self._open(self._path(bucket, index) / f"{name}.npy")
@@ -340,6 +381,11 @@ def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:
         hidden[i, : len(state)] = state
         mask[i, : len(state)] = True
     return PaddedText(hidden=torch.from_numpy(hidden), mask=torch.from_numpy(mask))
+
+
+def _stack(pooled: Sequence[Float[np.ndarray, " p"] | None]) -> Float[Tensor, "b p"] | None:
+    found = [each for each in pooled if each is not None]
+    return torch.from_numpy(np.stack(found).astype(np.float32)) if found else None
 
 
 def is_latent_folder(path: Path) -> bool:

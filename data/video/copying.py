@@ -1,5 +1,6 @@
 """A piece of a clip as a file of its own, its packets copied as they are where they can be."""
 
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ def extract(path: str | Path, span: range, out: str | Path, *, crf: float = 12) 
         return True
     info, times = reader.probe(path), reader.presentation(path)
     times = None if times is None else times.cut(span.start, span.stop)
+<<<<<<< HEAD
+    made = VideoWriter(out, fps=info.fps, width=info.width, height=info.height, crf=crf, presentation=times)
+    with made as writer:
+=======
     height, width = info.height, info.width
     with VideoWriter(out, fps=info.fps, width=width, height=height, crf=crf, presentation=times) as writer:
+>>>>>>> engine
         for frames in reader.stream(path, span.start, span.stop, chunk=_CHUNK):
             writer.write(frames)
     return False
@@ -43,11 +49,16 @@ class _UnfitError(Exception):
 def _copied(path: Path, span: range, out: Path) -> bool:
     info = reader.probe(path)
     with opened(path) as (container, video):
-        packets = [packet for packet in container.demux(video) if packet.pts is not None and packet.size]
-        chosen = _closed(packets, span) if len(packets) == info.frames else []
-        if not chosen:
+        # The times alone: a film's packets are as large as its file.
+        times = sorted(
+            packet.pts for packet in container.demux(video) if packet.pts is not None and packet.size
+        )
+        if len(times) != info.frames:
             return False
         try:
+            chosen = _closed(container, video, times[span.start], times[span.stop - 1], len(span))
+            if not chosen:
+                return False
             with replacing(out) as aside:
                 _mux(aside, video, chosen)
                 there = reader.probe(aside)
@@ -60,14 +71,16 @@ def _copied(path: Path, span: range, out: Path) -> bool:
     return True
 
 
-def _closed(packets: list[Any], span: range) -> list[Any]:
-    """Those of a piece in their order, if it begins at a keyframe and they build on each other alone."""
-    order = sorted(packet.pts for packet in packets)
-    first, last = order[span.start], order[span.stop - 1]
-    begin = next(at for at, packet in enumerate(packets) if packet.pts == first)
-    chosen = packets[begin : begin + len(span)]
+def _closed(container: Any, video: Any, first: int, last: int, count: int) -> list[Any]:
+    """The packets of a piece in their order, if it begins at a keyframe and they build on each other alone.
+
+    `first` and `last` are the times of its frames at the ends, `count` how many it has.
+    """
+    container.seek(first, stream=video)  # to the keyframe there, or one before
+    packets = (packet for packet in container.demux(video) if packet.pts is not None and packet.size)
+    chosen = list(islice(dropwhile(lambda packet: packet.pts != first, packets), count))
     inside = all(first <= packet.pts <= last for packet in chosen)
-    return chosen if packets[begin].is_keyframe and inside and len(chosen) == len(span) else []
+    return chosen if len(chosen) == count and chosen[0].is_keyframe and inside else []
 
 
 def _mux(path: Path, video: Any, packets: list[Any]) -> None:

@@ -181,11 +181,13 @@ def thumbnails(path: PathLike, span: range, *, side: int, detail: int, every: in
         raise UserError(f"{path}: frame {index} does not decode; the file is {DAMAGED}") from None
 
 
-def frames_at(path: PathLike, wanted: Sequence[int]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+def frames_at(
+    path: PathLike, wanted: Sequence[int], *, threads: int | None = None
+) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The frames of these indices, which rise or repeat, one at a time: those that `stream` gives.
 
     All from the first to the last are decoded, as they build on each other; only these are converted. One
-    that repeats is the same array again.
+    that repeats is the same array again. FFmpeg decodes in so many `threads`, by default as many as it likes.
 
     Raises:
         UserError: as `stream` for the range from the first to the last; no indices, or some that fall.
@@ -195,7 +197,7 @@ def frames_at(path: PathLike, wanted: Sequence[int]) -> Iterator[UInt8[np.ndarra
     if len(wanted) == 0 or any(after < before for before, after in pairwise(wanted)):
         raise UserError(f"{path}: the frames to read must be named in rising order; sort their indices")
     _check_range(path, examined, wanted[0], wanted[-1] + 1)
-    yield from _pictures(path, examined, wanted, partial=False)
+    yield from _pictures(path, examined, wanted, partial=False, threads=threads)
 
 
 def _check_range(path: Path, examined: _Examined, start: int, stop: int) -> None:
@@ -285,7 +287,7 @@ def _info(
 
 
 def _pictures(
-    path: Path, examined: _Examined, wanted: Sequence[int], partial: bool
+    path: Path, examined: _Examined, wanted: Sequence[int], partial: bool, threads: int | None = None
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The frames of rising or repeated indices; the others between them are decoded, not converted."""
     display, reformatter, done = examined.display, VideoReformatter(), wanted[0]
@@ -297,7 +299,8 @@ def _pictures(
     with opened(path) as (container, video):
         span = range(wanted[0], wanted[-1] + 1)
         # What threads conceal of a lost packet depends on their timing.
-        video.thread_type = "NONE" if examined.timeline.lost else "AUTO"
+        video.thread_type = "NONE" if examined.timeline.lost or threads == 1 else "AUTO"
+        video.codec_context.thread_count = threads or 0
         try:
             for frame in _sequence(path, container, video, examined.timeline, span):
                 _require_shape(path, display, frame, done)

@@ -6,7 +6,8 @@ goes on from where it was.
 
 Kept places hold the clip's own latent: a beginning to go on from, an end, all but a region. They lie on the
 path of the clip, whatever the model says, and the loss leaves them out. Shown places hold the latent of a
-single frame, where the clip's latent holds eight: the model learns what follows from it.
+single frame, where the clip's latent holds eight: the model learns what follows from it. Behind a beginning
+its last frame is shown, which says more exactly where things are than the eight frames' latent does.
 
 Letters: b clips, c channels, t h w latent sizes.
 """
@@ -88,6 +89,11 @@ def show(known: Known, frame: int, picture: Float[Tensor, "b c h w"]) -> Known:
     return replace(known, latent=latent, shown=shown)
 
 
+def begun(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
+    """The first `count` latent frames of a clip, and behind them the latent of their last frame alone."""
+    return show(keep(clip, span(clip, 0, count)), count, picture)
+
+
 def span(like: Float[Tensor, "b c t h w"], first: int, last: int) -> Float[Tensor, "1 1 t h w"]:
     """A mask of the latent frames first .. last - 1."""
     mask = torch.zeros_like(like[:1, :1])
@@ -107,7 +113,7 @@ class KnownConfig:
     both: float = 0.0
     """Its first and last frame are shown."""
     prefix: float = 0.0
-    """Some latent frames at its beginning are kept."""
+    """Some latent frames at its beginning are kept; behind them their last frame is shown."""
     suffix: float = 0.0
     """Some at its end are kept."""
     region: float = 0.0
@@ -121,7 +127,7 @@ class KnownConfig:
     @property
     def pictures(self) -> bool:
         """Whether latents of single frames are needed."""
-        return self.first + self.both > 0
+        return self.first + self.both + self.prefix > 0
 
     @property
     def any(self) -> bool:
@@ -133,9 +139,11 @@ def draw(
     config: KnownConfig,
     rng: np.random.Generator,
     clip: Float[Tensor, "1 c t h w"],
-    pictures: Float[Tensor, "2 c h w"] | None,
+    pictures: Float[Tensor, "k c h w"] | None,
 ) -> Known:
-    """What a training step knows of a clip; `pictures` are latents of its first and last frame.
+    """What a training step knows of a clip.
+
+    `pictures` are latents of its first frame and of the last one of each latent frame, 1 + t in all.
 
     One level chooses the mode, whatever the clip: those of clips that cannot have it know nothing.
     """
@@ -151,13 +159,15 @@ def draw(
         return keep(clip, _rectangle(rng, clip))
     if frames == 1:
         return nothing(clip)
-    if mode in ("prefix", "suffix"):
-        count = int(rng.integers(1, frames))
-        return keep(clip, span(clip, 0, count) if mode == "prefix" else span(clip, frames - count, frames))
+    if mode == "suffix":
+        return keep(clip, span(clip, int(rng.integers(1, frames)), frames))
     if pictures is None:
-        raise ValueError("known.first: the clip has no latents of single frames")
+        raise ValueError(f"known.{mode}: the clip has no latents of single frames")
+    if mode == "prefix":
+        count = int(rng.integers(1, frames))
+        return begun(clip, count, pictures[count : count + 1])
     known = show(nothing(clip), 0, pictures[:1])
-    return show(known, -1, pictures[1:]) if mode == "both" else known
+    return show(known, -1, pictures[-1:]) if mode == "both" else known
 
 
 def _rectangle(rng: np.random.Generator, like: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 1 t h w"]:

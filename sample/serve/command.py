@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.sample.options import add_hardware
+from kinoflow.sample.options import add_hardware, add_rewrite
 
 if TYPE_CHECKING:
     from kinoflow.sample.serve.app import ServeConfig
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         args.host, args.port
     ) as listener:  # before the models: a port that is taken is said at once
         pipeline = Pipeline.from_pretrained(
-            args.weights, device=args.device, dtype=args.dtype, threads=args.threads
+            args.weights, device=args.device, dtype=args.dtype, threads=args.threads, rewrite=args.rewrite
         )
         return serve(ReleaseMaker(pipeline, args.batch), config, listener)
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", type=int, default=200, help="the most finished clips that are kept (default 200)")
     add("--batch", type=int, help="clips at once (default: one a CPU core, 1 on a GPU); memory grows with it")
     add("--token-file", type=Path, metavar="FILE", help="holds the token that clients must send")
+    add_rewrite(add)
     add_hardware(add)
     return parser
 

@@ -1,7 +1,7 @@
 """Clips of a release, with the pipeline that `kinoflow sample` has."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class ReleaseMaker:
 
     def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
         """See Maker."""
-        plan = self._pipeline.plan(request)
-        bucket, metadata = plan.bucket, file_metadata(path, self._pipeline.metadata(plan), CRF)
+        prompt, more = self._pipeline.reworded(request.prompt)
+        plan = self._pipeline.plan(replace(request, prompt=prompt))
+        bucket, metadata = plan.bucket, file_metadata(path, {**self._pipeline.metadata(plan), **more}, CRF)
         size = {"frames": plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
         output, done = Output(path, **size, crf=CRF, metadata=metadata), 0
 
@@ -54,4 +55,6 @@ class ReleaseMaker:
 
         passes = Passes()
         output.write(self._pipeline.pieces(plan, advance, passes))
-        return {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
+        reworded = {"prompt": plan.prompt, **more} if more else {}
+        figures = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
+        return figures | reworded

@@ -14,6 +14,7 @@ CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 512 << 20
 # Tensors without values ("meta"), by which memory is counted, are cut as those of this device type would be.
 _counted_for = ContextVar("_counted_for", default="cpu")
+_parts = ContextVar("_parts", default=1)
 
 
 def streams() -> bool:
@@ -31,10 +32,19 @@ def counted_for(device_type: str) -> Iterator[None]:
         _counted_for.reset(token)
 
 
+@contextmanager
+def cut_into(parts: int) -> Iterator[None]:
+    """Chunks are so many times smaller. What is alive in a long stream is some fifty of them."""
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
 def _chunk_bytes(device_type: str) -> int:
-    return CHUNK_BYTES.get(
-        _counted_for.get() if device_type == "meta" else device_type, CHUNK_BYTES_ELSEWHERE
-    )
+    device_type = _counted_for.get() if device_type == "meta" else device_type
+    return CHUNK_BYTES.get(device_type, CHUNK_BYTES_ELSEWHERE) // _parts.get()
 
 
 def regroup(chunks: Iterable[Tensor], multiple: int = 1, growth: float = 1.0) -> Iterator[Tensor]:
@@ -120,7 +130,7 @@ def neighbours(chunks: Iterable[Tensor]) -> Iterator[tuple[Tensor | None, Tensor
     for chunk in chunks:
         if current is not None:
             yield before, current, chunk[:, :, :1]
-            before = current[:, :, -1:]
+            before = current[:, :, -1:].clone()  # a view would hold the whole chunk
         current = chunk
     if current is not None:
         yield before, current, None

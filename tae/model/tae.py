@@ -283,19 +283,30 @@ class TAE(nn.Module):
         return from_bytes(video.movedim(1, -1)).to(self.encoder.conv_in.spatial.weight.dtype)
 
     def _decode_stream(self, latent: Tensor, start: int, stop: int) -> Tensor:
-        """Frames start..stop-1, from the patch in which the first lies."""
-        patch, factors = self.config.decoded_patch, self.config.factors
+        return gather(self._pieces(latent, start, stop), stop - start)
+
+    @torch.no_grad()
+    def decode_pieces(
+        self, latent: Float[Tensor, "b c t h w"], frames: int
+    ) -> Iterator[Float[Tensor, "b 3 _ height width"]]:
+        """The frames of `decode`, the same numbers, as they are made; without gradients.
+
+        Without attention, which waits for all frames, what is alive does not grow with the clip, but for the
+        latent.
+        """
+        yield from self._pieces(_channels_last(latent), 0, frames)
+
+    def _pieces(self, latent: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+        """Frames start..stop-1; the patch in which the first lies is computed whole."""
+        patch = self.config.decoded_patch
         low, high = start // patch[0], -(-stop // patch[0])
-        begin = low * patch[0]
-        chunks = self.decoder.stream(latent, low, high)
-        video = gather((unfold(chunk, patch) for chunk in chunks), stop - begin)
-        if self.to_pixels is not None:
-            for cell in range(begin // factors[0], -(-stop // factors[0])):
-                at = cell * factors[0]
-                clip = video[:, :, max(at - begin, 0) : at + factors[0] - begin]
-                pixels = unfold(self.to_pixels(latent[:, :, cell : cell + 1]), factors)
-                clip.add_(pixels[:, :, max(begin - at, 0) :][:, :, : clip.shape[2]])
-        return video[:, :, start - begin :]
+        chunks = (unfold(chunk, patch) for chunk in self.decoder.stream(latent, low, high))
+        shortcut, position = _Shortcut(self.to_pixels, latent, self.config.factors), start
+        for chunk in crop(chunks, start - low * patch[0], stop - low * patch[0]):
+            shortcut.add_to(chunk, position)
+            position += chunk.shape[2]
+            yield chunk
+            del chunk  # not held while the next one is made
 
     def normalize(self, latent: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """Zero mean and unit variance for each channel: what the DiT sees."""
@@ -336,6 +347,27 @@ class TAE(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and safetensors weights into `folder`."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+class _Shortcut:
+    """The linear path from latents to pixels, where a model has one; each latent frame goes it once."""
+
+    def __init__(self, to_pixels: PointwiseConv | None, latent: Tensor, factors: Stride) -> None:
+        self._to_pixels, self._latent, self._factors = to_pixels, latent, factors
+        self._cell, self._pixels = -1, latent
+
+    def add_to(self, frames: Tensor, start: int) -> None:
+        """Add it, in place, to frames of which the first has the number `start`."""
+        if self._to_pixels is None:
+            return
+        time = self._factors[0]
+        for cell in range(start // time, -(-(start + frames.shape[2]) // time)):
+            if cell != self._cell:
+                path = self._to_pixels(self._latent[:, :, cell : cell + 1])
+                self._cell, self._pixels = cell, unfold(path, self._factors)
+            at = cell * time - start
+            clip = frames[:, :, max(at, 0) : at + time]
+            clip.add_(self._pixels[:, :, max(-at, 0) :][:, :, : clip.shape[2]])
 
 
 def _bounds(wanted: slice | None, frames: int) -> tuple[int, int]:

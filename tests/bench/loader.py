@@ -3,7 +3,8 @@
 Clips a second of `ClipSource` with data.workers 0, 1 and 2, and of PyAV and decord2 on the same windows of
 the same clips, with as many threads: only the frames wanted are converted, by swscale's defaults, and go
 through our `fit`. The peers are told the windows, examine no file, leave rotation and colour tags alone, and
-have no processes that a bad file could hang or crash.
+have no processes that a bad file could hang or crash. `processes` are one and two of PyAV's alone, each in
+one thread and with nothing between them: more than the second one's gain no loader can have here.
 Rounds take turns; medians. `difference` is how far a peer's clips are from ours on average, in levels of
 0..255.
 """
@@ -17,10 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -44,12 +47,12 @@ Maker = Callable[[int], Tensor]
 Frames = Callable[[Path, list[int]], Sequence[np.ndarray]]
 
 
-def by_pyav(path: Path, wanted: list[int]) -> list[np.ndarray]:
+def by_pyav(path: Path, wanted: list[int], threading: Literal["AUTO", "NONE"] = "AUTO") -> list[np.ndarray]:
     """Of a clip at a constant rate whose seeks land at or before the frame."""
     found, left = {}, set(wanted)
     with av.open(str(path)) as container:
         track = container.streams.video[0]
-        track.thread_type = "AUTO"
+        track.thread_type = threading
         step = 1 / (track.average_rate * track.time_base)
         begin = track.start_time or 0
         container.seek(round(begin + wanted[0] * step), stream=track)
@@ -89,7 +92,7 @@ def windows_of(source: ClipSource, steps: int) -> tuple[list[list[Window]], list
     """What the loader reads at each step, and what it makes of it."""
     read: list[Window] = []
     frames_at = video.frames_at
-    video.frames_at = lambda path, wanted: (read.append((path, wanted)), frames_at(path, wanted))[1]
+    video.frames_at = lambda path, wanted, **more: (read.append((path, wanted)), frames_at(path, wanted))[1]
     windows, batches = [], []
     try:
         for step in range(steps):
@@ -109,6 +112,20 @@ def maker(frames: Frames, windows: list[list[Window]], bucket: Bucket) -> Maker:
         return np.concatenate([fit(picture[None], bucket.height, bucket.width) for picture in pictures])
 
     return lambda step: to_tensor([clip(*window) for window in windows[step]])
+
+
+def alone(windows: list[list[Window]], bucket: Bucket) -> int:
+    """All of them in one thread of one process; how many clips."""
+    torch.set_num_threads(1)
+    make = maker(partial(by_pyav, threading="NONE"), windows, bucket)
+    return sum(len(make(step)) for step in range(len(windows)))
+
+
+def apart(pool: ProcessPoolExecutor, count: int, windows: list[list[Window]], bucket: Bucket) -> float:
+    """Clips a second of processes that know nothing of each other."""
+    begin = time.perf_counter()
+    clips = sum(task.result() for task in [pool.submit(alone, windows, bucket) for _ in range(count)])
+    return clips / (time.perf_counter() - begin)
 
 
 def rate(make: Maker, steps: int, workers: int) -> float:
@@ -139,7 +156,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ]
         windows, batches = windows_of(sources[0], options.steps)
         peers = {name: maker(frames, windows, sources[0].buckets[0]) for name, frames in readers().items()}
-        rates = rated(sources, peers, options)
+        pools = {
+            count: stack.enter_context(ProcessPoolExecutor(count, get_context("spawn"))) for count in (1, 2)
+        }
+        bare = {
+            str(count): partial(apart, pool, count, windows, sources[0].buckets[0])
+            for count, pool in pools.items()
+        }
+        rates, processes = rated(sources, peers, bare, options)
     difference = {
         name: statistics.mean(
             127.5 * (make(step) - ours).abs().mean().item() for step, ours in enumerate(batches)
@@ -151,24 +175,34 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "clips": [path.name for path in paths], "bucket": options.bucket, "batch_size": options.batch_size,
         "steps": options.steps, "repeats": options.repeats, "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "clips_per_second": rates, "ratios": ratios,
-        "difference": difference,
+        "difference": difference, "processes": processes,
     }  # fmt: skip
 
 
 def rated(
-    sources: list[ClipSource], peers: dict[str, Maker], options: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """Clips a second of each reader by workers, after a round that starts processes and warms up."""
+    sources: list[ClipSource],
+    peers: dict[str, Maker],
+    bare: dict[str, Callable[[], float]],
+    options: argparse.Namespace,
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Clips a second of each reader by workers, and of processes, after a round that starts and warms up."""
     seen: dict[str, dict[str, list[float]]] = {name: {str(n): [] for n in WORKERS} for name in (OURS, *peers)}
+    alone: dict[str, list[float]] = {count: [] for count in bare}
     for _ in range(options.repeats + 1):
         for workers, source in zip(WORKERS, sources, strict=True):
             ours = {OURS: partial(source.batch, index=0, slices=1)}
             for name, make in (ours | peers).items():
                 seen[name][str(workers)].append(rate(make, options.steps, workers))
-    return {
-        name: {workers: statistics.median(rounds[1:]) for workers, rounds in by_workers.items()}
-        for name, by_workers in seen.items()
-    }
+        for count, measured in bare.items():
+            alone[count].append(measured())
+    return (
+        {name: _medians(by_workers) for name, by_workers in seen.items()},
+        _medians(alone),
+    )
+
+
+def _medians(rounds: dict[str, list[float]]) -> dict[str, float]:
+    return {key: statistics.median(values[1:]) for key, values in rounds.items()}
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -179,6 +213,10 @@ def show(figures: dict[str, Any]) -> None:
         parts = ", ".join(f"{value:.2f} with {workers}" for workers, value in ratios.items())
         print(f"{OURS} is x {name}, by workers: {parts}; {name}'s clips differ by a mean of "
               f"{figures['difference'][name]:.2f} levels")  # fmt: skip
+    one, two = (figures["processes"][count] for count in ("1", "2"))
+    print(
+        f"one process alone {one:.2f} clips/s, two {two:.2f}: x {two / one:.2f}, the most that a second gives"
+    )
     if "decord2" not in figures["ratios"]:
         print("decord2 is not installed")
 

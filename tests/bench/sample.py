@@ -7,11 +7,15 @@ peer     our pipeline and diffusers' WanPipeline, random weights, one clip turn 
          tokens, steps, guidance and number of threads, feed-forwards of equally many weights (three matrices
          of 8/3 of the width, two of 4 times), and text states that are there already. The decoders
          are each one's own (Wan's compresses time by 4, ours by 8), so the flow is told apart.
+memory   peak resident MiB of `kinoflow sample` for a clip of 2 s and one of 20 s, each in a fresh process
+         (VmHWM, Linux only).
 """
 
 import argparse
 import json
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -45,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--json", action="store_true")
-    add("--only", choices=("shares", "batch", "peer"))
+    add("--only", choices=("shares", "batch", "peer", "memory"))
     add("--steps", type=int, default=50, help="of shares and peer")
     add("--batch-steps", type=int, default=8, help="of batch")
     add("--clips", type=int, default=8, help="of batch")
@@ -265,6 +269,37 @@ def peer(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return medians | {"times_faster": times}
 
 
+CHILD = """
+import sys
+from kinoflow.sample.__main__ import main
+status = main(sys.argv[1:])
+print("peak", open("/proc/self/status").read(), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def memory(steps: int = 2) -> dict[str, float]:
+    """Peak MiB of both clips, and how much more the long one takes."""
+    peaks = []
+    with TemporaryDirectory() as folder:
+        for frames in (32, 320):
+            words = [
+                "a red star moves left",
+                "--frames",
+                frames,
+                "--steps",
+                steps,
+                "--out",
+                f"{folder}/a.mp4",
+            ]
+            command = [sys.executable, "-c", CHILD, *map(str, words), "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
+            assert found is not None
+            peaks.append(int(found[1]) / 1024)
+    return {"short": round(peaks[0]), "long": round(peaks[1]), "growth": round(peaks[1] / peaks[0] - 1, 3)}
+
+
 def main(arguments: list[str]) -> None:
     """Measure and print."""
     options = parse(arguments)
@@ -272,6 +307,7 @@ def main(arguments: list[str]) -> None:
         "shares": lambda: shares(options.steps, options.rounds),
         "batch": lambda: batch(options.batch_steps, options.clips, options.at_once),
         "peer": lambda: peer(options),
+        "memory": memory,
     }
     figures: dict[str, Any] = {}
     for name in parts if options.only is None else [options.only]:

@@ -158,3 +158,9 @@ def test_first_calls_from_several_threads_share_the_processes(monkeypatch):
     finally:
         workers.close()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(("count", "threads"), [(0, None), (1, 8), (3, 2), (8, 1), (20, 1)])
+def test_each_decodes_in_its_share_of_the_cores(monkeypatch, count, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert Workers(count).threads == threads

@@ -82,7 +82,7 @@ def test_training_takes_the_frames_shown_at_the_times_of_the_bucket(listing, tmp
 
 def test_only_the_window_is_decoded(listing, tmp_path, monkeypatch):
     asked, frames_at = [], video.frames_at
-    monkeypatch.setattr(video, "frames_at", lambda *a: (asked.append(a[1]), frames_at(*a))[1])
+    monkeypatch.setattr(video, "frames_at", lambda *a, **k: (asked.append(a[1]), frames_at(*a, **k))[1])
     bucket = parse("8x16x16@16")
     clips = Clips(listing, [bucket], 1, tmp_path / "quarantine.jsonl")
     for index in range(10):

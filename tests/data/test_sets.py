@@ -179,6 +179,27 @@ def test_folders_of_other_encoders_are_refused(folders, tmp_path, change, line):
         LatentSets([folders[0], other])
 
 
+def test_a_folder_that_is_not_there_is_named(folders, tmp_path):
+    with pytest.raises(UserError, match=r"^.*/away/index.json is missing: write it with"):
+        LatentSets([folders[0], f"{tmp_path / 'away'} weight=2"])
+
+
+def test_latents_of_single_frames_are_left_out_where_a_folder_has_none(folders, tmp_path):
+    index, keyframes = replace(INDEX, keyframes=True), np.zeros((1, 2, 1, 2, 2), np.float16)
+    shards.begin(tmp_path / "d", index, [np.full((1, 3), -1.0)])
+    latent, texts = np.full((1, 1, 2, 2, 2), 300, np.float16), [[np.zeros((1, 3))] * 2]
+    for bucket in index.buckets:
+        for number in range(index.num_shards(bucket)):
+            count = len(index.shard_clips(bucket, number))
+            content = Shard(latent=latent.repeat(count, 0), texts=[texts[0] * count],
+                            captions=[["a", "b"]] * count, keyframes=keyframes.repeat(count, 0))  # fmt: skip
+            shards.write_shard(tmp_path / "d", bucket, number, content)
+    where = "2x16x16@16", np.array([0, 1]), np.array([0, 0])
+    alone, mixed = LatentSets([str(tmp_path / "d")]), LatentSets([str(tmp_path / "d"), folders[0]])
+    assert alone.index.keyframes and alone.get(*where).keyframes is not None
+    assert not mixed.index.keyframes and mixed.get(*where).keyframes is None
+
+
 def test_latents_are_local():
     with pytest.raises(UserError, match=r"^data.latents: s3://bucket/a is a URL.*copy it to a disk"):
         LatentSets(["s3://bucket/a weight=2"])

@@ -95,7 +95,7 @@ def test_a_picture_is_shown_in_one_latent_frame():
 def test_modes_are_drawn_as_often_as_asked():
     config = KnownConfig(first=0.2, both=0.1, prefix=0.2, suffix=0.1, region=0.2)
     rng, one, count = np.random.default_rng(0), clip()[:1], 4000
-    pictures = clip(6)[:, :, 0]
+    pictures = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(6))
     found = {"nothing": 0, "first": 0, "both": 0, "prefix": 0, "suffix": 0, "region": 0}
     for _ in range(count):
         known = draw(config, rng, one, pictures)
@@ -110,9 +110,9 @@ def test_modes_are_drawn_as_often_as_asked():
 def name(known, pictures):
     """The mode of what was drawn, by looking at it."""
     shown, kept = (mask[0, 0].flatten(1).any(1).tolist() for mask in (known.shown, known.kept))
-    if any(shown):
+    if any(shown) and not any(kept):
         assert torch.equal(known.latent[:, :, 0], pictures[:1])
-        assert shown[3] == torch.equal(known.latent[:, :, 3], pictures[1:])
+        assert shown[3] == torch.equal(known.latent[:, :, 3], pictures[4:])
         return "both" if shown[3] else "first"
     if not any(kept):
         return "nothing"
@@ -120,6 +120,10 @@ def name(known, pictures):
         assert 0 < known.kept.mean() < 1
         return "region"
     count = sum(kept)
+    if any(shown):
+        assert shown == [place == count for place in range(4)], "behind the beginning its last frame"
+        assert torch.equal(known.latent[0, :, count], pictures[count])
+    assert any(shown) == kept[0]
     assert kept in ([True] * count + [False] * (4 - count), [False] * (4 - count) + [True] * count)
     return "prefix" if kept[0] else "suffix"
 

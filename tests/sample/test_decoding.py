@@ -93,14 +93,14 @@ def test_too_little_memory_to_decode_does_not_lose_the_latent(run):
 def stub_tiles(monkeypatch, log, *, fail_at=None):
     """Tiles of 16 frames that say when they are made; the last is half a tile."""
 
-    def decode_stream(self, latents, *, frames):
+    def decode_whole(self, latent, frames):
         for index in range(3):
             if index == fail_at:
                 raise MemoryError
             log.append(f"made {index}")
             yield torch.full((1, 3, 16 if index < 2 else 8, 32, 48), index - 1.0)
 
-    monkeypatch.setattr(TiledTAE, "decode_stream", decode_stream)
+    monkeypatch.setattr(TiledTAE, "decode_whole", decode_whole)
     plain = VideoWriter.write
 
     def write(self, frames):

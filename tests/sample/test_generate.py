@@ -115,8 +115,8 @@ def test_the_schedule_of_a_release_is_the_grid_that_is_walked():
 
 
 @pytest.mark.parametrize("frames", [1, 16, 200])
-def test_decoding_denormalizes_and_tiles_long_clips(tiny_release, frames):
-    """Tiles may round to a neighbouring byte."""
+def test_decoding_denormalizes_and_streams_long_clips(tiny_release, frames):
+    """The bytes are those of the whole clip decoded at once."""
     tae = tiny_release.tae()
     latent = torch.randn(1, 4, -(-frames // 8), 4, 4, generator=torch.Generator().manual_seed(0))
     clip = decode_latent(tae, latent, frames)
@@ -124,9 +124,9 @@ def test_decoding_denormalizes_and_tiles_long_clips(tiny_release, frames):
     with torch.no_grad():
         plain = tae.decode(tae.denormalize(latent), frames)
     plain = ((plain.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
-    assert (clip.int() - plain.int()).abs().max() <= (0 if frames <= 32 else 1)
+    assert torch.equal(clip, plain)
     pieces = list(decode_pieces(tae, latent, frames))
-    assert {piece.shape[1] for piece in pieces} == {min(frames, 8)}
+    assert all(1 <= piece.shape[1] <= 8 for piece in pieces)
     assert torch.equal(torch.cat(pieces, dim=1), clip)
 
 

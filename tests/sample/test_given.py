@@ -16,7 +16,7 @@ from kinoflow.data.video import read, write
 from kinoflow.dit_video.flow.known import keep, span
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.again import main as again
-from kinoflow.sample.given import Given, extended, known_of, read_source
+from kinoflow.sample.given import Given, extended, known_of, last_alone, read_source
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
@@ -122,16 +122,31 @@ def test_each_turn_keeps_the_end_of_the_one_before():
     begin = keep(torch.randn(1, 2, 4, 2, 2), span(torch.zeros(1, 2, 4, 2, 2), 0, 1))
     seen = []
 
+    def alone(latent):
+        return 10 * latent[:, :, -1]
+
     def make(known, turn):
         seen.append((turn, known))
         made = torch.full_like(known.latent, float(turn + 1))
         return torch.where(known.kept > 0, known.latent, made)
 
-    latent = extended(make, begin, 1, 9)
+    latent = extended(make, begin, 1, 9, alone)
     assert [turn for turn, _ in seen] == [0, 1, 2]
     assert latent[0, 0, :, 0, 0].tolist()[1:] == [1, 1, 1, 2, 2, 2, 3, 3]
     assert torch.equal(latent[:, :, :1], begin.latent[:, :, :1])
-    assert (seen[1][1].latent[:, :, 0] == 1).all() and seen[1][1].kept[0, 0, :, 0, 0].tolist() == [1, 0, 0, 0]
+    assert seen[0][1] is begin
+    second = seen[1][1]
+    assert (second.latent[:, :, 0] == 1).all() and second.kept[0, 0, :, 0, 0].tolist() == [1, 0, 0, 0]
+    assert (second.latent[:, :, 1] == 10).all() and second.shown[0, 0, :, 0, 0].tolist() == [0, 1, 0, 0]
+
+
+def test_the_last_frame_alone_is_encoded_as_a_picture_is(pipeline):
+    tae = pipeline.decoder
+    latent = torch.randn(1, tae.config.latent_channels, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        video = tae.decode(tae.denormalize(latent), 16)
+        want = tae.normalize(tae.encode(video[:, :, 15:].clamp(-1, 1)).mean)[:, :, 0]
+    assert torch.allclose(last_alone(tae, latent), want, atol=1e-5)
 
 
 def test_a_clip_of_another_rate_and_size_is_brought_to_the_models(pipeline, tmp_path):

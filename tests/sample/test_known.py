@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kinoflow.dit_video.flow.known import keep, nothing, show, span
-from kinoflow.dit_video.flow.paths import cond_ot
+from kinoflow.dit_video.flow.paths import coefficients, cond_ot, cosine
 from kinoflow.sample.generate import Sampling, sample_latent
-from kinoflow.sample.known import Reader, Windows, held
+from kinoflow.sample.known import Reader, Windows, held, picture_velocity
 from kinoflow.tae.model.config import LatentShape
 
 SHAPE = LatentShape(channels=2, frames=6, height=2, width=3)
@@ -73,6 +73,39 @@ def test_what_is_shown_reaches_each_call_and_is_not_put_back():
     assert len(model.seen) == 8 and all(given is not None for _, given in model.seen)
     assert not torch.equal(made[:, :, :1], known.latent[:, :, :1])
     assert not torch.equal(made, sample(Model()))
+
+
+@pytest.mark.parametrize("path", [cond_ot, cosine])
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.9, 1.0])
+def test_the_velocity_of_a_picture_is_a_gaussians(path, time):
+    """By the expected data and noise that make up x."""
+    x, k, times = clip(1).double(), clip(2).double(), torch.tensor([time], dtype=torch.float64)
+    at = coefficients(path, times, x)
+    left = (x - at.alpha * k) / (at.alpha**2 * 0.3 + at.beta**2)
+    data, noise = k + at.alpha * 0.3 * left, at.beta * left
+    assert torch.allclose(at.alpha * data + at.beta * noise, x, atol=1e-12)
+    found = picture_velocity(x, k, times, path, 0.3)
+    assert torch.allclose(found, at.alpha_dot * data + at.beta_dot * noise, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", [cond_ot, cosine])
+def test_shown_places_lean_on_their_picture_and_at_the_end_no_more(path):
+    known, x = show(nothing(clip()), 0, clip(4)[:, :, 0]), clip(5)
+    for time in (0.0, 0.3, 0.9, 1.0):
+        times = torch.tensor([time])
+        share = min(0.9, 2 * float(path(times).beta))
+        got = held(lambda x, _: torch.ones_like(x), known, clip(2), path)(x, times[0])
+        want = 1 + share * (picture_velocity(x, known.latent, times, path, 0.05) - 1)
+        assert torch.allclose(got[:, :, 0], want[:, :, 0], atol=1e-4)
+        assert (got[:, :, 1:] == 1).all(), "to the bit"
+
+
+def test_what_leans_ends_near_its_picture():
+    """Of a model that knows nothing of the picture, the place it shows comes near it and no other."""
+    known = show(nothing(clip()), 0, clip(4)[:, :, 0])
+    made, plain = sample(Model(), known=known), sample(Model())
+    away = [(each - known.latent)[:, :, 0].abs().mean() for each in (made, plain)]
+    assert away[0] < 0.5 * away[1]
 
 
 def test_without_anything_known_nothing_changes():

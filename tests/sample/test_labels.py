@@ -157,7 +157,8 @@ def test_a_label_becomes_a_png_that_says_how_it_was_made(run, folder):
     ("argv", "said"),
     [
         (["a cat"], "prompt: classes reads none; give --label, one of cat, dog, 7"),
-        (["--prompts", "list.txt"], "prompt: classes reads none; give --label"),
+        (["--prompts", "list.txt"], "list.txt:1: label: 'a cat' is no class"),
+        (["--prompts", "both.jsonl"], "both.jsonl:1: a label and a prompt; give one of the two"),
         (["--label", "cow"], "label: 'cow' is no class; name one of cat, dog, 7, or give its number, 0 to 2"),
         (["--label", "3"], "label: '3' is no class"),
         (["--label", "cat", "--negative", "cow"], "label: 'cow' is no class"),
@@ -168,9 +169,25 @@ def test_a_label_becomes_a_png_that_says_how_it_was_made(run, folder):
 )
 def test_mistakes_are_one_line(run, argv, said):
     Path("list.txt").write_text("a cat\n")
+    Path("both.jsonl").write_text('{"label": "cat", "prompt": "dog"}\n')
     code, out, err = run(*argv)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert said in err
+
+
+def test_a_list_of_labels_gives_what_each_gives_alone(run):
+    Path("list.csv").write_text("label,seed\ncat,5\n1,6\n")
+    Path("list.txt").write_text("7\n")
+    made = []
+    for name in ("list.csv", "list.txt"):
+        code, out, err = run("--prompts", name, "--out", "out", "--json")
+        assert code == 0, err
+        made += json.loads(out)["clips"]
+    assert [clip["label"] for clip in made] == ["cat", "dog", "7"]
+    assert [clip["seed"] for clip in made[:2]] == [5, 6]
+    assert run("--label", "dog", "--seed", "6", "--out", "alone.png")[0] == 0
+    with Image.open(made[1]["path"]) as listed, Image.open("alone.png") as alone:
+        assert listed.tobytes() == alone.tobytes()
 
 
 def test_a_release_of_prompts_has_no_labels(run, tiny_release):
@@ -178,6 +195,9 @@ def test_a_release_of_prompts_has_no_labels(run, tiny_release):
     assert (code, err) == (
         2, "kinoflow sample: label: tiny reads prompts and has no classes; give a PROMPT instead\n"
     )  # fmt: skip
+    Path("list.csv").write_text("label\ncat\n")
+    code, _, err = run("--prompts", "list.csv", weights=tiny_release.folder)
+    assert code == 2 and "list.csv:2: label: the release reads prompts and has no classes" in err
 
 
 def test_the_worlds_evaluation_wants_prompts(folder, capsys):

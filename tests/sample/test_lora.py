@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.lora import TARGETS
+from kinoflow.sample.__main__ import main
 from kinoflow.sample.release import Release
 from tests.sample.test_sample_cli import PROMPT, probe, refused
 
@@ -77,6 +78,12 @@ def probe_pixels(name):
 
     with Image.open(name) as picture:
         return picture.tobytes()
+
+
+def test_a_clip_is_made_again_with_adapters_in_a_folder_with_a_space(run, tiny_release_folder, adapter):
+    moved = adapter.rename(adapter.with_name("my own's adapter"))
+    assert run(PROMPT, "--out", "clip.mp4", "--lora", f"{moved}:0.5", "--lora", str(moved))[0] == 0
+    assert main(["again", "clip.mp4", "--weights", str(tiny_release_folder)]) == 0
 
 
 def test_the_file_says_which_adapters_made_it(run, tiny_release_folder, adapter):

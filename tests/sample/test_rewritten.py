@@ -13,8 +13,11 @@ from kinoflow.conditioning.rewriting import Answer
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read
 from kinoflow.sample.__main__ import main
+from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import DEFAULT_RELEASE
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
+from kinoflow.sample.serve.maker import ReleaseMaker
 
 PROMPT = 'a sign "KITE"'
 CAPTION = 'A large sign reads "KITE" on a wall.'
@@ -108,6 +111,20 @@ def test_what_opening_refuses_is_one_line(run, monkeypatch):
     monkeypatch.setattr(rewriting, "open_model", refuse)
     code, out, err = run(PROMPT, "--rewrite", "x")
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_pipeline_and_a_server_reword_as_the_command_does(run, opened, tiny_release, tmp_path):
+    assert run(PROMPT, "--rewrite", "lm", "--out", "x.mp4")[0] == 0
+    pipeline = Pipeline(tiny_release, rewrite="lm")
+    video = pipeline(PROMPT, steps=2)
+    assert (video.metadata["prompt"], video.metadata["typed"]) == (CAPTION, PROMPT)
+    (batched,) = pipeline.batch([ClipRequest(prompt=PROMPT, steps=2)])
+    assert batched.metadata == video.metadata and np.array_equal(batched.frames, video.frames)
+    maker = ReleaseMaker(pipeline)
+    figures = maker.make(ClipRequest(prompt=PROMPT, steps=2), tmp_path / "served.mp4", lambda _: None)
+    assert (figures["prompt"], figures["typed"], figures["rewriter"]) == (CAPTION, PROMPT, "it")
+    one = video.save(tmp_path / "saved.mp4").read_bytes()
+    assert one == (tmp_path / "served.mp4").read_bytes() == Path("x.mp4").read_bytes()
 
 
 def test_a_release_of_classes_reads_no_prompts(tiny_release):

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.tae import TAE
+from kinoflow.tae.model import chunks
+from kinoflow.tae.tiles.memory import _LiveBytes
 from kinoflow.tae.tiles.tiled import TiledTAE
 from tests.tae.toys import CONFIGS, MINI, decode_whole, encode_whole, random_tae
 
@@ -163,6 +166,53 @@ def test_smaller_tiles_when_memory_runs_out(mini, mode, frames_fit, latents_fit,
     # What is lost by tiles in space is what the mode loses; nothing is out of place.
     assert float((encoded - latent).std()) < 0.2 * float(latent.std())
     assert float((again - decoded).std()) < 0.2 * float(decoded.std())
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("frames", [1, 13, 70, 149])
+def test_a_whole_clip_is_what_the_untiled_decoder_gives(config, frames):
+    tae = random_tae(config)
+    latent = torch.randn(1, 4, -(-frames // tae.config.factors[0]), 2, 3, dtype=torch.float64)
+    pieces = list(TiledTAE(tae).decode_whole(latent, frames))
+    with torch.no_grad():
+        whole = tae.decode(latent, frames)
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=0, atol=1e-12)
+
+
+def test_a_whole_clip_goes_on_in_tiles_where_memory_ran_out(mini, monkeypatch, caplog):
+    latent = torch.randn(1, 4, 20, 2, 3, dtype=torch.float64)
+    whole = torch.cat(list(TiledTAE(mini).decode_whole(latent, 157)), dim=2)
+    pieces = mini.decode_pieces(latent, 157)
+
+    def scarce(_latent: Tensor, _frames: int) -> Iterator[Tensor]:
+        yield from itertools.islice(pieces, 3)
+        raise MemoryError
+
+    monkeypatch.setattr(mini, "decode_pieces", scarce)
+    with caplog.at_level(logging.WARNING, logger="kinoflow.tae.tiles.tiled"):
+        again = torch.cat(list(TiledTAE(mini).decode_whole(latent, 157)), dim=2)
+    assert "memory ran out" in caplog.text
+    assert again.shape == whole.shape
+    assert float((again - whole).abs().max()) < 0.05 * float(whole.std())
+
+
+def test_a_long_clip_holds_no_more_than_a_short_one(mini, monkeypatch):
+    """Bytes alive at once while pieces are made and dropped, beside the latent; no allocator has a say."""
+    monkeypatch.setitem(chunks.CHUNK_BYTES, "cpu", 64 << 10)
+    tiled, peaks = TiledTAE(mini), []
+    tiled.tile_frames((8, 8))  # counted before, with tensors that hold nothing
+    for count in (8, 60, 120):
+        latent = torch.zeros(1, 4, count, 8, 8, dtype=torch.float64)
+        with _LiveBytes() as live, torch.no_grad():
+            made = 0
+            for piece in tiled.decode_whole(latent, 8 * count):
+                made += piece.shape[2]
+                del piece
+        assert made == 8 * count
+        peaks.append(live.peak - 2 * latent.nbytes)
+    frames = 3 * 8 * 60 * 64 * 64 * 8  # of the clip of 60
+    assert peaks[1] < min(1.1 * peaks[0], 0.1 * frames)
+    assert peaks[2] < 1.02 * peaks[1]
 
 
 def test_no_tile_is_small_enough(mini):

@@ -66,6 +66,13 @@ def test_what_does_not_fit_is_named(earlier: Path) -> None:
         task("dit.max_tokens=[1,2,3]", "dit.depth=2", f"init_from={earlier}")
 
 
+def test_a_stage_that_reads_what_is_known_goes_on_as_one_that_does(tmp_path: Path) -> None:
+    prepared(task("dit.known=true")).save_pretrained(tmp_path / "dit")
+    with pytest.raises(UserError, match=r"dit\.known: .* give this run dit\.known=true"):
+        task(f"init_from={tmp_path}")
+    assert prepared(task("dit.known=true", f"init_from={tmp_path}")).known is not None
+
+
 def test_data_buckets_weigh_what_was_precomputed() -> None:
     stored = SimpleNamespace(buckets=["16x64x64@16 weight=0.8", "1x64x64@16 weight=0.2", "16x64x64@24"])
     plain = task().data

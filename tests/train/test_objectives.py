@@ -143,6 +143,30 @@ def test_an_exported_release_says_what_it_was_trained_on(tmp_path):
         assert (sampling.objective, sampling.path, sampling.guidance_scale) == (objective, path, 2.0)
 
 
+def test_an_exported_release_makes_the_clips_that_it_was_trained_on(tmp_path):
+    """And those of what it went on from; not those of the release whose text encoders it took."""
+    for name, size in (("parts", "32x128x128@16"), ("before", "16x64x64@16")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kinoflow.yaml").write_text(
+            f"name: x\nbuckets: [{size}]\ndefault_bucket: {size}\n"
+        )
+    own = "data.buckets=[1x64x64@16 weight=2 batch=4]"
+    for more, made, default in (
+        ([own], ("1x64x64@16",), "1x64x64@16"),
+        ([own, f"init_from={tmp_path}/before"], ("16x64x64@16", "1x64x64@16"), "1x64x64@16"),
+        ([own, f"init_from={tmp_path}/parts"], ("32x128x128@16", "1x64x64@16"), "32x128x128@16"),
+        ([f"data.latents={tmp_path}/gone"], ("32x128x128@16",), "32x128x128@16"),
+    ):
+        _write_card(
+            tmp_path / "kinoflow.yaml",
+            [tmp_path / "new", tmp_path / "parts"],
+            tmp_path / "run",
+            load(RunConfig, ["model=dit", *more]),
+        )
+        card = read_card(tmp_path)
+        assert (card.buckets, card.default_bucket) == (made, default)
+
+
 def test_a_model_that_predicts_data_has_no_score():
     with pytest.raises(UserError, match=r"flow.objective: .* use dit.predicts=velocity"):
         load(RunConfig, ["model=dit", "flow.objective=score", "dit.predicts=data"])

@@ -72,15 +72,15 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)
 
 
-def test_keyframes_are_the_ends_of_each_clip_encoded_alone(encoders, tmp_path):
-    precompute(config(tmp_path, "keyframes=true"), encoders)
+def test_keyframes_are_the_ends_of_latent_frames_encoded_alone(encoders, tmp_path):
+    precompute(config(tmp_path, "keyframes=true", "buckets=[12x16x16@16,1x16x16@24 weight=0.5]"), encoders)
     data = LatentDataset(tmp_path)
     moving, still = data.buckets
     assert data.index.keyframes and data.get(still, np.array([0]), np.array([0])).keyframes is None
     for clip in range(data.num_clips(moving)):
         frames = draw(1000 * 10**9 + clip, parse(moving))
         with torch.no_grad():
-            means = encoders.tae.encode(to_tensor([frames[:1], frames[-1:]])).mean
+            means = encoders.tae.encode(to_tensor([frames[:1], frames[7:8], frames[-1:]])).mean
         want = encoders.tae.normalize(means)[:, :, 0]
         found = data.get(moving, np.array([clip]), np.array([1])).keyframes
         assert found is not None and torch.allclose(found[0], want, atol=2e-3)

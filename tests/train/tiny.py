@@ -31,6 +31,7 @@ class Text:
     """One state per letter: its code and the rate."""
 
     widths = (2, 3)
+    pooled_widths = (0, 0)
 
     def __call__(self, prompts, fps):
         return tuple(self.states(prompts, fps, width) for width in self.widths)
@@ -48,7 +49,7 @@ class Text:
             hidden[i, : len(prompt), 0] = torch.tensor([ord(letter) for letter in prompt])
             hidden[i, : len(prompt), 1] = float(fps)
             mask[i, : len(prompt)] = True
-        return SimpleNamespace(hidden=hidden, mask=mask)
+        return SimpleNamespace(hidden=hidden, mask=mask, pooled=None)
 
 
 def tiny_encoders() -> Encoders:

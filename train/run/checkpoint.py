@@ -257,7 +257,14 @@ def folders(root: Path) -> list[Path]:
     return sorted((path for path in root.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
-def _damage(folder: Path, share: slice, kinds: tuple[str, ...] = ("",)) -> str | None:
+def incomplete(folder: Path) -> str | None:
+    """What a checkpoint lacks at the first glance, None when all files are there in their sizes."""
+    return _damage(folder, slice(None), sizes_only=True)
+
+
+def _damage(
+    folder: Path, share: slice, kinds: tuple[str, ...] = ("",), *, sizes_only: bool = False
+) -> str | None:
     """Why a checkpoint cannot be read, None when every file of the share is as it was written."""
     try:
         record = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -266,7 +273,7 @@ def _damage(folder: Path, share: slice, kinds: tuple[str, ...] = ("",)) -> str |
         ranks = int(record["processes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{STATE} is missing or unreadable"
-    return rank_files.damage(folder, ranks, share, kinds)
+    return rank_files.damage(folder, ranks, share, kinds, sizes_only=sizes_only)
 
 
 def _failure(write: Callable[[], None]) -> str | None:

@@ -33,18 +33,24 @@ def read(folder: Path, rank: int) -> Any:
 
 
 def damage(
-    folder: Path, ranks: int, share: slice = slice(None), kinds: tuple[str, ...] = ("",)
+    folder: Path,
+    ranks: int,
+    share: slice = slice(None),
+    kinds: tuple[str, ...] = ("",),
+    *,
+    sizes_only: bool = False,
 ) -> str | None:
     """Why a checkpoint of so many ranks cannot be read; None when every byte is what was written.
 
-    Several processes ask for a share of the files each. `kinds` are how the names begin that count.
+    Several processes ask for a share of the files each. `kinds` are how the names begin that count. With
+    `sizes_only` nothing is read of the files, however large they are.
     """
     try:
         known = [item for rank in range(ranks) for item in _listed(folder, rank)["files"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"a rank_*.json is missing or unreadable ({error})"
     for name, expected in [item for item in known if item[0].startswith(kinds)][share]:
-        if problem := _problem(folder / name, expected):
+        if problem := _problem(folder / name, expected, sizes_only):
             return f"{name} {problem}"
     return None
 
@@ -53,13 +59,14 @@ def _listed(folder: Path, rank: int) -> dict[str, Any]:
     return json.loads((folder / f"rank_{rank:05d}.json").read_text(encoding="utf-8"))
 
 
-def _problem(path: Path, expected: dict[str, Any]) -> str | None:
+def _problem(path: Path, expected: dict[str, Any], sizes_only: bool) -> str | None:
     """What is wrong with a file; one that cannot be read is tried again, one that was changed is not."""
     for wait in (*_WAITS, None):
         try:
             if (size := path.stat().st_size) != expected["bytes"]:
                 return f"has {size} of {expected['bytes']} bytes"
-            return None if _fingerprint(path) == expected else "has another SHA-256 than when it was written"
+            same = sizes_only or _fingerprint(path) == expected
+            return None if same else "has another SHA-256 than when it was written"
         except OSError as error:
             if wait is None:
                 return "is missing" if isinstance(error, FileNotFoundError) else f"{error.strerror}"

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 
+# Elements of the buffer that gradients pass through on a CPU. DeepSpeed's own, of 2 GB, is new memory at
+# every step, and to map and clear its pages took longer than the copies; a small one is soon used again.
+_CPU_BUCKET = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
@@ -70,6 +74,8 @@ def deepspeed_settings(config: RunConfig, processes: Processes) -> dict[str, Any
     # keeps and reduces all of them on every rank. Its stage 2 keeps a share, and is the code of the others.
     stage = max(choice.zero_stage, 2) if low else choice.zero_stage
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": processes.device.type == "cuda"}
+    if processes.device.type == "cpu":
+        zero["reduce_bucket_size"] = _CPU_BUCKET
     if choice.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = choice.persistent
     if choice.offload != "none":

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -53,11 +54,13 @@ def status(run: Path) -> dict[str, Any]:
     holder = _holder(run / LOCK)
     saved = checkpoint.folders(run / "checkpoints")
     aside = read_json_lines(run / "quarantine.jsonl")
-    done = last.get("step", 0)
+    lacks = {int(path.name): problem for path in saved if (problem := checkpoint.incomplete(path))}
+    whole = [int(path.name) for path in saved if int(path.name) not in lacks]
+    done = max(last.get("step", 0), *whole, 0)
     per_step = _seconds_per_step(lines)
     return {
         "run": str(run),
-        "state": "running" if holder else "finished" if done >= steps else "stopped",
+        "state": "running" if holder else "finished" if max(whole, default=0) >= steps else "stopped",
         "step": done,
         "steps": steps,
         "by": holder,
@@ -65,7 +68,9 @@ def status(run: Path) -> dict[str, Any]:
         "figures": {key: value for key, value in last.items() if key not in ("step", "seconds")},
         "losses": [line["loss"] for line in lines if "loss" in line],
         "held_out_losses": [line["validation_loss"] for line in lines if "validation_loss" in line],
-        "checkpoints": [int(path.name) for path in saved],
+        "silent_seconds": _age(run),
+        "checkpoints": whole,
+        "broken_checkpoints": lacks,
         "events": dict(Counter(event["event"] for event in events)),
         "last_events": [event["text"] for event in events[-_LAST_EVENTS:]],
         "bad_clips": len({(line.get("list"), line.get("path")) for line in aside}),
@@ -78,30 +83,47 @@ def text(found: dict[str, Any]) -> str:
     left = found["seconds_left"]
     time_left = f", about {_duration(left)} left" if left is not None and found["state"] == "running" else ""
     by = f" by {found['by']}" if found["by"] else ""
-    rows = [f"{found['run']}: {found['state']}{by}, step {found['step']} of {found['steps']}{time_left}"]
+    ago = "" if found["state"] == "running" else f", {_duration(found['silent_seconds'])} ago"
+    rows = [f"{found['run']}: {found['state']}{by}, step {found['step']} of {found['steps']}{time_left}{ago}"]
     for name, losses in (("loss", found["losses"]), ("held-out loss", found["held_out_losses"])):
         if losses:
             rows.append(f"{name}  {plot(losses)}  {losses[0]:.4g} to {losses[-1]:.4g}")
     figures = [f"{key} {value:.4g}" for key, value in found["figures"].items() if isinstance(value, float)]
     rows += [f"last  {', '.join(figures)}"] if figures else []
-    kept = ", ".join(map(str, found["checkpoints"])) or "none yet"
-    rows.append(f"checkpoints  {kept}")
+    rows.append(f"checkpoints  {', '.join(map(str, found['checkpoints'])) or 'none yet'}")
+    rows += [f"broken  checkpoint {step}: {lack}" for step, lack in found["broken_checkpoints"].items()]
     if found["bad_clips"]:
         rows.append(f"clips set aside  {found['bad_clips']} (quarantine.jsonl)")
     for event in found["last_events"]:
         rows.append(f"event  {event}")
     for process in found["processes"]:
         rows.append(f"rank {process['rank']}  {process['waited']:.0f} s in {process['place']}")
-    if found["state"] == "stopped":
-        rows.append("the command that began it goes on from the newest checkpoint")
-    return "\n".join(rows)
+    return "\n".join([*rows, *_next(found)])
+
+
+def _next(found: dict[str, Any]) -> list[str]:
+    """What to do with a run that does not run."""
+    newest, broken = max(found["checkpoints"], default=0), found["broken_checkpoints"]
+    if found["state"] == "running":
+        return []
+    if broken and not found["checkpoints"]:
+        return ["next  no checkpoint is whole: bring the files back, or remove the folder to start from 0"]
+    if newest >= found["steps"]:
+        return [f"next  kinoflow train export {found['run']} RELEASE"]
+    again = f", {found['step'] - newest} steps again" if found["step"] > newest else ""
+    return [f"next  the command that began it goes on from step {newest}{again}"]
 
 
 def plot(values: Sequence[float]) -> str:
-    """A line of blocks, each the mean of its share of the values, from the least to the greatest."""
+    """A line of blocks, each the mean of its share of the values, from the least to the greatest.
+
+    Where all are above 0 their logarithms are drawn: what a loss still loses at its end would not be seen.
+    """
     count = min(len(values), _WIDTH)
     cuts = [len(values) * i // count for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    if min(means) > 0:
+        means = [math.log(mean) for mean in means]
     low, high = min(means), max(means)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
@@ -112,6 +134,12 @@ def _steps(run: Path) -> int:
     from kinoflow.train.run.config import RunConfig
 
     return load(RunConfig, [str(run / "config.yaml")]).steps
+
+
+def _age(run: Path) -> float:
+    """Seconds since the newest line of the log, or since the run began."""
+    newest = run / LOG if (run / LOG).is_file() else run / "config.yaml"
+    return max(time.time() - newest.stat().st_mtime, 0.0)
 
 
 def _holder(path: Path) -> str | None:

@@ -17,6 +17,8 @@ from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
+from kinoflow.sample.stable_diffusion import is_diffusers, open_release
+from kinoflow.tae.model.inflate import inflate
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
@@ -71,6 +73,8 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
         for source in [] if others is None else [others / name for name in wanted]:
             if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
                 shutil.copytree(source, aside / source.name)
+        if others is not None and is_diffusers(others):
+            inflate(others / "vae").save_pretrained(aside / "tae")
         _write_card(aside / CARD_NAME, [release] if others is None else [release, others], run, config)
         release.mkdir(exist_ok=True)
         for entry in sorted(aside.iterdir()):  # what stays is not copied: of a large release it is many GiB
@@ -120,8 +124,12 @@ def _labelled(config: RunConfig) -> bool:
 
 
 def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfig) -> None:
-    """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before."""
-    card = next((card for card in map(read_card, sources) if card is not None), None)
+    """The first kinoflow.yaml of the sources, for this run: new weights do not keep the name of before.
+
+    That of the first source, where the release is written, keeps its clips.
+    """
+    cards = [_card_of_diffusers(each) if is_diffusers(each) else read_card(each) for each in sources]
+    card = next((card for card in cards if card is not None), None)
     if _labelled(config):
         assert config.data.latents is not None, "it was trained on them"
         index = LatentSets(config.data.latents).index
@@ -136,13 +144,37 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
     if config.model in BACKBONES:
         trained = replace(card.sampling, path=config.flow.path, objective=config.flow.objective)
         card = replace(card, sampling=trained)
+        card = card if cards[0] is not None else _with_clips(card, config)
     dump(card, path)
 
 
+def _card_of_diffusers(folder: Path) -> ReleaseConfig:
+    """Stable Diffusion's settings; its text encoders stay where they are."""
+    card = open_release(folder).config
+    return replace(card, text=replace(card.text, clip_t5=str(folder.resolve())))
+
+
 def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
-    """What a model of labels and pixels can make: the buckets that it was trained on."""
-    buckets = tuple(name.partition(" ")[0] for name in index.buckets)
+    buckets = tuple(map(_shape, index.buckets))
     return ReleaseConfig(name="", buckets=buckets, default_bucket=buckets[0], pixels=len(index.latent_mean))
+
+
+def _with_clips(card: ReleaseConfig, config: RunConfig) -> ReleaseConfig:
+    """A backbone makes the clips that it was trained on, and those of the release that it went on from."""
+    trained, folders = config.data.buckets, config.data.latents or ()
+    if trained is None and folders and all((Path(folder) / "index.json").is_file() for folder in folders):
+        trained = tuple(LatentSets(folders).index.buckets)
+    if not trained:  # the latents are gone and the run does not name their buckets
+        return card
+    before = None if config.init_from is None else read_card(Path(config.init_from))
+    makes = dict.fromkeys((*(before.buckets if before else ()), *map(_shape, trained)))
+    default = card.default_bucket if card.default_bucket in makes else _shape(trained[0])
+    return replace(card, buckets=tuple(makes), default_bucket=default)
+
+
+def _shape(bucket: str) -> str:
+    """A bucket without its weight and batch size."""
+    return bucket.partition(" ")[0]
 
 
 def _before(config: RunConfig) -> str:

@@ -37,7 +37,7 @@ def condition_of(
     Labels that are `dropped` become ∅; texts were chosen when they were read.
     """
     if clips.labels is None:
-        return tuple(TextEmbedding(hidden=text.hidden, mask=text.mask) for text in clips.texts)
+        return tuple(TextEmbedding(hidden=t.hidden, mask=t.mask, pooled=t.pooled) for t in clips.texts)
     labels = Labels(index=clips.labels, classes=classes)
     return labels if dropped is None else labels.without(dropped)
 

@@ -56,12 +56,14 @@ class FlowData:
                 f"{name}.text_widths: {wanted.text_widths}, but {folder} holds text "
                 f"states of widths {dataset.index.widths}"
             )
-        if isinstance(wanted, MMDiTConfig) and wanted.pooled_width:
-            line = f"{wanted.pooled_width}, but {folder} holds no pooled text; set {name}.pooled_width=0"
+        pooled = sum(dataset.index.pooled)
+        if isinstance(wanted, MMDiTConfig) and wanted.pooled_width != pooled:
+            holds = f"pooled text of width {pooled}" if pooled else "no pooled text"
+            line = f"{wanted.pooled_width}, but {folder} holds {holds}; set {name}.pooled_width={pooled}"
             raise UserError(f"{name}.pooled_width: {line}")
         if self.config.known.pictures and not dataset.index.keyframes:
             raise UserError(f"known: {folder} holds no latents of single frames; precompute it with "
-                            "keyframes=true, or set known.first=0 known.both=0")  # fmt: skip
+                            "keyframes=true, or set known.first=0 known.both=0 known.prefix=0")  # fmt: skip
         channels = len(dataset.index.latent_mean)
         if channels != wanted.latent_channels:
             key = f"{name}.latent_channels"

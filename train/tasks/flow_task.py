@@ -1,6 +1,6 @@
 """One training step of a backbone: flow matching on precomputed latents (Movie Gen, section 3.1.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,10 @@ from kinoflow.dit_video.backbone import BACKBONES, Backbone, BackboneConfig
 from kinoflow.dit_video.lora import Merged
 from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import parallelize
+from kinoflow.dit_video.released import Released, read_shape
 from kinoflow.dit_video.unet import UNet, UNetConfig
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
+from kinoflow.sample.stable_diffusion import is_diffusers
 from kinoflow.train.plan.flops import dit_flops, mmdit_flops, total
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
@@ -49,10 +51,10 @@ class FlowTask:
             self.model: Backbone = _built(config)
         self.data = FlowData(config, self.model.config)
         self.previews = Previews(config, self.data)
-        self._earlier: Weights | None = None
+        self._earlier: Mapping[str, Tensor] | None = None
         self._slices = config.deepspeed.accumulation
         if config.init_from is not None:
-            self._earlier = _earlier(part_folder(config.init_from, config.model), config.model, self.model)
+            self._earlier = _weights_of(config.init_from, config.model, self.model)
             if config.lora.rank:
                 lora.inject(self.model, config.lora, config.init_from)
 
@@ -195,7 +197,7 @@ class FlowTask:
         if not self.config.lora.rank:
             self.model.save_pretrained(part, dtype=torch.float16, read=state.read)
             return
-        assert self._earlier is not None, "adapters have what they change"
+        assert isinstance(self._earlier, Weights), "adapters change what a release of ours has"
         merged = Merged(self._earlier, [lora.trained(self.config.lora, state, self.config.run)])
         with torch.device("meta"):
             model = _built(self.config)
@@ -229,6 +231,21 @@ def _units(model: Backbone) -> Iterator[nn.Module]:
     yield model
 
 
+def _weights_of(source: str, name: str, model: Backbone) -> Mapping[str, Tensor]:
+    """What `model` goes on from: a release of ours, or Stable Diffusion's transformer under our names.
+
+    Raises:
+        UserError: another model.
+    """
+    folder = Path(source) / "transformer"
+    if not isinstance(model, MMDiT) or not is_diffusers(folder.parent):
+        return _earlier(part_folder(source, name), name, model)
+    before, _ = read_shape(folder)
+    if replace(before, attention=model.config.attention) != model.config:
+        raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
+    return Released(folder, before)
+
+
 def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
     """The weights of an earlier stage, which `model` goes on from with position tables at least as long.
 
@@ -239,6 +256,8 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
     grown: dict[str, Any] = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
     if isinstance(config, DiTConfig) and config.known:
         grown["known"] = True  # it begins to read it: with weights of zero
+    elif isinstance(config, DiTConfig) and before.known:
+        raise UserError(f"dit.known: {folder} reads what is known of a clip; give this run dit.known=true")
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
     lengths = _tables(before), _tables(config)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float16
 from torch import Tensor
 
 from kinoflow.conditioning import checkpoints
@@ -32,13 +32,18 @@ from kinoflow.data.clips.workers import Workers
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.prefetch import prefetch
 from kinoflow.sample.release import text_config
+from kinoflow.sample.stable_diffusion import StableDiffusion, is_diffusers, open_release
 from kinoflow.tae.cpu.accelerate import accelerate
+from kinoflow.tae.model.inflate import inflate
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE, Posterior
 from kinoflow.train.run import launch
 from kinoflow.train.run.processes import device_of
 from kinoflow.train.tasks.clips import to_tensor
 from kinoflow.train.tasks.sources import PrecomputeConfig, Source, open_source
+
+if TYPE_CHECKING:  # seconds of imports, for those who read Stable Diffusion's texts
+    from kinoflow.conditioning.clip_t5 import ClipT5Encoder
 
 _NEEDED = {
     "out": "name the folder to write, for example out=latents/mini",
@@ -53,6 +58,7 @@ class NoText:
     """Stands where the text encoders do when clips have classes."""
 
     widths: tuple[int, ...] = ()
+    pooled_widths: tuple[int, ...] = ()
 
     def __call__(self, prompts: list[str], fps: Fraction) -> tuple[TextEmbedding, ...]:  # noqa: ARG002
         """No states."""
@@ -91,7 +97,7 @@ class Encoders:
     """The frozen parts, where they compute and in which number format."""
 
     tae: TAE
-    text: PromptEncoder | NoText
+    text: "PromptEncoder | ClipT5Encoder | NoText"
     device: torch.device
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -137,21 +143,31 @@ def load_encoders(config: PrecomputeConfig) -> Encoders | None:
     if not config.release:
         return None
     device = device_of(launch.current().local_rank)
-    release = Path(config.release)
-    tae = TAE.from_pretrained(release / "tae").to(device).eval()
-    if not config.compile:
-        accelerate(tae)
-    text = NoText()
-    if config.images is None:
-        encoder = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
-        text = encoder.to(device).eval()
     return Encoders(
-        tae=tae,
-        text=text,
+        tae=_autoencoder(config, device),
+        text=_texts(config, device) if config.images is None else NoText(),
         device=device,
         precision=config.precision,
         compile=config.compile,
     )
+
+
+def _autoencoder(config: PrecomputeConfig, device: torch.device) -> TAE:
+    release = Path(config.release)
+    tae = inflate(release / "vae") if is_diffusers(release) else TAE.from_pretrained(release / "tae")
+    tae = tae.to(device).eval()
+    return tae if config.compile else accelerate(tae)
+
+
+def _texts(config: PrecomputeConfig, device: torch.device) -> "PromptEncoder | ClipT5Encoder":
+    release = Path(config.release)
+    if not is_diffusers(release):
+        encoder = PromptEncoder.of_release(release, text_config(release), cache=config.text_cache)
+        return encoder.to(device).eval()
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    opened = open_release(release, dtype=dtype)
+    assert isinstance(opened, StableDiffusion), "it is laid out as one"
+    return opened.encoder(None if config.text_cache is None else Path(config.text_cache), device)
 
 
 def precompute(config: PrecomputeConfig, encoders: Encoders | None) -> None:
@@ -176,9 +192,12 @@ def _write(
         made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
         | made_with(Path(config.release), encoders.tae, labelled=config.images is not None),
         classes=source.classes, keyframes=config.keyframes,
+        pooled=encoders.text.pooled_widths if any(encoders.text.pooled_widths) else (),
     )  # fmt: skip
     with torch.inference_mode():
-        shards.begin(folder, index, [_real(null.hidden[0], null.mask[0]) for null in encoders.text.null()])
+        null = encoders.text.null()
+        pooled = [None if one.pooled is None else _array(one.pooled[0]) for one in null]
+        shards.begin(folder, index, [_real(one.hidden[0], one.mask[0]) for one in null], pooled)
     every = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
     mine = [each for each in every[me.rank :: me.size] if not _is_made(folder, index, source, *each)]
     again = sum(shards.is_finished(folder, str(bucket), shard) for bucket, shard in mine)
@@ -214,6 +233,8 @@ def made_with(release: Path, tae: TAE | None, *, labelled: bool) -> dict[str, st
 
 
 def _made_with_texts(release: Path) -> str:
+    if is_diffusers(release):
+        return checkpoints.clip_t5_fingerprint(release)
     text = text_config(release)
     if replace(text, offload=()) == TextConfig():
         return folder_fingerprint(release / "text")
@@ -229,6 +250,7 @@ def _encode(
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
     encoded, captions, stamps, labels, keyframes = [], [], [], [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
+    pooled: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
     get, tae = partial(source.get, bucket), f"{config.release}/tae"
     for group in prefetch(lambda i: source.workers.map(get, groups[i]), range(len(groups)), workers=1):
         video = to_tensor([clip.frames for clip in group])
@@ -239,23 +261,30 @@ def _encode(
         stamps += [clip.stamp for clip in group if clip.stamp is not None]
         labels += [clip.label for clip in group if clip.label is not None]
         prompts = [caption for clip in group for caption in clip.captions]
-        for rows, states in zip(texts, encoders.text(prompts, bucket.fps), strict=True):
+        for rows, whole, states in zip(texts, pooled, encoders.text(prompts, bucket.fps), strict=True):
             hidden, mask = states.hidden.half().cpu(), states.mask.cpu()  # one trip for all of them
             rows += [_real(*state) for state in zip(hidden, mask, strict=True)]
+            whole.extend(() if states.pooled is None else _array(states.pooled))
     return shards.Shard(
         latent=np.concatenate(encoded), texts=texts, captions=captions, stamps=stamps, labels=labels,
-        keyframes=np.concatenate(keyframes) if keyframes else None,
+        keyframes=np.concatenate(keyframes) if keyframes else None, pooled=pooled,
     )  # fmt: skip
 
 
 def _alone(
     encoders: Encoders | Unencoded, video: Float[Tensor, "b 3 frames height width"]
-) -> Float[Tensor, "b 2 c h w"]:
-    """Latents of the first and the last frame, each a clip of one frame."""
-    ends = torch.cat((video[:, :, :1], video[:, :, -1:]))
-    return torch.stack(encoders.latent(ends)[:, :, 0].chunk(2), dim=1)
+) -> Float[Tensor, "b k c h w"]:
+    """Latents of the first frame and of the last of each latent frame, each a clip of one frame."""
+    frames, span = video.shape[2], 1 if encoders.tae is None else encoders.tae.config.factors[0]
+    ends = [0, *(min(end, frames) - 1 for end in range(span, frames + span, span))]
+    pictures = torch.cat([video[:, :, end : end + 1] for end in ends])
+    return torch.stack(encoders.latent(pictures)[:, :, 0].chunk(len(ends)), dim=1)
 
 
 def _real(hidden: Float[Tensor, "l d"], mask: Bool[Tensor, " l"]) -> Float[np.ndarray, "n d"]:
     """The states of the real tokens."""
     return hidden.half().cpu()[mask.cpu()].numpy()
+
+
+def _array(values: Float[Tensor, "*n"]) -> Float16[np.ndarray, "*n"]:
+    return values.half().cpu().numpy()

@@ -51,7 +51,7 @@ class PrecomputeConfig:
     fit: Literal["crop", "pad"] = "crop"
     """Pictures of other sizes: their centre, or all amid background."""
     keyframes: bool = False
-    """Keep latents of each clip's first and last frame alone, for known.first."""
+    """Keep latents of single frames of each clip, for known.first, known.both and known.prefix."""
     channels: int | None = None
     """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
