@@ -30,13 +30,8 @@ def extract(path: str | Path, span: range, out: str | Path, *, crf: float = 12) 
         return True
     info, times = reader.probe(path), reader.presentation(path)
     times = None if times is None else times.cut(span.start, span.stop)
-<<<<<<< HEAD
     made = VideoWriter(out, fps=info.fps, width=info.width, height=info.height, crf=crf, presentation=times)
     with made as writer:
-=======
-    height, width = info.height, info.width
-    with VideoWriter(out, fps=info.fps, width=width, height=height, crf=crf, presentation=times) as writer:
->>>>>>> engine
         for frames in reader.stream(path, span.start, span.stop, chunk=_CHUNK):
             writer.write(frames)
     return False
