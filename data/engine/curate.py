@@ -18,7 +18,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_json
 from kinoflow.configs.schema import dump
 from kinoflow.data.clips.remote import GONE, Url, local, place
-from kinoflow.data.engine import captioning, sources
+from kinoflow.data.engine import kept, sources
 from kinoflow.data.engine.config import CurateConfig, digest
 from kinoflow.data.engine.pools import Call, Done, Pool
 from kinoflow.data.engine.scan import scan_to, spans
@@ -168,7 +168,7 @@ def _each(pool: Pool, show: Shown, title: str, calls: Iterable[Call], total: int
 
 def _tidy(job: Job) -> None:
     """Remove what is known of the video as it was before, or by another configuration."""
-    captioning.forget(job.out, job.source, job.stamp)
+    kept.forget(job.out, job.source, job.stamp)
     for path in job.scores.parent.glob(f"{job.source.name}-*.parquet"):
         if path != job.scores:
             path.unlink(missing_ok=True)

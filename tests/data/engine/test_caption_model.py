@@ -10,7 +10,8 @@ from kinoflow.data.__main__ import main
 from kinoflow.data.clips import manifest
 from kinoflow.data.engine import captioners
 from kinoflow.data.engine.captioners import LocalModel
-from kinoflow.data.engine.captioning import BY, pictures
+from kinoflow.data.engine.captioning import BY
+from kinoflow.data.engine.kept import pictures
 from tests.data.making import real_clip
 
 WORDS = ["a", "man", "in", "the", "car", "sits", ".", "<image>", "user:", "assistant:", "Describe", "it"]

@@ -17,7 +17,7 @@ from PIL import Image
 from kinoflow.configs.errors import UserError
 from kinoflow.data.__main__ import main
 from kinoflow.data.clips import manifest
-from kinoflow.data.engine import captioners, captioning
+from kinoflow.data.engine import captioners, captioning, kept
 from kinoflow.data.engine.captioners import plain
 from tests.data.engine.planting import shot, write
 
@@ -123,7 +123,7 @@ def test_a_server_sees_even_frames_and_the_list_gets_what_it_says(out: Path, ser
         *shown, text = message["content"]
         assert body["model"] == "eye" and text == {"type": "text", "text": captioning.PROMPT}
         frames = [small(Image.fromarray(frame)) for frame in shot(name)]
-        wanted = captioning.sampled(range(4, 44), 3)
+        wanted = kept.sampled(found[name], 3)
         for part, index in zip(shown, wanted, strict=True):
             kind, _, data = part["image_url"]["url"].partition(",")
             picture = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -137,9 +137,12 @@ def small(picture: Image.Image) -> np.ndarray:
 
 
 def test_frames_are_the_middles_of_equal_parts() -> None:
-    assert captioning.sampled(range(100, 110), 2) == [102, 107]
-    assert captioning.sampled(range(7, 10), 8) == [7, 8, 9]
-    assert captioning.sampled(range(0, 9), 1) == [4]
+    def at(first: int, frames: int, count: int) -> list[int]:
+        return kept.sampled(manifest.ClipEntry(path="a", first_frame=first, frames=frames), count)
+
+    assert at(100, 10, 2) == [102, 107]
+    assert at(7, 3, 8) == [7, 8, 9]
+    assert at(0, 9, 1) == [4]
 
 
 def test_a_shot_is_asked_about_once_and_anew_when_anything_changed(out: Path, server: Server) -> None:
