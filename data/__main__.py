@@ -1,4 +1,4 @@
-"""Make, check and describe clip lists: `kinoflow data curate | select | world | cut | check | info`."""
+"""Make, check and describe clip lists: `kinoflow data curate | select | caption | world | cut | check …`."""
 
 import argparse
 import sys

@@ -72,7 +72,7 @@ TEXT = {"conditioning/encoders.py", "train/mini/text.py", "train/mini/tokenizers
 # Library -> the only files, or the room, that import it.
 LIBRARIES: dict[str, set[str]] = {
     "deepspeed": DEEPSPEED,
-    "transformers": {"conditioning/clip_t5.py", "conditioning/rewriting.py", *TEXT},
+    "transformers": {"conditioning/clip_t5.py", "conditioning/rewriting.py", "data/engine/", *TEXT},
     "tokenizers": TEXT,
     "av": {"data/video/"},
     "decord": {"tests/bench/"},

@@ -43,7 +43,8 @@ PAGES = [
 SHELL = {"bash", "console", "sh", "shell"}
 # Programs that are not ours: nothing of theirs is checked but the files and extras they name.
 OTHERS = {
-    "torchfrtrace", "git", "openssl", "cd", "pip", "ray", "source", "nvidia-smi", "pre-commit", "pytest"
+    "torchfrtrace", "git", "openssl", "cd", "pip", "ray", "source", "nvidia-smi", "pre-commit", "pytest",
+    "vllm",
 }  # fmt: skip
 # Folders that commands make: what a page names there need not be there yet.
 LEFT_BY_USE = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line[-1:] == "/"}

@@ -1,4 +1,4 @@
-"""The commands of the data engine: `kinoflow data curate` and `kinoflow data select`."""
+"""The commands of the data engine: `kinoflow data curate`, `select` and `caption`."""
 
 import argparse
 import importlib.util
@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import load
 from kinoflow.configs.terminal import print_json, progress_bar
-from kinoflow.data.engine import funnel, output, selection, sources
+from kinoflow.data.clips.workers import Workers
+from kinoflow.data.engine import captioning, funnel, output, selection, sources
+from kinoflow.data.engine.captioners import open_captioner
+from kinoflow.data.engine.captioning import Asking
 from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
 from kinoflow.data.engine.pools import Pool, open_pool
 
 _T = TypeVar("_T")
+_SECONDS = 300.0  # in which a shot's pictures must be there
 _SOURCE = (
     "a folder, a text file of paths, a clip list, or a glob on a disk or at a URL (s3://bucket/**/*.mp4)"
 )
@@ -44,6 +48,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     deciding.add_argument("out", type=Path, metavar="OUT", help="a folder that curate made")
     deciding.set_defaults(run=_select)
+    _add_caption(commands)
     for command in (curating, deciding):
         command.add_argument("--cut", type=Path, metavar="FOLDER",
                              help="write what is kept to mp4 files; packets are copied where keyframes allow "
@@ -51,6 +56,71 @@ def add_to(commands: Any) -> None:
         command.add_argument("--config", nargs="+", default=[], metavar="FILE_OR_KEY=VALUE",
                              help="YAML files and keys, the later ones winning")  # fmt: skip
         command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_caption(commands: Any) -> None:
+    asking = Asking()
+    parser = commands.add_parser(
+        "caption", help="describe the chosen shots of OUT by a model that sees pictures"
+    )
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="a folder of curate or select; the same command goes on in it")
+    add("--model", required=True, metavar="MODEL",
+        help="http://HOST:PORT/v1[#NAME] of a server that speaks OpenAI's protocol (it gets OPENAI_API_KEY), "
+             "or a folder or hub id of a model of transformers that is asked about pictures")  # fmt: skip
+    add(
+        "--prompt", type=Path, metavar="FILE", help="a text file that says what to write (default: 100 words)"
+    )
+    add("--frames", type=int, default=asking.frames, metavar="N",
+        help=f"pictures of each shot, evenly (default: {asking.frames})")  # fmt: skip
+    add("--side", type=int, default=asking.side, metavar="PIXELS",
+        help=f"longer side of these (default: {asking.side})")  # fmt: skip
+    add("--requests", type=int, default=asking.requests, metavar="N",
+        help=f"shots that a server is asked about at a time (default: {asking.requests})")  # fmt: skip
+    add("--all", action="store_true", help="describe clips too that somebody wrote a caption of")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+        help="processes that decode (default: one for each core); 0 decodes in this one")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_caption)
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    """0 where every clip has a caption, 1 where some have none."""
+    if arguments.workers < 0:
+        raise UserError(f"--workers: {arguments.workers}; use 0 or more")
+    text = {} if arguments.prompt is None else {"prompt": _text(arguments.prompt)}
+    asking = Asking(frames=arguments.frames, side=arguments.side, requests=arguments.requests,
+                    all=arguments.all, **text)  # fmt: skip
+    listing = arguments.out / selection.MANIFEST
+    if not listing.exists():
+        raise UserError(f"{listing}: missing; run kinoflow data curate SOURCE {arguments.out} first")
+    captioner = open_captioner(arguments.model, os.environ.get("OPENAI_API_KEY"))
+    workers = Workers(arguments.workers, _SECONDS)
+    try:
+        told = captioning.caption(listing, captioner, asking, workers=workers, show=_shown)
+    finally:
+        workers.close()
+    ledger = arguments.out / captioning.FOLDER / captioning.LEDGER
+    if arguments.json:
+        print_json({
+            "manifest": str(listing), "ledger": str(ledger), "model": captioner.name, "asked": told.asked,
+            "cached": told.cached, "failed": len(told.failed), "without": told.without,
+        })  # fmt: skip
+    else:
+        described = told.asked - len(told.failed)
+        print(f"{described} shots described by {captioner.name}, {told.cached} before: {listing}")
+        if told.failed:
+            print(f"{len(told.failed)} have no caption, why: {ledger}; the same command tries them again")
+    return 1 if told.failed else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(os_error_line(path, error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt: {path}: is not UTF-8 text; save it as UTF-8") from error
 
 
 def _curate(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import write_json
 from kinoflow.configs.schema import dump
 from kinoflow.data.clips.remote import GONE, Url, local, place
-from kinoflow.data.engine import sources
+from kinoflow.data.engine import kept, sources
 from kinoflow.data.engine.config import CurateConfig, digest
 from kinoflow.data.engine.pools import Call, Done, Pool
 from kinoflow.data.engine.scan import scan_to, spans
@@ -41,19 +41,20 @@ class Job:
     config: CurateConfig
 
     @cached_property
-    def _stamp(self) -> str:
+    def stamp(self) -> str:
+        """Another text when the file has changed."""
         return self.source.stamp()
 
     @cached_property
     def folder(self) -> Path:
         """Of the signals of its pieces."""
-        key = digest([FORMAT, self._stamp, self.config.fingerprint("scan")])
+        key = digest([FORMAT, self.stamp, self.config.fingerprint("scan")])
         return self.out / "frames" / f"{self.source.name}-{key}"
 
     @cached_property
     def scores(self) -> Path:
         """The part with its scored shots."""
-        told = [FORMAT, self._stamp, self.source.caption, self.config.fingerprint("scan", "shots")]
+        told = [FORMAT, self.stamp, self.source.caption, self.config.fingerprint("scan", "shots")]
         return self.out / "scores" / f"{self.source.name}-{digest(told)}.parquet"
 
     @property
@@ -88,7 +89,7 @@ class Job:
     @property
     def is_there(self) -> bool:
         """Whether the video can be reached now."""
-        return self._stamp != GONE
+        return self.stamp != GONE
 
     def forget_failures(self) -> None:
         """Let what failed be tried again."""
@@ -167,6 +168,7 @@ def _each(pool: Pool, show: Shown, title: str, calls: Iterable[Call], total: int
 
 def _tidy(job: Job) -> None:
     """Remove what is known of the video as it was before, or by another configuration."""
+    kept.forget(job.out, job.source, job.stamp)
     for path in job.scores.parent.glob(f"{job.source.name}-*.parquet"):
         if path != job.scores:
             path.unlink(missing_ok=True)

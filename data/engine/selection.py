@@ -17,7 +17,7 @@ from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
-from kinoflow.data.engine import parts
+from kinoflow.data.engine import captioning, parts
 from kinoflow.data.engine.config import Rule, SelectConfig
 from kinoflow.data.engine.curate import PARTS
 from kinoflow.data.engine.duplicates import Hashed, duplicates
@@ -128,11 +128,12 @@ def select(table: Any, config: SelectConfig) -> Selection:
 
 
 def write(selection: Selection, out: Path) -> None:
-    """Write the ledger and the manifest.
+    """Write the ledger and the manifest, with the captions that `kinoflow data caption` made.
 
     Raises:
         UserError: they cannot be written, or nothing is kept.
     """
+    captions = captioning.read(out)
     path = out / LEDGER
     try:
         with replacing(path) as aside, aside.open("w", encoding="utf-8") as file:
@@ -143,7 +144,8 @@ def write(selection: Selection, out: Path) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(os_error_line(path, error)) from error
-    manifest.write(out / MANIFEST, _entries(selection))
+    entries = _entries(selection)
+    manifest.write(out / MANIFEST, entries if captions is None else map(captions.applied, entries))
 
 
 def _entries(selection: Selection) -> Iterator[ClipEntry]:
