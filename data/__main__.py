@@ -1,4 +1,4 @@
-"""Make, check and describe clip lists: `kinoflow data curate | select | caption | world | cut | check …`."""
+"""Make, check and describe clip lists: `kinoflow data curate | select | caption | embed | world | cut …`."""
 
 import argparse
 import sys

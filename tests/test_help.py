@@ -24,7 +24,10 @@ COMMANDS = [
     "sample export-diffusers",
     "sample push",
     *(f"tae {verb}" for verb in ("", "encode", "decode", "reconstruct", "info", "inflate")),
-    *(f"data {verb}" for verb in ("", "curate", "select", "caption", "world", "cut", "check", "info")),
+    *(
+        f"data {verb}"
+        for verb in ("", "curate", "select", "caption", "embed", "world", "cut", "check", "info")
+    ),
     *SCHEMAS,
     "train export",
     "train configs/models/dit_mini.yaml run=x",

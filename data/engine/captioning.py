@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.configs.files import write_json, write_text
+from kinoflow.configs.files import write_json
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.clips.workers import Workers
@@ -20,7 +20,7 @@ from kinoflow.data.engine.captioners import Captioner
 from kinoflow.data.engine.config import digest
 from kinoflow.data.engine.kept import Kept, Key, key_of
 
-FOLDER, LEDGER, SETTINGS = kept.CAPTIONS, "ledger.jsonl", "settings.json"
+FOLDER, LEDGER, SETTINGS = kept.CAPTIONS, kept.LEDGER, kept.SETTINGS
 BY = "captioned_by"  # the column of the clip list that names the model
 PROMPT = """\
 These pictures are frames of one video shot, in the order of time and evenly spaced. Describe the shot in \
@@ -31,7 +31,6 @@ background, the light and the style.
 - Copy words that can be read in the picture letter by letter, in double quotes. Quote nothing else.
 - Do not speak of frames, pictures, the video or the camera's movement. Answer with the caption alone."""
 _FORMAT = 1
-_MOST_FAILURES = 20  # one after another, after which something is wrong with all of them
 Shown = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -138,17 +137,16 @@ def caption(listing: Path, captioner: Captioner, asking: Asking, *, workers: Wor
         work = kept.work(todo, ask, asking.requests)
         for entry, given in show(work, "captioning", len(todo)):
             if isinstance(given, UserError):
-                failed.append(_failure(entry, captioner.name, given))
+                failed.append(kept.failure(entry, captioner.name, given))
                 in_a_row += 1
-                if in_a_row == _MOST_FAILURES or len(failed) == len(wanted):
+                if in_a_row == kept.MOST_FAILURES or len(failed) == len(wanted):
                     raise UserError(f"{in_a_row} clips have no caption, the last because {given}; the same "
                                     "command goes on")  # fmt: skip
                 continue
             in_a_row = 0
             cache.put(entry, {"caption": given})
     finally:
-        lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in sorted(failed, key=_order))
-        write_text(out / FOLDER / LEDGER, "".join(lines))
+        kept.write_ledger(out / FOLDER / LEDGER, failed)
     write_json(out / FOLDER / SETTINGS, {"how": how, "model": captioner.name, "all": asking.all})
     without = _apply(listing, out)
     return Told(asked=len(todo), cached=len(wanted) - len(todo), without=without, failed=tuple(failed))
@@ -167,13 +165,3 @@ def _moved(camera: object, text: str) -> str:
     if not isinstance(camera, str) or not camera:
         return text
     return f"{'Still camera' if camera == 'still' else camera.capitalize()}. {text}"
-
-
-def _failure(entry: ClipEntry, model: str, error: UserError) -> dict[str, Any]:
-    where = {key: entry.extra.get(key) for key in ("begin", "end")}
-    return {"path": entry.path, "first_frame": entry.first_frame, "frames": entry.frames, **where,
-            "model": model, "reason": str(error)}  # fmt: skip
-
-
-def _order(row: Mapping[str, Any]) -> tuple[str, int]:
-    return row["path"], row["first_frame"]

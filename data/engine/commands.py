@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,13 @@ from kinoflow.configs.keys import key_table
 from kinoflow.configs.schema import load
 from kinoflow.configs.terminal import print_json, progress_bar
 from kinoflow.data.clips.workers import Workers
-from kinoflow.data.engine import captioning, funnel, output, selection, sources
+from kinoflow.data.engine import captioning, funnel, learned, output, selection, sources
 from kinoflow.data.engine.captioners import open_captioner
 from kinoflow.data.engine.captioning import Asking
 from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
 from kinoflow.data.engine.pools import Pool, open_pool
+from kinoflow.data.engine.score import LEARNED
 
 _T = TypeVar("_T")
 _SECONDS = 300.0  # in which a shot's pictures must be there
@@ -49,10 +51,21 @@ def add_to(commands: Any) -> None:
     deciding.add_argument("out", type=Path, metavar="OUT", help="a folder that curate made")
     deciding.set_defaults(run=_select)
     _add_caption(commands)
+    looking = commands.add_parser(
+        "embed", help="score the chosen shots of OUT, and their captions, by a CLIP-like model; choose anew",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=key_table(CurateConfig),
+    )  # fmt: skip
+    looking.add_argument(
+        "out", type=Path, metavar="OUT", help="a folder of curate; clip.model names the model"
+    )
+    looking.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N",
+                         help="processes that decode (default: one for each core); 0: this one")  # fmt: skip
+    looking.set_defaults(run=_embed)
     for command in (curating, deciding):
         command.add_argument("--cut", type=Path, metavar="FOLDER",
                              help="write what is kept to mp4 files; packets are copied where keyframes allow "
                                   "it")  # fmt: skip
+    for command in (curating, deciding, looking):
         command.add_argument("--config", nargs="+", default=[], metavar="FILE_OR_KEY=VALUE",
                              help="YAML files and keys, the later ones winning")  # fmt: skip
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -132,7 +145,10 @@ def _curate(arguments: argparse.Namespace) -> int:
     pool = open_pool(arguments.ray, arguments.workers, config.time_limit)
     try:
         curate(found, arguments.out, config, pool=pool, show=_shown, retry=arguments.retry)
-        figures = _decide(arguments.out, config)
+        if config.clip.model is None:
+            figures = _decide(arguments.out, config)
+        else:
+            figures = _look(arguments.out, config, arguments.workers)
         figures |= _cut(arguments, pool)
     finally:
         pool.close()
@@ -159,10 +175,35 @@ def _require(config: CurateConfig) -> None:
             raise UserError(f"{name} is not installed; run: pip install 'kinoflow[engine]'")
 
 
-def _select(arguments: argparse.Namespace) -> int:
+def _config(arguments: argparse.Namespace) -> CurateConfig:
     """By the keys that OUT was made with, where no others are given."""
     before = arguments.out / "config.yaml"
-    config = load(CurateConfig, [*([str(before)] if before.exists() else []), *arguments.config])
+    return load(CurateConfig, [*([str(before)] if before.exists() else []), *arguments.config])
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    if config.clip.model is None:
+        raise UserError("clip.model: is not said; give the folder or hub id of a CLIP-like model")
+    figures = _look(arguments.out, config, arguments.workers)
+    _tell(figures, arguments.json)
+    return 1 if figures["unseen"] else 0
+
+
+def _look(out: Path, config: CurateConfig, count: int) -> dict[str, Any]:
+    """Ask the model about what all other rules keep, and choose anew."""
+    _decide(out, replace(config, select=replace(config.select, **dict.fromkeys(LEARNED))))
+    model, workers = learned.ClipModel(str(config.clip.model)), Workers(count, _SECONDS)
+    listing = out / selection.MANIFEST
+    try:
+        told = learned.embed(listing, model, config.clip.frames, workers=workers, show=_shown)
+    finally:
+        workers.close()
+    return _decide(out, config) | {"clip": model.name, "looked_at": told.asked, "unseen": len(told.failed)}
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
     figures, pool = _decide(arguments.out, config), open_pool(None, os.cpu_count() or 1, config.time_limit)
     try:
         figures |= _cut(arguments, pool)
@@ -173,7 +214,8 @@ def _select(arguments: argparse.Namespace) -> int:
 
 
 def _decide(out: Path, config: CurateConfig) -> dict[str, Any]:
-    chosen = selection.select(selection.read_scores(out), config.select)
+    table = learned.added(selection.read_scores(out), out, config.clip)
+    chosen = selection.select(table, config.select)
     selection.write(chosen, out)
     funnel.write_page(out, chosen)
     return _figures(out, chosen)

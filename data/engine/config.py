@@ -143,6 +143,10 @@ class SelectConfig:
     """Standard deviation of the brightness within the picture, in levels of 255, on average."""
     flicker: str | None = ":3"
     """How much the brightness goes up and down from frame to frame, in levels of 255."""
+    aesthetic: str | None = None
+    """What clip.aesthetic says of the shot's pictures, on its own scale, after kinoflow data embed."""
+    match: str | None = None
+    """Cosine of the caption's embedding and the pictures', after kinoflow data embed."""
     duplicates: int | None = 8
     """Of clips whose hashes differ by so many of 64 bits or fewer, the largest is kept; null keeps all."""
 
@@ -159,18 +163,37 @@ class SelectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The CLIP-like model that looks at kept shots, for select.aesthetic and select.match."""
+
+    model: str | None = None
+    """Folder or hub id of a CLIP or SigLIP of transformers; curate asks it last of all."""
+    aesthetic: str | None = None
+    """A safetensors file with a linear layer from its embedding to a score."""
+    frames: int = 4
+    """Pictures of each shot, evenly."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frames <= 256:
+            raise UserError(f"clip.frames: {self.frames}; use 1 to 256")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CurateConfig:
     """All that the data engine is told."""
 
     scan: ScanConfig = field(default_factory=ScanConfig)
     shots: ShotConfig = field(default_factory=ShotConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     time_limit: float = 600.0
     """Seconds after which a worker that looks at one piece of a video is ended."""
 
     def __post_init__(self) -> None:
         if not self.time_limit > 0:
             raise UserError(f"time_limit: {self.time_limit}; use seconds above 0")
+        if self.select.aesthetic is not None and self.clip.aesthetic is None:
+            raise UserError("select.aesthetic: asks for clip.aesthetic, a linear layer; give its file")
 
     def fingerprint(self, *sections: str) -> str:
         """A name for what these sections say."""

@@ -62,7 +62,9 @@ def _strangers(
     pictures: Float[np.ndarray, "frames values"], middle: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the middles whose ends have nothing in common, and how far apart the ends are."""
-    length = np.sqrt(((pictures[middle + width] - pictures[middle - width]) ** 2).mean(axis=1))
+    first, stop = middle[0], middle[-1] + 1  # neighbours: slices, not copies
+    apart = pictures[first + width : stop + width] - pictures[first - width : stop - width]
+    length = np.sqrt(np.square(apart, out=apart).mean(axis=1))
     far = length >= _NEAREST  # what is slower to see is asked of these alone
     middle, length = middle[far], length[far]
     strange = _correlation(pictures[middle - width], pictures[middle + width]) < _ALIKE
@@ -70,16 +72,26 @@ def _strangers(
 
 
 def _bent(pictures: Float[np.ndarray, "frames values"], middle: np.ndarray, width: int) -> np.ndarray:
-    """How far the pictures around each middle are from the line, in squares of its length."""
-    first, last = pictures[middle - width], pictures[middle + width]
-    whole, bent = last - first, np.zeros(len(middle))
+    """How far the pictures around each middle are from the line, in squares of its length.
+
+    Infinite as soon as it is too far: most are at the first place, and the others are not looked at for them.
+    """
+    whole = pictures[middle + width] - pictures[middle - width]
+    size = np.maximum((whole**2).mean(axis=1), 1e-6)
+    bent, left = np.zeros(len(middle)), np.arange(len(middle))
     for share in _POINTS:
         at = 2 * width * share  # frames from the first one, between two of them
         low = int(at)
-        offset = middle - width + low
-        between = pictures[offset] + (at - low) * (pictures[offset + 1] - pictures[offset])
-        bent += ((between - first - share * whole) ** 2).mean(axis=1)
-    return bent / len(_POINTS) / np.maximum((whole**2).mean(axis=1), 1e-6)
+        first = middle[left] - width
+        between = pictures[first + low]
+        between += (at - low) * (pictures[first + low + 1] - between)
+        between -= pictures[first]
+        between -= share * whole[left]
+        bent[left] += np.square(between, out=between).mean(axis=1)
+        straight = bent[left] < _BENT * len(_POINTS) * size[left]
+        bent[left[~straight]] = np.inf
+        left = left[straight]
+    return bent / len(_POINTS) / size
 
 
 def _correlation(first: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kinoflow.configs.errors import UserError, os_error_line
 from kinoflow.configs.files import replacing
-from kinoflow.data.engine.score import SCORES
-from kinoflow.data.engine.selection import READABLE, Selection, Stage, read_pictures
+from kinoflow.data.engine.selection import READABLE, Selection, Stage, read_pictures, scored
 
 PAGE, _TEMPLATE = "funnel.html", "funnel.html.j2"
 # Per cent of the raw videos that are left behind the paper's stages (Movie Gen, data curation).
@@ -36,6 +35,8 @@ _ABOUT = {
     "exposure": "share of the pixels that are black or white",
     "contrast": "levels of 255",
     "flicker": "levels of 255",
+    "aesthetic": "what the linear layer says of the pictures",
+    "match": "cosine of caption and pictures",
     "duplicates": "bits in which the hashes of like pictures differ",
 }
 _BINS, _WIDTH, _HEIGHT, _SHOWN = 48, 480, 90, 4
@@ -58,7 +59,7 @@ def write_page(out: Path, selection: Selection) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    scores = {key: selection.table[key].to_numpy(zero_copy_only=False) for key in SCORES}
+    scores = {key: selection.table[key].to_numpy(zero_copy_only=False) for key in scored(selection.table)}
     examples = {stage.name: _examples(selection, stage, scores) for stage in selection.stages}
     rows = {row for kept, dropped in examples.values() for row in (*kept, *dropped)}
     pictures = read_pictures(out, rows)

@@ -24,6 +24,8 @@ from kinoflow.data.video.picture import shrink
 
 Key = tuple[str, int, int]  # path, first frame, frames
 FOLDERS = CAPTIONS, EMBEDDINGS = "captions", "embeddings"
+LEDGER, SETTINGS = "ledger.jsonl", "settings.json"
+MOST_FAILURES = 20  # one after another, after which something is wrong with all of them
 _QUALITY = 90  # of JPEG
 
 
@@ -123,6 +125,19 @@ def pictures(path: str, wanted: Sequence[int], side: int) -> list[bytes]:
 def key_of(entry: ClipEntry) -> Key:
     """What tells a clip from others."""
     return entry.path, entry.first_frame or 0, entry.frames or 0
+
+
+def failure(entry: ClipEntry, model: str, error: UserError) -> dict[str, Any]:
+    """The line of a ledger about a clip."""
+    where = {key: entry.extra.get(key) for key in ("begin", "end")}
+    return {"path": entry.path, "first_frame": entry.first_frame, "frames": entry.frames, **where,
+            "model": model, "reason": str(error)}  # fmt: skip
+
+
+def write_ledger(path: Path, failed: Sequence[Mapping[str, Any]]) -> None:
+    """Write why clips are missing."""
+    rows = sorted(failed, key=lambda row: (row["path"], row["first_frame"]))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _forget(folder: Path, source: Source, stamp: str) -> None:

@@ -18,6 +18,7 @@ SCORES = (
     "damaged", "variable_rate", "seconds", "shorter_side", "aspect", "text", "borders", "motion", "shake",
     "jumps", "sharpness", "exposure", "contrast", "flicker",
 )  # fmt: skip
+LEARNED = ("aesthetic", "match")  # what a model says of kept shots (`learned`), beside the scores
 SCHEMA = {
     "path": "string", "caption": "string", "shot": "int32", "first_frame": "int64", "frames": "int64",
     "begin": "string", "end": "string", "width": "int32", "height": "int32", "fps": "string",

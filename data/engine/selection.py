@@ -21,11 +21,11 @@ from kinoflow.data.engine import captioning, parts
 from kinoflow.data.engine.config import Rule, SelectConfig
 from kinoflow.data.engine.curate import PARTS
 from kinoflow.data.engine.duplicates import Hashed, duplicates
-from kinoflow.data.engine.score import SCHEMA, SCORES
+from kinoflow.data.engine.score import LEARNED, SCHEMA, SCORES
 
 MANIFEST, LEDGER = "manifest.jsonl", "ledger.jsonl"
 READABLE, DUPLICATES = "readable", "duplicates"  # the first and the last stage
-_HIGHER = {"seconds", "shorter_side", "sharpness", "contrast", "motion"}  # of which more is better
+_HIGHER = {"seconds", "shorter_side", "sharpness", "contrast", "motion", *LEARNED}  # of which more is better
 _LOWER = {"text", "borders", "shake", "jumps", "exposure", "flicker"}
 _WHERE = ("path", "first_frame", "frames", "begin", "end")
 
@@ -97,7 +97,7 @@ def select(table: Any, config: SelectConfig) -> Selection:
     Raises:
         UserError: "best" of a score of which neither more nor less is better.
     """
-    scores = {key: table[key].to_numpy(zero_copy_only=False) for key in SCORES}
+    scores = {key: table[key].to_numpy(zero_copy_only=False) for key in scored(table)}
     errors = table["error"].to_pylist()
     ledger: dict[int, Mapping[str, Any]] = {}
     alive = np.array([error is None for error in errors], bool)
@@ -105,6 +105,8 @@ def select(table: Any, config: SelectConfig) -> Selection:
         ledger[index] = {"stage": READABLE, "score": None, "threshold": None, "reason": errors[index]}
     stages = [Stage(name=READABLE, came=len(errors), stayed=int(alive.sum()))]
     for key, rule in config.rules().items():
+        if key not in scores:
+            raise UserError(f"select.{key}: nothing was looked at by a model; run kinoflow data embed first")
         least, most = _limits(key, rule, scores[key][alive])
         values = scores[key]
         # What was not looked at (too short for a large picture) is not dropped for it.
@@ -125,6 +127,11 @@ def select(table: Any, config: SelectConfig) -> Selection:
         rule = f"{config.duplicates} bits of 64"
         stages.append(Stage(name=DUPLICATES, came=came, stayed=int(alive.sum()), rule=rule))
     return Selection(table=table, stages=tuple(stages), kept=np.flatnonzero(alive), ledger=ledger)
+
+
+def scored(table: Any) -> list[str]:
+    """The scores that a table has."""
+    return [key for key in (*SCORES, *LEARNED) if key in table.schema.names]
 
 
 def write(selection: Selection, out: Path) -> None:
@@ -150,10 +157,11 @@ def write(selection: Selection, out: Path) -> None:
 
 def _entries(selection: Selection) -> Iterator[ClipEntry]:
     """The kept clips. One of a variable rate does not say its rate: who cuts it looks."""
-    table = selection.table.select([key for key in SCHEMA if key not in ("hashes", "picture", "error")])
+    names = [key for key in SCHEMA if key not in ("hashes", "picture", "error", *SCORES)]
+    table = selection.table.select([*names, *scored(selection.table)])
     for index in selection.kept.tolist():
         row = {key: table[key][index].as_py() for key in table.schema.names}
-        extra = {key: _rounded(row[key]) for key in SCORES if row[key] is not None}
+        extra = {key: _rounded(row[key]) for key in scored(table) if row[key] is not None}
         yield ClipEntry(
             path=row["path"], caption=row["caption"] or "", first_frame=row["first_frame"],
             frames=row["frames"], fps=None if row["variable_rate"] else Fraction(row["fps"]),

@@ -267,7 +267,7 @@ def test_twenty_failures_in_a_row_end_it(out: Path, monkeypatch: pytest.MonkeyPa
         def __call__(self, prompt: str, pictures: list[bytes]) -> str:
             raise UserError("it is away")
 
-    monkeypatch.setattr(captioning, "_MOST_FAILURES", 2)
+    monkeypatch.setattr(kept, "MOST_FAILURES", 2)
     with pytest.raises(UserError, match="2 clips have no caption, the last because it is away"):
         captioning.caption(
             out / "manifest.jsonl", Model(), captioning.Asking(requests=1),

@@ -1,0 +1,217 @@
+"""Scores by a CLIP-like model: how well pictures and caption of a kept shot agree, and how good it looks.
+
+In OUT/embeddings lies what the model made of each shot (`kept`): the mean of its pictures' unit embeddings,
+and the embedding of its caption; from these and a linear layer the scores follow without the model.
+"""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from kinoflow.configs.errors import UserError, one_line, os_error_line
+from kinoflow.configs.files import folder_fingerprint, write_json
+from kinoflow.configs.pretrained import resolve_folder
+from kinoflow.data.clips import manifest
+from kinoflow.data.clips.manifest import ClipEntry
+from kinoflow.data.clips.workers import Workers
+from kinoflow.data.engine import captioning, kept
+from kinoflow.data.engine.config import ClipConfig, digest
+from kinoflow.data.engine.kept import LEDGER, SETTINGS, Kept
+from kinoflow.data.engine.score import LEARNED
+
+_FOLDER = kept.EMBEDDINGS
+_FORMAT, _SIDE = 1, 512  # pixels of the longer side; these models see some 224 to 384
+_THREADS = 4
+_READ = ["*.json", "*.txt", "*.model", "*.safetensors"]
+Shown = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+class ClipModel:
+    """A CLIP or SigLIP of transformers, on the GPU where there is one.
+
+    Raises:
+        UserError: no such folder or hub id, or one that holds no such model.
+    """
+
+    def __init__(self, source: str) -> None:
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoProcessor
+
+        from kinoflow.configs.devices import parse_device
+
+        folder = resolve_folder(source, _READ)
+        self.name = Path(source).name if Path(source).is_dir() else source
+        self.key = folder_fingerprint(folder)
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModel.from_pretrained(folder, dtype="auto", local_files_only=True)
+            self._tokens = int(model.config.text_config.max_position_embeddings)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
+                SafetensorError) as error:  # fmt: skip
+            said = f"clip.model: {source}: holds no CLIP-like model that can be read ({one_line(error)})"
+            raise UserError(f"{said}; give its folder or hub id") from error
+        if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+            raise UserError(f"clip.model: {source}: is no CLIP-like model; give a CLIP or a SigLIP")
+        self._model, self._one_at_a_time = model.to(parse_device("auto")).eval(), threading.Lock()
+
+    def pictures(self, data: Sequence[bytes]) -> Float[np.ndarray, "pictures d"]:
+        """Unit embeddings of JPEG pictures."""
+        from PIL import Image
+
+        shown = [Image.open(io.BytesIO(each)).convert("RGB") for each in data]
+        return self._unit("get_image_features", self._processor(images=shown, return_tensors="pt"))
+
+    def text(self, text: str) -> Float[np.ndarray, " d"]:
+        """Unit embedding of a text, of which the model reads no more than it has places for."""
+        tokens = self._processor(text=[text], padding="max_length", truncation=True,
+                                 max_length=self._tokens, return_tensors="pt")  # fmt: skip
+        return self._unit("get_text_features", tokens)[0]
+
+    def _unit(self, what: str, given: Any) -> np.ndarray:
+        import torch
+
+        with self._one_at_a_time, torch.no_grad():
+            found = getattr(self._model, what)(**given.to(self._model.device, self._model.dtype))
+        found = getattr(found, "pooler_output", found).float()
+        return torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """How many clips the model was `asked` about now, and which could not be looked at."""
+
+    asked: int
+    failed: tuple[Mapping[str, Any], ...]
+
+
+def embed(listing: Path, model: ClipModel, frames: int, *, workers: Workers, show: Shown) -> Told:
+    """Ask about each clip of a list whose pictures or caption the model has not seen.
+
+    Raises:
+        UserError: the list cannot be read; all clips fail, or twenty one after another.
+    """
+    folder = listing.parent / _FOLDER
+    how = digest([_FORMAT, model.key, frames, _SIDE])
+    cache, entries = Kept(folder, how), manifest.read(listing).entries
+    todo = [entry for entry in entries if _news(entry, cache.get(entry))]
+    known = {kept.key_of(entry): cache.get(entry) for entry in todo}
+    failed, in_a_row = [], 0
+
+    def ask(entry: ClipEntry) -> dict[str, Any]:
+        before = known[kept.key_of(entry)]
+        if before is None:
+            shown = workers.call(kept.pictures, entry.path, kept.sampled(entry, frames), _SIDE)
+            picture = _packed(model.pictures(shown).mean(axis=0))
+        else:
+            picture = before["picture"]
+        text = _packed(model.text(entry.caption)) if entry.caption else None
+        return {"picture": picture, "text": text, "said": digest([entry.caption])}
+
+    try:
+        for entry, given in show(kept.work(todo, ask, _THREADS), "embedding", len(todo)):
+            if not isinstance(given, UserError):
+                in_a_row = 0
+                cache.put(entry, given)
+                continue
+            failed.append(kept.failure(entry, model.name, given))
+            in_a_row += 1
+            if in_a_row == kept.MOST_FAILURES or len(failed) == len(entries):
+                said = f"{in_a_row} clips could not be looked at, the last because {given}"
+                raise UserError(f"{said}; the same command goes on")
+    finally:
+        kept.write_ledger(folder / LEDGER, failed)
+    write_json(folder / SETTINGS, {"how": how, "model": model.name})
+    return Told(asked=len(todo), failed=tuple(failed))
+
+
+def added(table: Any, out: Path, config: ClipConfig) -> Any:
+    """The table of scores with those that the last `kinoflow data embed OUT` allows; itself before one.
+
+    A shot that was not looked at has none; nor has one whose caption changed since a `match`.
+
+    Raises:
+        UserError: the settings or the linear layer cannot be read.
+    """
+    import pyarrow
+
+    path = out / _FOLDER / SETTINGS
+    if not path.exists():
+        return table
+    try:
+        rows = kept.read(out / _FOLDER, str(json.loads(path.read_text(encoding="utf-8"))["how"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: cannot be read; run kinoflow data embed {out} again") from None
+    head = None if config.aesthetic is None else _Head(Path(config.aesthetic))
+    captions = captioning.read(out)
+    facts = table.select(["path", "first_frame", "frames", "caption", "camera"]).to_pylist()
+    values = [_scores(each, rows, captions, head) for each in facts]
+    for key in LEARNED:
+        column = pyarrow.array([row.get(key) for row in values], pyarrow.float64())
+        table = table.append_column(key, column)
+    return table
+
+
+def _scores(
+    facts: Mapping[str, Any], rows: Mapping[kept.Key, Mapping[str, Any]],
+    captions: captioning.Captions | None, head: "_Head | None",
+) -> dict[str, float]:  # fmt: skip
+    row = rows.get((facts["path"], facts["first_frame"], facts["frames"]))
+    if row is None or not facts["path"]:
+        return {}
+    picture = _unpacked(row["picture"])
+    found = {} if head is None else {"aesthetic": head(picture)}
+    entry = ClipEntry(path=facts["path"], caption=facts["caption"] or "", first_frame=facts["first_frame"],
+                      frames=facts["frames"], extra={"camera": facts["camera"]})  # fmt: skip
+    caption = entry.caption if captions is None else captions.applied(entry).caption
+    if row["text"] is not None and row["said"] == digest([caption]):
+        text = _unpacked(row["text"])
+        norms = np.linalg.norm(picture) * np.linalg.norm(text)
+        found["match"] = float(picture @ text / max(float(norms), 1e-9))
+    return found
+
+
+class _Head:
+    """A linear layer from an embedding to one number, as LAION's first aesthetic predictors are."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        self._path = path
+        try:
+            found = {key: value.astype(np.float32).reshape(-1) for key, value in load_file(path).items()}
+        except OSError as error:
+            raise UserError(os_error_line(path, error)) from error
+        except (SafetensorError, ValueError, TypeError) as error:
+            raise UserError(f"clip.aesthetic: {path}: is no safetensors file ({one_line(error)})") from error
+        weights = [value for value in found.values() if len(value) > 1]
+        biases = [value for value in found.values() if len(value) == 1]
+        if len(weights) != 1 or len(biases) > 1:
+            raise UserError(f"clip.aesthetic: {path}: is not one linear layer; give that alone")
+        self._weight, self._bias = weights[0], float(biases[0][0]) if biases else 0.0
+
+    def __call__(self, picture: np.ndarray) -> float:
+        if len(picture) != len(self._weight):
+            said = f"takes {len(self._weight)} numbers, clip.model gives {len(picture)}"
+            raise UserError(f"clip.aesthetic: {self._path}: {said}; give the layer of that model")
+        return float(picture @ self._weight) + self._bias
+
+
+def _news(entry: ClipEntry, row: Mapping[str, Any] | None) -> bool:
+    return row is None or row["said"] != digest([entry.caption])
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.astype(np.float16).tobytes()).decode()
+
+
+def _unpacked(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32)
