@@ -136,7 +136,11 @@ def clip_t5_folder(source: str) -> Path:
     Raises:
         UserError: neither a folder nor readable from the hub, or no folder of diffusers.
     """
-    patterns = [f"{part}/{name}" for part in CLIP_T5.values() for name in ("*.json", "model*.safetensors")]
+    patterns = [
+        f"{part}/{name}"
+        for part in CLIP_T5.values()
+        for name in ("*.json", "model.safetensors", "model-0*.safetensors")
+    ]
     folder = resolve_folder(
         source, [_INDEX, *patterns, *(f"{part}/*" for part in CLIP_T5_TOKENIZERS.values())]
     )
