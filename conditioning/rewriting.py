@@ -7,14 +7,9 @@ server that speaks OpenAI's protocol; both answer greedily.
 
 import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urldefrag, urlsplit
 
 import torch
 from jinja2 import TemplateError
@@ -24,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kinoflow.conditioning.encoders import quiet
 from kinoflow.conditioning.prompt import quoted_text
+from kinoflow.configs.chat import Answer, ChatServer
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.pretrained import resolve_folder
 
 MOST_TOKENS, MOST_CHARACTERS = 320, 2000
 _SECONDS = 120  # that a server may take
-_MOST_BYTES = 2**20
 _READ = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _WORDS, _FEW_WORDS = 100, 25
 _INSTRUCTION = """\
@@ -50,14 +45,6 @@ _EXAMPLES = (
     ),
 )
 _FEW_EXAMPLES = (("my heart gets bigger", "a red heart grows slowly on a black background"),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model said; `whole` is False where it was cut at its limit."""
-
-    text: str
-    whole: bool
 
 
 @runtime_checkable
@@ -201,64 +188,15 @@ class LocalModel:
 
 
 class Server:
-    """Models behind an address ending in /v1, as OpenAI, vLLM, llama.cpp and Ollama serve them."""
+    """Models behind an address ending in /v1."""
 
     def __init__(self, address: str, key: str | None = None) -> None:
-        try:
-            place, model = urldefrag(address)
-            host = urlsplit(place).hostname
-        except ValueError as error:
-            raise UserError(f"rewrite: {address}: {one_line(error)}; write http://HOST:PORT/v1") from None
-        self._address = place.rstrip("/")
-        self._head = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {key}"} if key else {}
-        )
-        self._model = model or self._first()
-        self.name = f"{self._model} of {host}"
+        self._server = ChatServer(address, key, option="rewrite", prefix="rewrite: ", seconds=_SECONDS)
+        self.name = f"{self._server.model} of {self._server.host}"
 
     def __call__(self, instruction: str, examples: Sequence[tuple[str, str]], prompt: str) -> Answer:
         """Its answer."""
-        asked = {
-            "model": self._model,
-            "messages": conversation(instruction, examples, prompt),
-            "temperature": 0,
-            "max_tokens": MOST_TOKENS,
-        }
-        found = self._ask("chat/completions", asked)
-        try:
-            choice = found["choices"][0]
-            text, why = choice["message"]["content"], choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError):
-            raise self._strange() from None
-        if not isinstance(text, str | None):
-            raise self._strange()
-        return Answer(text=text or "", whole=why != "length")
-
-    def _first(self) -> str:
-        try:
-            return str(self._ask("models")["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise self._strange() from None
-
-    def _ask(self, what: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            request = urllib.request.Request(f"{self._address}/{what}", data, self._head)
-            with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-                return json.loads(reply.read(_MOST_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                said = " ".join(error.read(300).decode(errors="replace").split())
-            remedy = "set OPENAI_API_KEY" if error.code in (401, 403) else "see that it serves that model"
-            raise UserError(f"rewrite: {self._address}/{what}: {error.code} {said}; {remedy}") from None
-        except (OSError, HTTPException) as error:
-            said = f"rewrite: {self._address}: cannot be asked ({one_line(error)})"
-            raise UserError(f"{said}; see that it runs, and the address") from None
-        except ValueError:
-            raise self._strange() from None
-
-    def _strange(self) -> UserError:
-        return UserError(f"rewrite: {self._address}: no answer of OpenAI's protocol; end the address in /v1")
+        return self._server.answer(conversation(instruction, examples, prompt), MOST_TOKENS)
 
 
 def conversation(instruction: str, examples: Sequence[tuple[str, str]], prompt: str) -> list[dict[str, str]]:

@@ -2,18 +2,13 @@
 
 import base64
 import io
-import json
 import re
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urldefrag, urlsplit
 
+from kinoflow.configs.chat import ChatServer
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import resolve_folder
@@ -21,10 +16,7 @@ from kinoflow.configs.pretrained import resolve_folder
 MOST_TOKENS = 320  # of an answer; 100 words are some 140
 _READ = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _SECONDS = 300  # that a server may take
-_MOST_BYTES = 2**20
 _WAITS = (2.0, 10.0)  # seconds before a server that is busy is asked again
-_BUSY = 429, 500, 502, 503, 504
-_FORBIDDEN = 401, 403
 
 
 @runtime_checkable
@@ -58,69 +50,19 @@ def open_captioner(source: str, key: str | None = None) -> Captioner:
 
 
 class Server:
-    """A model behind an address ending in /v1, as OpenAI, vLLM, llama.cpp and Ollama serve them."""
+    """A model behind an address ending in /v1."""
 
     def __init__(self, address: str, key: str | None = None) -> None:
-        try:
-            place, model = urldefrag(address)
-            urlsplit(place)
-        except ValueError as error:
-            raise UserError(f"--model: {address}: {one_line(error)}; write http://HOST:PORT/v1") from None
-        self._address = place.rstrip("/")
-        self._head = {"Content-Type": "application/json"}
-        self._head |= {"Authorization": f"Bearer {key}"} if key else {}
-        self.name = self.key = model or self._first()
+        self._server = ChatServer(address, key, option="--model", seconds=_SECONDS, waits=_WAITS)
+        self.name = self.key = self._server.model
 
     def __call__(self, prompt: str, pictures: Sequence[bytes]) -> str:
         """As `Captioner`."""
         urls = [f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in pictures]
         shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        found = self._ask("chat/completions", {
-            "model": self.key, "temperature": 0, "max_tokens": MOST_TOKENS,
-            "messages": [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}],
-        })  # fmt: skip
-        try:
-            choice = found["choices"][0]
-            text, why = choice["message"]["content"], choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise self._strange() from None
-        if not isinstance(text, str | None):
-            raise self._strange()
-        return plain(text or "", whole=why != "length", name=self.name)
-
-    def _first(self) -> str:
-        try:
-            return str(self._ask("models")["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise self._strange() from None
-
-    def _ask(self, what: str, body: dict[str, Any] | None = None) -> Any:
-        """Its answer; one that is busy or away is asked again after some seconds."""
-        data = None if body is None else json.dumps(body).encode()
-        for wait in (*_WAITS, None):
-            try:
-                request = urllib.request.Request(f"{self._address}/{what}", data, self._head)
-                with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-                    return json.loads(reply.read(_MOST_BYTES))
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = " ".join(error.read(300).decode(errors="replace").split())
-                if error.code not in _BUSY or wait is None:
-                    remedy = (
-                        "set OPENAI_API_KEY" if error.code in _FORBIDDEN else "see that it serves that model"
-                    )
-                    raise UserError(f"{self._address}/{what}: {error.code} {said}; {remedy}") from None
-            except (OSError, HTTPException) as error:
-                if wait is None:
-                    said = f"{self._address}: cannot be asked ({one_line(error)})"
-                    raise UserError(f"{said}; see that it runs, and the address") from None
-            except ValueError:
-                raise self._strange() from None
-            time.sleep(wait)
-        raise AssertionError("the last attempt answers or raises")
-
-    def _strange(self) -> UserError:
-        return UserError(f"{self._address}: no answer of OpenAI's protocol; end the address in /v1")
+        content = [*shown, {"type": "text", "text": prompt}]
+        found = self._server.answer([{"role": "user", "content": content}], MOST_TOKENS)
+        return plain(found.text, whole=found.whole, name=self.name)
 
 
 class LocalModel:
