@@ -126,30 +126,18 @@ def caption(listing: Path, captioner: Captioner, asking: Asking, *, workers: Wor
     wanted = [entry for entry in found.entries if asking.all or not entry.caption or BY in entry.extra]
     cache = Kept(out / FOLDER, how)
     todo = [entry for entry in wanted if cache.get(entry) is None]
-    failed: list[Mapping[str, Any]] = []
-    in_a_row = 0
 
-    def ask(entry: ClipEntry) -> str:
+    def ask(entry: ClipEntry) -> dict[str, str]:
         shown = workers.call(kept.pictures, entry.path, kept.sampled(entry, asking.frames), asking.side)
-        return captioner(asking.prompt, shown)
+        return {"caption": captioner(asking.prompt, shown)}
 
-    try:
-        work = kept.work(todo, ask, asking.requests)
-        for entry, given in show(work, "captioning", len(todo)):
-            if isinstance(given, UserError):
-                failed.append(kept.failure(entry, captioner.name, given))
-                in_a_row += 1
-                if in_a_row == kept.MOST_FAILURES or len(failed) == len(wanted):
-                    raise UserError(f"{in_a_row} clips have no caption, the last because {given}; the same "
-                                    "command goes on")  # fmt: skip
-                continue
-            in_a_row = 0
-            cache.put(entry, {"caption": given})
-    finally:
-        kept.write_ledger(out / FOLDER / LEDGER, failed)
+    failed = kept.gather(
+        show(kept.work(todo, ask, asking.requests), "captioning", len(todo)), cache.put,
+        model=captioner.name, of=len(wanted), ledger=out / FOLDER / LEDGER, lack="have no caption",
+    )  # fmt: skip
     write_json(out / FOLDER / SETTINGS, {"how": how, "model": captioner.name, "all": asking.all})
     without = _apply(listing, out)
-    return Told(asked=len(todo), cached=len(wanted) - len(todo), without=without, failed=tuple(failed))
+    return Told(asked=len(todo), cached=len(wanted) - len(todo), without=without, failed=failed)
 
 
 def _apply(listing: Path, out: Path) -> int:

@@ -7,7 +7,7 @@ of change too; it is replaced whole with each shot.
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -95,6 +95,33 @@ def work(
                 yield from (future.result() for future in done)
         finally:
             stopped.set()
+
+
+def gather(
+    done: Iterable[tuple[ClipEntry, Any]], put: Callable[[ClipEntry, Any], None],
+    *, model: str, of: int, ledger: Path, lack: str,
+) -> tuple[Mapping[str, Any], ...]:  # fmt: skip
+    """Remember what comes of `work`; the lines of a ledger of clips of which nothing came, which is written.
+
+    Raises:
+        UserError: all `of` them fail, or twenty one after another; the line says that they `lack` it.
+    """
+    failed: list[Mapping[str, Any]] = []
+    in_a_row = 0
+    try:
+        for entry, given in done:
+            if not isinstance(given, UserError):
+                in_a_row = 0
+                put(entry, given)
+                continue
+            failed.append(failure(entry, model, given))
+            in_a_row += 1
+            if in_a_row == MOST_FAILURES or len(failed) == of:
+                said = f"{in_a_row} clips {lack}, the last because {given}"
+                raise UserError(f"{said}; the same command goes on")
+    finally:
+        write_ledger(ledger, failed)
+    return tuple(failed)
 
 
 def sampled(entry: ClipEntry, count: int) -> list[int]:

@@ -103,7 +103,6 @@ def embed(listing: Path, model: ClipModel, frames: int, *, workers: Workers, sho
     cache, entries = Kept(folder, how), manifest.read(listing).entries
     todo = [entry for entry in entries if _news(entry, cache.get(entry))]
     known = {kept.key_of(entry): cache.get(entry) for entry in todo}
-    failed, in_a_row = [], 0
 
     def ask(entry: ClipEntry) -> dict[str, Any]:
         before = known[kept.key_of(entry)]
@@ -115,21 +114,12 @@ def embed(listing: Path, model: ClipModel, frames: int, *, workers: Workers, sho
         text = _packed(model.text(entry.caption)) if entry.caption else None
         return {"picture": picture, "text": text, "said": digest([entry.caption])}
 
-    try:
-        for entry, given in show(kept.work(todo, ask, _THREADS), "embedding", len(todo)):
-            if not isinstance(given, UserError):
-                in_a_row = 0
-                cache.put(entry, given)
-                continue
-            failed.append(kept.failure(entry, model.name, given))
-            in_a_row += 1
-            if in_a_row == kept.MOST_FAILURES or len(failed) == len(entries):
-                said = f"{in_a_row} clips could not be looked at, the last because {given}"
-                raise UserError(f"{said}; the same command goes on")
-    finally:
-        kept.write_ledger(folder / LEDGER, failed)
+    failed = kept.gather(
+        show(kept.work(todo, ask, _THREADS), "embedding", len(todo)), cache.put,
+        model=model.name, of=len(entries), ledger=folder / LEDGER, lack="could not be looked at",
+    )  # fmt: skip
     write_json(folder / SETTINGS, {"how": how, "model": model.name})
-    return Told(asked=len(todo), failed=tuple(failed))
+    return Told(asked=len(todo), failed=failed)
 
 
 def added(table: Any, out: Path, config: ClipConfig) -> Any:
