@@ -258,17 +258,18 @@ class Release:
 
         Adapters and their scales as well.
         """
-        digest = hashlib.sha256()
-        elsewhere = [name for name in LIMITS if getattr(self.config.text, name) or self.config.text.clip_t5]
-        for part in ("tae", self.part, *(f"text/{name}" for name in LIMITS if name not in elsewhere)):
+        digest, sources = hashlib.sha256(), []
+        elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
+        for part in ("tae", self.part, *self._texts):
             for path in sorted((self.folder / part).glob("*.safetensors")):
                 digest.update(f"{part}/{path.name}".encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.config.text.clip_t5:
             digest.update(clip_t5_fingerprint(clip_t5_folder(self.config.text.clip_t5)).encode())
-            elsewhere = []
-        for source in find(self.config.text.sources(self.folder)) if elsewhere else ():
+        elif elsewhere:
+            sources = find(self.config.text.sources(self.folder))
+        for source in sources:
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
         for adapter in self.adapters:
@@ -301,10 +302,16 @@ class Release:
         """The shape of its autoencoder."""
         return load_config(self.folder / "tae", TAEConfig)
 
+    @property
+    def _texts(self) -> list[str]:
+        """The folders of the text encoders that are its own."""
+        if self.config.classes or self.config.text.clip_t5:
+            return []
+        return [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
+
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]
-        own = [f"text/{name}" for name in LIMITS if not getattr(self.config.text, name)]
-        parts = [*models, *([] if self.config.classes or self.config.text.clip_t5 else own)]
+        parts = [*models, *self._texts]
         needed = [self.folder / part / CONFIG_NAME for part in parts]
         return needed + [path for part in models for path in weight_files(self.folder / part)]
 
