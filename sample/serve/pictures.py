@@ -30,11 +30,11 @@ def suffix_of(field: str, data: bytes) -> str:
     too_many = _refusal(413, field, f"more than {MAX_PIXELS:,} pixels; send a smaller picture")
     try:
         with Image.open(io.BytesIO(data), formats=_READ) as image:
-            kind = image.format or ""
+            kind, frames = image.format or "", getattr(image, "n_frames", 1)
             if image.width * image.height > MAX_PIXELS:
                 raise too_many
-            if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise _refusal(400, field, f"moves ({image.n_frames} frames); send a picture")
+            if kind != "MPO" and frames > 1:
+                raise _refusal(400, field, f"moves ({frames} frames); send a picture")
             image.load()
     except ApiError:
         raise
