@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,25 +14,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kinoflow.configs.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
 T = TypeVar("T")
 
 
-def progress_bar(*, quiet: bool = False, figures: bool = False) -> Progress:
+def progress_bar(
+    *, quiet: bool = False, figures: bool = False, below: Callable[[], Iterable[RenderableType]] = tuple
+) -> Progress:
     """A bar on stderr, gone when it is done; hidden when `quiet`, and where a terminal does not show it.
 
-    With `figures` each task has a field of that name, text behind the bar.
+    With `figures` each task has a field of that name, text behind the bar. What `below` gives stands under
+    the bars.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    class Bars(Progress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield from super().get_renderables()
+            yield from below()
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     if figures:
         columns.append(TextColumn("{task.fields[figures]}"))
     console = Console(stderr=True)
     # Without a terminal a bar would leave stray lines.
-    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    return Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
 def print_json(figures: Mapping[str, Any]) -> None:

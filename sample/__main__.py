@@ -121,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_hardware(add)
     add("--json", action="store_true", help="print one JSON object with every figure")
+    add(
+        "--preview",
+        choices=("auto", "off"),
+        default="auto",
+        help="while a clip is made, what it is going to be, in a terminal of 24-bit colours (default auto: "
+        "where stderr is one)",
+    )
     return parser
 
 
@@ -206,7 +213,9 @@ def _sample(args: argparse.Namespace, team: Team | None) -> int:
     with named_as_options(), one_line_warnings():
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
-    sampler = Sampler(pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json)
+    sampler = Sampler(
+        pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json, preview=args.preview == "auto"
+    )
     sampler.announce(jobs)
     with one_line_warnings():
         if args.prompts is None:

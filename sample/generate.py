@@ -17,7 +17,7 @@ from kinoflow.conditioning.embedding import Condition
 from kinoflow.conditioning.labels import Labels
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.known import Known
-from kinoflow.dit_video.flow.matching import Objective
+from kinoflow.dit_video.flow.matching import Objective, data_from_velocity
 from kinoflow.dit_video.flow.paths import GaussianPath, cond_ot, cosine
 from kinoflow.sample import schedule as grids
 from kinoflow.sample import solver as solvers
@@ -212,12 +212,13 @@ def sample_latent(
     passes: Passes | None = None,
     known: Known | None = None,
     windows: Windows | None = None,
+    seen: Callable[[Float[Tensor, "1 c t h w"]], None] | None = None,
 ) -> Float[Tensor, "1 c t h w"]:
     """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
 
     `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device. `passes`
     is added to. What is `known` of the clip is put in at each step, where it is kept; a clip that is longer
-    than `windows` is made in as many.
+    than `windows` is made in as many. `seen` is shown after each velocity where the flow seems to lead.
     """
     like = torch.empty(0)
     if isinstance(backbone, torch.nn.Module):
@@ -232,6 +233,8 @@ def sample_latent(
         result = guided(x, time)
         if progress is not None:
             progress()
+        if seen is not None:
+            seen(data_from_velocity(result, x, time.expand(len(x)), path))
         return result
 
     draw = noise_stream(shape, seed)

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import Plan
+from kinoflow.sample.preview import Previews
 from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ class Sampler:
     Args:
         crf: quality of mp4 files.
         quiet: stdout is for a program; a person reads stderr.
+        preview: show on stderr what a clip is going to be, where a terminal can.
     """
 
-    def __init__(self, pipeline: Pipeline, *, crf: float, quiet: bool) -> None:
+    def __init__(self, pipeline: Pipeline, *, crf: float, quiet: bool, preview: bool = False) -> None:
         self._pipeline, self._crf = pipeline, crf
+        self._previews = Previews(lambda: pipeline.decoder) if preview else None
         self._stream = sys.stderr if quiet else sys.stdout
         self._taken: set[Path] = set()
 
@@ -90,7 +93,7 @@ class Sampler:
         Raises:
             UserError: it cannot be made or written.
         """
-        with progress_bar() as bar:
+        with self._bar() as bar:
             return self._make(self._prepare(job), bar, "sampling")
 
     def run_list(self, jobs: Sequence[Job], at_once: int | None) -> Results:
@@ -112,7 +115,7 @@ class Sampler:
                 clips[number] = self._skipped(ready)
             else:
                 todo.append((number, ready))
-        with progress_bar() as bar:
+        with self._bar() as bar:
 
             def make(item: tuple[int, _Prepared]) -> None:
                 number, ready = item
@@ -178,16 +181,29 @@ class Sampler:
         try:
             with clock.part("text"):
                 conditions = self._pipeline.conditions(plan)
+            seen = self._seen(bar, task, plan)
             with clock.part("flow"):
-                latent = self._pipeline.flow(plan, conditions, lambda count: bar.advance(task, count), passes)
+                latent = self._pipeline.flow(
+                    plan, conditions, lambda count: bar.advance(task, count), passes, seen
+                )
             output.write(clock.each("decode", self._frames(plan, latent, output, bar, task)))
         finally:
             bar.remove_task(task)
+            if self._previews is not None:
+                self._previews.drop(task)
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{ready.note}  {seconds:.1f} s")
         figures = {"seed": plan.seed, "seconds": round(seconds, 3), "parts": clock.figures(seconds)}
         words = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return {"path": str(output.path)} | ready.metadata | figures | words
+
+    def _bar(self) -> Progress:
+        return progress_bar() if self._previews is None else progress_bar(below=self._previews)
+
+    def _seen(self, bar: Progress, task: TaskID, plan: Plan) -> Callable[[Tensor], None] | None:
+        if self._previews is None:
+            return None
+        return self._previews.watch(task, plan.sampling.num_evaluations, bar.refresh)
 
     def _frames(
         self, plan: Plan, latent: Tensor, output: Output, bar: Progress, task: TaskID

@@ -295,8 +295,9 @@ class Pipeline:
         conditions: tuple[Condition, Condition],
         progress: Progress | None = None,
         passes: Passes | None = None,
+        seen: Callable[[Float[Tensor, "1 c t h w"]], None] | None = None,
     ) -> Float[Tensor, "1 c t h w"]:
-        """The normalized latent of a plan whose `conditions` are there; `passes` is added to."""
+        """The normalized latent of a plan whose `conditions` are there; see sampling for `passes`, `seen`."""
         bucket, size = plan.bucket, self.decoder.config.latent_shape
         shape = size(bucket.frames, bucket.height, bucket.width)
 
@@ -304,6 +305,7 @@ class Pipeline:
             return sample_latent(
                 self._models[0], *conditions, shape, seed=(plan.seed + turn) % 2**63, sampling=plan.sampling,
                 progress=lambda: _tell(progress, 1), passes=passes, known=known, windows=plan.windows,
+                seen=seen,
             )  # fmt: skip
 
         with _threads(self.threads):

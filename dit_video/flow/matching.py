@@ -140,6 +140,21 @@ def velocity_from_data(
     return (data - (1 - sigma_min) * x_t) / beta
 
 
+def data_from_velocity(
+    velocity: Float[Tensor, "b ..."],
+    x_t: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    path: GaussianPath = cond_ot,
+) -> Float[Tensor, "b ..."]:
+    """E[z|x_t], where the flow seems to lead: x = α z + β ε and u = α̇ z + β̇ ε, solved for z.
+
+    The determinant is that of `score_from_velocity`, 1 all along CondOT; where β = 0 it is x itself.
+    """
+    at = coefficients(path, time, x_t)
+    determinant = at.alpha_dot * at.beta - at.alpha * at.beta_dot
+    return (at.beta * velocity - at.beta_dot * x_t) / determinant
+
+
 def score_from_velocity(
     velocity: Float[Tensor, "b ..."],
     x_t: Float[Tensor, "b ..."],
