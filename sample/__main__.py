@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "--memory",
         type=argument(_bytes),
         metavar="SIZE",
-        help="memory for the tiles in which large clips are decoded, 8GiB for example (default 4GiB)",
+        help="memory for the weights, 8GiB for example: what does not fit together is read one after the "
+        "other, and a GPU gets the transformer's blocks one by one (default: as much as they take); and for "
+        "the tiles in which large clips are decoded (default 4GiB)",
     )
     add_hardware(add)
     add("--json", action="store_true", help="print one JSON object with every figure")
@@ -195,7 +197,6 @@ def _bytes(text: str) -> int:
 def _sample(args: argparse.Namespace, team: Team | None) -> int:
     from kinoflow.sample.job import Sampler
     from kinoflow.sample.pipeline import Pipeline
-    from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
 
     _refuse(args)
     pipeline = Pipeline.from_pretrained(
@@ -204,7 +205,7 @@ def _sample(args: argparse.Namespace, team: Team | None) -> int:
         device=args.device,
         dtype=args.dtype,
         threads=args.threads,
-        memory=args.memory or DEFAULT_MEMORY,
+        memory=args.memory,
         text_cache=args.text_cache,
         rewrite=args.rewrite,
         team=team,

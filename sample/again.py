@@ -103,9 +103,9 @@ def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str], team:
         device=written.get("device", "cpu"),
         dtype=written.get("dtype", "fp32"),
         threads=int(_number(clip, written, "threads", 1)),
-        memory=int(_number(clip, written, "memory", DEFAULT_MEMORY)),
         team=team,
     )
+    pipeline.memory = int(_number(clip, written, "memory", DEFAULT_MEMORY))  # of its tiles
     if pipeline.release.weights_hash != written["weights"]:
         raise UserError(
             f"{clip}: made with {written.get('release')}, weights {written['weights']}; these are "

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -25,17 +24,17 @@ from torch import Tensor
 from kinoflow.conditioning.embedding import Condition
 from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
-from kinoflow.dit_video.backbone import Backbone
 from kinoflow.dit_video.flow.known import Known
 from kinoflow.sample import settings
 from kinoflow.sample.batch import alive, in_threads
 from kinoflow.sample.cache import Passes
-from kinoflow.sample.generate import Encoder, SolverName, decode_pieces, null_condition, sample_latent
+from kinoflow.sample.generate import SolverName, decode_pieces, null_condition, sample_latent
 from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
+from kinoflow.sample.models import Models
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
-from kinoflow.sample.processes import Shared, Team, Way, way_for
+from kinoflow.sample.processes import Team, Way, way_for
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
@@ -58,7 +57,10 @@ class Pipeline:
         dtype: of the backbone's weights; flow time, the state of the flow and the autoencoder stay in fp32.
         threads: of the CPU for each clip. It decides how kernels round, so it belongs to the settings that
             give equal frames; 1 is what the command has.
-        memory: bytes that the tiles may take in which a large clip is decoded, of each clip of a batch.
+        memory: bytes that the weights may take on the device, and the tiles in which a large clip is decoded
+            (of each clip of a batch). Where the models do not fit together they are read one after the other,
+            and one clip is made at a time; a GPU's blocks of the backbone may come one by one. None is
+            `DEFAULT_MEMORY` for the tiles and no limit for weights. The frames are the same.
         text_cache: folder that keeps the text states of prompts.
         lora: the adapters of the release by name, for the metadata.
         rewrite: folder, hub id or server of a language model that makes a caption of each prompt first, as
@@ -73,7 +75,7 @@ class Pipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int = 1,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         text_cache: Path | None = None,
         lora: Sequence[str] = (),
         rewrite: str | None = None,
@@ -82,9 +84,12 @@ class Pipeline:
         if threads < 1:
             raise UserError(f"threads: {threads}; use 1 or more")
         self.release, self.device, self.dtype = release, torch.device(device), dtype
-        self.threads, self.memory, self._text_cache, self._lora = threads, memory, text_cache, tuple(lora)
+        self.threads, self.memory, self._lora = threads, memory or DEFAULT_MEMORY, tuple(lora)
         self.reworded = Prompts(rewrite, release, self.device)
         self.team = team
+        self.models = Models(
+            release, device=self.device, dtype=dtype, text_cache=text_cache, team=team, limit=memory
+        )
 
     @classmethod
     def from_pretrained(
@@ -96,7 +101,7 @@ class Pipeline:
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 1,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         text_cache: Path | None = None,
         rewrite: str | None = None,
         team: Team | None = None,
@@ -187,19 +192,22 @@ class Pipeline:
         count = self.default_batch if count is None else count
         if count < 1:
             raise UserError(f"batch: {count}; use 1 or more")
-        if min(count, len(items)) == 1:
+        if min(count, len(items)) > 1:
+            self.load()  # once, before there are threads
+        if min(count, len(items)) == 1 or self.models.is_short:
             return map(work, items)
-        self.load()  # once, before there are threads
         return in_threads(work, items, count)
 
     @property
     def default_batch(self) -> int:
         """As many clips at once as the CPU has cores for; 1 where one keeps a GPU or several processes busy.
 
+        And 1 where memory is short.
+
         A clip of the mini release of 4 steps costs 1.3 s of CPU time, alone and beside another one: a second
         one loses nothing, and more than there are cores for would only take memory.
         """
-        if self.device.type != "cpu" or self.team is not None:
+        if self.device.type != "cpu" or self.team is not None or self.models.is_short:
             return 1
         return max(1, (os.cpu_count() or 1) // self.threads)
 
@@ -229,31 +237,21 @@ class Pipeline:
         return self.plan(replace(request, prompt=prompt)), more
 
     def load(self) -> None:
-        """Read the models now: text encoders, backbone, decoder.
+        """Read the models now: text encoders, backbone, decoder; where memory is short, those that fit.
 
         Raises:
             UserError: a damaged file.
         """
-        _ = self._models
-
-    @cached_property
-    def _models(self) -> tuple[Backbone | Shared, TAE | Pixels, Encoder]:
-        encoder = self.release.encoder(self._text_cache, self.device)
-        if self.team is None:
-            backbone = self.release.backbone(self.device, self.dtype)
-        else:
-            backbone = self.team.share(self.release, self.device, self.dtype)
-        return backbone, self.release.decoder(self.device), encoder
+        self.models.load()
 
     @property
     def decoder(self) -> TAE | Pixels:
         """What makes frames of latents."""
-        return self._models[1]
+        return self.models.decoder()
 
     def bytes(self) -> dict[str, int]:
         """Memory that the weights of each part take."""
-        names = ("backbone", "decoder", "text")
-        return {name: _bytes(model) for name, model in zip(names, self._models, strict=True)}
+        return self.models.bytes()
 
     def make(
         self,
@@ -285,7 +283,7 @@ class Pipeline:
 
     def conditions(self, plan: Plan) -> tuple[Condition, Condition]:
         """What the backbone is told of the prompt, and of what it is steered away from."""
-        encoder, fps = self._models[2], plan.bucket.fps
+        encoder, fps = self.models.text(), plan.bucket.fps
         with _threads(self.threads):
             return encoder([plan.prompt], fps), null_condition(encoder, plan.negative, fps)
 
@@ -298,25 +296,29 @@ class Pipeline:
         seen: Callable[[Float[Tensor, "1 c t h w"]], None] | None = None,
     ) -> Float[Tensor, "1 c t h w"]:
         """The normalized latent of a plan whose `conditions` are there; see sampling for `passes`, `seen`."""
-        bucket, size = plan.bucket, self.decoder.config.latent_shape
+        bucket, size = plan.bucket, self.release.latent_shape
         shape = size(bucket.frames, bucket.height, bucket.width)
 
         def make(known: Known | None, turn: int = 0) -> Float[Tensor, "1 c t h w"]:
             return sample_latent(
-                self._models[0], *conditions, shape, seed=(plan.seed + turn) % 2**63, sampling=plan.sampling,
-                progress=lambda: _tell(progress, 1), passes=passes, known=known, windows=plan.windows,
-                seen=seen,
+                self.models.backbone(), *conditions, shape, seed=(plan.seed + turn) % 2**63,
+                sampling=plan.sampling, progress=lambda: _tell(progress, 1), passes=passes, known=known,
+                windows=plan.windows, seen=seen,
             )  # fmt: skip
 
         with _threads(self.threads):
             if plan.source is None:
                 return make(None)
-            assert isinstance(self.decoder, TAE), "what is given is encoded"
-            known = known_of(plan.source, self.decoder, shape.frames)
+            known = known_of(plan.source, self._tae(), shape.frames)
             if not plan.added:
                 return make(known)
             kept, all_of_it = (size(n, bucket.height, bucket.width).frames for n in (plan.kept, plan.decoded))
-            return extended(make, known, kept, all_of_it, partial(last_alone, self.decoder))
+            return extended(make, known, kept, all_of_it, lambda latent: last_alone(self._tae(), latent))
+
+    def _tae(self) -> TAE:
+        decoder = self.decoder
+        assert isinstance(decoder, TAE), "what is given is encoded"
+        return decoder
 
     def decode(
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"], progress: Progress | None = None
@@ -374,11 +376,6 @@ class Pipeline:
             "torch": installed("torch"),
         }
         return {key: str(value) for key, value in values.items() if value is not None}
-
-
-def _bytes(model: object) -> int:
-    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _tell(progress: Progress | None, count: int) -> None:

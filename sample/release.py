@@ -39,7 +39,7 @@ from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.generate import Sampling
-from kinoflow.tae.model.config import TAEConfig
+from kinoflow.tae.model.config import LatentShape, TAEConfig
 from kinoflow.tae.model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -301,6 +301,11 @@ class Release:
     def tae_config(self) -> TAEConfig:
         """The shape of its autoencoder."""
         return load_config(self.folder / "tae", TAEConfig)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
+        """Sizes of the latent of a clip."""
+        config = Pixels(self.config.pixels).config if self.config.pixels else self.tae_config
+        return config.latent_shape(frames, height, width)
 
     @property
     def _texts(self) -> list[str]:

@@ -99,7 +99,7 @@ class Stopwatch:
 def shares(steps: int, rounds: int) -> dict[str, float]:
     """Seconds of a clip of the shipped release, and the share of each part; medians."""
     pipeline = Pipeline(Release.load())
-    backbone, _, encoder = pipeline._models
+    backbone, encoder = pipeline.models.backbone(), pipeline.models.text()
     watch = Stopwatch()
     watch.watch(backbone, "backbone")
     assert isinstance(encoder, nn.Module)
