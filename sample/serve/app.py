@@ -115,6 +115,7 @@ class Server:
             "seconds": body.duration(request),
             "size": f"{request.width}x{request.height}",
             "error": error,
+            "has_preview": job.status == "in_progress" and self.worker.preview(job.id) is not None,
             **settings(request),
             "figures": job.figures,
         }
@@ -223,9 +224,14 @@ def _add_videos(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/videos/{id}/content")
     def content(
-        id: str, variant: Literal["video", "input_reference", "last_reference"] = "video"
+        id: str, variant: Literal["video", "preview", "input_reference", "last_reference"] = "video"
     ) -> Response:
         job = server.job(id)
+        if variant == "preview":
+            picture = server.worker.preview(id)
+            if picture is None:
+                raise ApiError(404, f"{id} is {job.status} and has no preview", param="variant")
+            return Response(picture, media_type="image/png", headers={"Cache-Control": "no-store"})
         if variant != "video":
             name = settings(job.request)[variant]
             if name is None:

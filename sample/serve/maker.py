@@ -5,12 +5,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from kinoflow.configs.errors import UserError
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF, filled
+from kinoflow.sample.preview import each_few, fit_colors
 from kinoflow.sample.request import ClipRequest
+from kinoflow.sample.serve.pictures import encoded
 
 
 class ReleaseMaker:
@@ -29,6 +34,7 @@ class ReleaseMaker:
         release = pipeline.release
         self._pipeline, self.name, self.rewrites = pipeline, release.name, pipeline.reworded.rewrites
         self.takes_pictures = release.reads_known
+        self._colors = fit_colors(pipeline.decoder)
         default = release.bucket()
         self.clips = (default, *(clip for clip in release.buckets if clip != default))
         first = release.config.classes[0] if release.config.classes else "a clip"
@@ -45,8 +51,14 @@ class ReleaseMaker:
         )
         return filled(request, self._pipeline.plan(request))
 
-    def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
-        """See Maker."""
+    def make(
+        self,
+        request: ClipRequest,
+        path: Path,
+        progress: Callable[[float], None],
+        show: Callable[[bytes], None] = lambda _: None,
+    ) -> dict[str, Any]:
+        """See Maker. What is shown is the middle of the clip."""
         prompt, more = self._pipeline.reworded(request.prompt) if request.rewrite else (request.prompt, {})
         plan = self._pipeline.plan(replace(request, prompt=prompt))
         bucket, metadata = plan.bucket, file_metadata(path, {**self._pipeline.metadata(plan), **more}, CRF)
@@ -58,8 +70,12 @@ class ReleaseMaker:
             done += parts
             progress(done / plan.num_steps)
 
-        passes = Passes()
-        output.write(self._pipeline.pieces(plan, advance, passes))
+        def shown(latent: Float[Tensor, "1 c t h w"]) -> None:
+            show(encoded(self._colors(latent[:, :, latent.shape[2] // 2, None])[0].numpy()))
+
+        passes, seen = Passes(), each_few(plan.sampling.num_evaluations, shown)
+        latent = self._pipeline.flow(plan, self._pipeline.conditions(plan), advance, passes, seen)
+        output.write(self._pipeline.decode(plan, latent, advance))
         reworded = {"prompt": plan.prompt, **more} if more else {}
         figures = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return figures | reworded

@@ -1,10 +1,15 @@
-"""Pictures that clients send: checked by their header before they are decoded, kept beside their clip."""
+"""Pictures that clients send: checked by their header before they are decoded, kept beside their clip.
+
+And those that they get while a clip is made.
+"""
 
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from kinoflow.configs.files import replacing
@@ -43,6 +48,13 @@ def suffix_of(field: str, data: bytes) -> str:
     except Exception:  # readers of damaged files raise what they like
         raise _refusal(400, field, "no picture that can be read; send a PNG, JPEG or WebP") from None
     return _SUFFIXES[kind]
+
+
+def encoded(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """A PNG file of a frame."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()
 
 
 def _refusal(status: int, field: str, line: str) -> ApiError:

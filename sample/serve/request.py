@@ -38,10 +38,17 @@ class Maker(Protocol):
         """
         ...
 
-    def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
+    def make(
+        self,
+        request: ClipRequest,
+        path: Path,
+        progress: Callable[[float], None],
+        show: Callable[[bytes], None] = lambda _: None,
+    ) -> dict[str, Any]:
         """Write the clip of a checked request as an mp4, whole or not at all; returns its figures, for JSON.
 
         `progress` gets the share that is done, 0 .. 1. What it raises ends the work and comes out of here.
+        `show` may get small PNG files of what the clip is going to be.
 
         Raises:
             UserError: the clip cannot be made or written here and now.

@@ -36,6 +36,7 @@ class _Turn:
     """How a job in progress is doing."""
 
     share: float = 0.0
+    preview: bytes | None = None
     removed: bool = False
 
 
@@ -116,6 +117,11 @@ class Worker:
         with self._lock:
             return self._turns[id].share if id in self._turns else 0.0
 
+    def preview(self, id: str) -> bytes | None:
+        """A PNG of what a job in progress is going to be; None until there is one, and when it is made."""
+        with self._lock:
+            return self._turns[id].preview if id in self._turns else None
+
     def remove(self, id: str) -> bool:
         """Forget a job in any state, and its files; False where there is none of that id."""
         if not self._jobs.remove(id):
@@ -185,7 +191,9 @@ class Worker:
     def _make(self, job: Job) -> None:
         started, path = time.perf_counter(), self.path(job.id)
         self._progress(job.id, 0.0)  # it may have been removed since it was taken
-        figures = self._maker.make(self._placed(job.request), path, partial(self._progress, job.id))
+        figures = self._maker.make(
+            self._placed(job.request), path, partial(self._progress, job.id), partial(self._show, job.id)
+        )
         seconds = time.perf_counter() - started
         if self._jobs.complete(job.id, {"seconds": round(seconds, 3)} | figures):
             self._metrics.completed(seconds)
@@ -208,6 +216,10 @@ class Worker:
             if turn.removed:
                 raise RemovedError
             turn.share = share
+
+    def _show(self, id: str, picture: bytes) -> None:
+        with self._lock:
+            self._turns[id].preview = picture
 
     def _end(self, job: Job, error: str) -> None:
         if self._jobs.fail(job.id, error):

@@ -19,6 +19,7 @@ from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.app import ServeConfig, create_app
 from kinoflow.sample.serve.command import listening, serve
+from kinoflow.sample.serve.pictures import encoded
 
 TOKEN = "a-token-that-tests-know"
 FORM = {"prompt": "a red star moves left"}
@@ -68,8 +69,15 @@ class FakeMaker:
     def _fits(clip: Bucket, wanted: dict[str, Any]) -> bool:
         return all(value in (None, getattr(clip, key)) for key, value in wanted.items())
 
-    def make(self, request: ClipRequest, path: Path, progress: Callable[[float], None]) -> dict[str, Any]:
+    def make(
+        self,
+        request: ClipRequest,
+        path: Path,
+        progress: Callable[[float], None],
+        show: Callable[[bytes], None] = lambda _: None,
+    ) -> dict[str, Any]:
         try:
+            show(encoded(np.full((4, 4, 3), request.seed % 256, np.uint8)))
             return self._draw(request, path, progress)
         finally:
             self.left += 1

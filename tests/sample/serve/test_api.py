@@ -1,10 +1,12 @@
 """The video API, with a maker that is quick."""
 
+import io
 import json
 import sqlite3
 from fractions import Fraction
 
 import pytest
+from PIL import Image
 
 from kinoflow.data.video import probe
 from kinoflow.sample.request import ClipRequest
@@ -31,9 +33,15 @@ def test_a_clip_from_request_to_file(client, tmp_path):
     assert (video["object"], video["status"], video["progress"]) == ("video", "queued", 0)
     assert (video["model"], video["seconds"], video["size"]) == ("fake", "1", "32x32")
     assert (video["completed_at"], video["error"], video["seed"]) == (None, None, 7)
-    assert client.begun(video["id"])["status"] == "in_progress"
+    begun, preview = client.begun(video["id"]), f"/v1/videos/{video['id']}/content?variant=preview"
+    assert begun["status"] == "in_progress" and begun["has_preview"] and not video["has_preview"]
+    shown = client.get(preview)
+    assert shown.headers["content-type"] == "image/png" and shown.headers["cache-control"] == "no-store"
+    with Image.open(io.BytesIO(shown.content)) as image:
+        assert (image.size, image.getpixel((0, 0))) == ((4, 4), (7, 7, 7))
     client.gate.set()
     done = client.ended(video["id"])
+    assert "has no preview" in refusal(client.get(preview), 404)["message"] and not done["has_preview"]
     assert (done["status"], done["progress"]) == ("completed", 100)
     assert isinstance(done["completed_at"], int) and done["created_at"] == video["created_at"]
     assert done["figures"]["seconds"] > 0

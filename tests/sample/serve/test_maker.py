@@ -1,14 +1,18 @@
 """The server's clips are those of `kinoflow sample`, to the byte."""
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from kinoflow.configs.errors import UserError
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.pipeline import Pipeline
+from kinoflow.sample.preview import fit_colors
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.app import ServeConfig, create_app
@@ -77,6 +81,22 @@ def test_all_settings_give_the_commands_bytes(run, tiny_release, tmp_path, more)
     assert figures == {"unknown_words": [], "passes": {"computed": passes, "reused": 0}}
     assert (tmp_path / "served.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1
+
+
+def test_what_is_shown_is_the_middle_of_the_clip_and_changes_nothing(tiny_release, tmp_path):
+    maker, shown = maker_of(tiny_release), []
+    request = maker.check(ClipRequest(prompt=PROMPT, steps=40))
+    maker.make(request, tmp_path / "a.mp4", lambda _: None, shown.append)
+    maker.make(request, tmp_path / "b.mp4", lambda _: None)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert len(shown) == 20
+    plan, seen = Pipeline(tiny_release).plan(request), []
+    pipeline = Pipeline(tiny_release)
+    pipeline.flow(plan, pipeline.conditions(plan), seen=seen.append)
+    with Image.open(io.BytesIO(shown[-1])) as image:
+        assert image.size == (4, 4)
+        want = fit_colors(pipeline.decoder)(seen[38])[1]
+        assert np.abs(np.asarray(image, int) - want.numpy().astype(int)).max() <= 1
 
 
 def test_defaults_are_the_releases(tiny_release):

@@ -86,6 +86,8 @@ def test_a_person_makes_watches_keeps_repeats_and_deletes_clips(page, served, tm
     page.get_by_label("Seed").press("Enter")
     bar = page.get_by_role("progressbar")
     until(lambda: bar.count() == 1 and bar.get_attribute("value") == "50")
+    preview = page.locator("li img")
+    until(lambda: preview.is_visible() and preview.evaluate("image => image.naturalWidth") == 4)
     gate.set()
     clip = page.locator("video")
     clip.wait_for()
