@@ -16,6 +16,7 @@ from kinoflow.configs.schema import dump, load
 from kinoflow.data.latents.sets import LatentSets
 from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
+from kinoflow.sample.adapters import write_sampling
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
 from kinoflow.sample.stable_diffusion import is_diffusers, open_release
 from kinoflow.tae.model.inflate import inflate
@@ -23,6 +24,7 @@ from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
+from kinoflow.train.tasks.distill import sampling_of
 from kinoflow.train.tasks.flow_task import FlowTask
 
 
@@ -97,6 +99,8 @@ def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
         task.export_adapter(AveragedState(found), Path(place))
+        if config.distill.steps:
+            write_sampling(Path(place), sampling_of(config))
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(place).iterdir()):
             with replacing(folder / file.name) as new:  # with the rights of any new file
@@ -143,6 +147,8 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
         card = replace(card, name=name, version="1", trained_from=_before(config))
     if config.model in BACKBONES:
         trained = replace(card.sampling, path=config.flow.path, objective=config.flow.objective)
+        if config.distill.steps:
+            trained = sampling_of(config)
         card = replace(card, sampling=trained)
         card = card if cards[0] is not None else _with_clips(card, config)
     dump(card, path)

@@ -130,14 +130,20 @@ class FlowData:
         clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
         noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
         time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
-        dropped = torch.from_numpy(choices[:, 0] < 0)
+        dropped, classes = torch.from_numpy(choices[:, 0] < 0), len(self.latents.index.classes)
+        null = None
+        if self.config.distill.steps:
+            name, none = self.latents.buckets[draw.bucket], np.full_like(choices, -1)
+            nothing = self.latents.get(name, draw.indices, none)
+            null = condition_of(nothing, classes, torch.ones_like(dropped))
         return FlowBatch(
             latent=clips.latent,
             noise=torch.stack(noise),
             time=time,
-            condition=condition_of(clips, len(self.latents.index.classes), dropped),
+            condition=condition_of(clips, classes, dropped),
             dropout=torch.tensor(seeded("dropout", self.config.seed, step, first)),
             known=self._known(clips, step, first),
+            null=null,
         )
 
     def _known(self, clips: Batch, step: int, first: int) -> Known | None:
