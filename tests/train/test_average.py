@@ -52,6 +52,23 @@ def test_every_weight_is_the_mean(releases, tmp_path, capsys):
         assert (tmp_path / "out" / part).read_bytes() == (releases[0] / part).read_bytes()
 
 
+def test_one_in_bytes_makes_nearly_the_same(releases, tmp_path, capsys):
+    large = tmp_path / "large"
+    shutil.copytree(releases[0], large)
+    write_dit(large, 7, "dit.width=64", "dit.ffn=96")
+    assert main(["average", str(tmp_path / "out"), str(large), "--int8"]) == 0
+    assert "out: first, in 8 bits" in capsys.readouterr().out
+    release = Release.load(tmp_path / "out")
+    assert release.config.trained_from == "first 1"
+    one, other = (Weights(folder / "dit") for folder in (large, tmp_path / "out"))
+    assert set(one) == set(other)
+    errors = {name: ((one[name].float() - other[name]).norm() / one[name].float().norm()) for name in one}
+    assert max(errors.values()) < 0.01 and errors["blocks.0.attention.qkv.weight"] > 1e-4
+    sizes = [(folder / "dit" / "model.safetensors").stat().st_size for folder in (large, tmp_path / "out")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert main(["average", str(tmp_path / "other"), str(large)]) == 2
+
+
 def test_what_only_one_reads_with_is_kept(releases, tmp_path, capsys):
     """A backbone that learned to read what is known, and the one that it went on from."""
     reading = tmp_path / "reading"
