@@ -91,14 +91,14 @@ def trained(config: LoRAConfig, state: Mapping[str, Tensor], source: str) -> Ada
 
 
 def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as peft's own save_pretrained does.
+    """Write adapter_config.json and adapter_model.safetensors in fp16, as peft's own save_pretrained does.
 
     `model` is what `inject` made, on the meta device; `state` has the values.
     """
     from peft import get_peft_model_state_dict
 
     values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
-    named = {f"{PREFIX}{name}": value.contiguous() for name, value in values.items()}
+    named = {f"{PREFIX}{name}": value.half().contiguous() for name, value in values.items()}
     save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     adapters: Any = model.peft_config
     settings = copy(adapters["default"])
