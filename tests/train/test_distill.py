@@ -18,6 +18,7 @@ from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
+from kinoflow.train.tasks import flow_preview
 from kinoflow.train.tasks.distill import Distillation, sampling_of
 from tests.train.plain import plain
 from tests.train.test_tasks import BACKBONE, COMMON, STEPS
@@ -217,3 +218,22 @@ def test_adapters_can_begin_as_earlier_ones(runs, sources, tmp_path):
 def test_mistakes_name_the_key(words, line):
     with pytest.raises(UserError, match=line):
         load(RunConfig, words)
+
+
+def test_previews_are_sampled_as_the_student_is(sources, monkeypatch):
+    """Beside a teacher's: its steps, its grid, and no guidance."""
+    asked = []
+
+    def fake(model, *parts, frames, **settings):
+        asked.append(settings)
+        return torch.zeros(1, frames, 16, 16, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr(flow_preview, "generate", fake)
+    for words in ([], ["distill.steps=0"]):
+        task = prepared([*sources, *words])
+        task.previews._frozen = (None, None)
+        task.previews._generate(task.model, "a fox", 3, torch.device("cpu"))
+    names = ("num_steps", "guidance_scale", "schedule", "shift")
+    found = [tuple(settings[name] for name in names) for settings in asked]
+    assert found == [(4, 1.0, "shifted", 2.0), (25, 4.0, "linear-quadratic", 3.0)]
+    assert [settings["seeds"] for settings in asked] == [[3], [3]]
