@@ -35,6 +35,17 @@ def write_dit(release, seed, *words):
     model.save_pretrained(release / "dit", dtype=torch.float16)
 
 
+def test_adapters_stay_with_the_backbone_that_they_are_for(releases, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(releases[0], own)
+    (own / "adapters" / "four").mkdir(parents=True)
+    (own / "adapters" / "four" / "sampling.yaml").write_text("num_steps: 4\n")
+    assert main(["average", str(tmp_path / "mean"), str(own), str(releases[1])]) == 0
+    assert not (tmp_path / "mean" / "adapters").exists()
+    assert main(["average", str(tmp_path / "small"), str(own), "--int8"]) == 0
+    assert (tmp_path / "small" / "adapters" / "four" / "sampling.yaml").is_file()
+
+
 def test_every_weight_is_the_mean(releases, tmp_path, capsys):
     assert main(["average", str(tmp_path / "out"), *map(str, releases)]) == 0
     assert "the mean of 3 backbones" in capsys.readouterr().out

@@ -7,7 +7,7 @@ one that was fine-tuned and the one it was made of (Wortsman et al. 2022, arXiv:
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from kinoflow.configs.pretrained import Weights, load_config, save_pretrained
 from kinoflow.configs.schema import dump
 from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
 from kinoflow.dit_video.video_dit import DiTConfig
+from kinoflow.sample.adapters import FOLDER as ADAPTERS
 from kinoflow.sample.release import CARD_NAME, Release
 
 USAGE = """usage: kinoflow train average OUT RELEASE RELEASE … [--int8]
@@ -65,7 +66,9 @@ def average(out: Path, releases: Sequence[Release], dtype: torch.dtype = torch.f
     weights = [Weights(release.folder / part) for release in releases]
     state = {name: torch.empty(weights[0].shape(name), device="meta") for name in weights[0]}
     with replacing_folder(out) as aside:
-        shutil.copytree(first.folder, aside, dirs_exist_ok=True, ignore=partial(_ignored, first.folder))
+        # Adapters are for a backbone as it was, or nearly.
+        left = {*BACKBONES} if len(releases) == 1 else {*BACKBONES, ADAPTERS}
+        shutil.copytree(first.folder, aside, dirs_exist_ok=True, ignore=partial(_ignored, first.folder, left))
         save_pretrained(aside / part, config=config, state=state, dtype=dtype,
                         read=lambda names, _: _mean(names, weights))  # fmt: skip
         dump(replace(first.config, name=out.resolve().name, version="1", trained_from=_named(releases)),
@@ -85,9 +88,9 @@ def _compare(first: Release, other: Release, config: BackboneConfig) -> None:
                         "backbones' latents have no mean")  # fmt: skip
 
 
-def _ignored(release: Path, folder: str | os.PathLike[str], _: list[str]) -> list[str]:
-    """What is not copied of a folder of a release: its backbone."""
-    return [*BACKBONES] if Path(folder) == release else []
+def _ignored(release: Path, left: Set[str], folder: str | os.PathLike[str], _: list[str]) -> Set[str]:
+    """What is not copied of a folder of a release: parts of the names that are `left` out."""
+    return left if Path(folder) == release else set()
 
 
 def _mean(names: Sequence[str], weights: Sequence[Weights]) -> Mapping[str, Tensor]:
