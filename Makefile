@@ -86,7 +86,7 @@ bench-tae: .venv/.dev
 bench-dit: .venv/.dev
 	@$(BIN)/python tests/bench/dit.py $(ARGS)
 
-# Clips: the share of each part, several at once, and beside diffusers' pipeline.
+# Clips: the share of each part, several at once, beside diffusers' pipeline, and the server beside the command.
 bench-sample: .venv/.dev
 	@$(BIN)/python tests/bench/sample.py $(ARGS)
 

@@ -7,9 +7,10 @@ import math
 import re
 import secrets
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from kinoflow.sample.serve.errors import ApiError, answer
 from kinoflow.sample.serve.guard import Guard
 from kinoflow.sample.serve.jobs import Job, Jobs
 from kinoflow.sample.serve.metrics import Metrics
+from kinoflow.sample.serve.pictures import FIELDS, keeping
 from kinoflow.sample.serve.request import Maker
 from kinoflow.sample.serve.worker import Worker
 from kinoflow.sample.settings import interval_text
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).parent / "page.html"
 _STOP_SECONDS = 3.0
+_TYPES = {".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ class Server:
         self.maker, self.config, self.metrics = maker, config, Metrics()
         self.jobs = Jobs(config.folder / "jobs.sqlite")
         self.worker = Worker(self.jobs, maker, self.metrics, folder=config.folder / "clips", keep=config.keep)
+        self._turn = threading.Lock()  # a picture takes 3 bytes a pixel while it is checked: one at a time
 
     def stop(self) -> bool:
         """Whether the worker stopped in good order; where it did not, its job is begun again next time."""
@@ -68,13 +72,21 @@ class Server:
         self.jobs.close()
         return stopped
 
-    def create(self, request: ClipRequest) -> Job:
-        """Queue a checked request. Raises ApiError 429 where the queue is full."""
-        job = self.jobs.add(f"video_{secrets.token_hex(16)}", request, most=self.config.queue)
-        if job is None:
-            seconds = math.ceil(self.metrics.mean_seconds)
-            line = f"the queue of {self.config.queue} is full; ask again in {seconds} s"
-            raise ApiError(429, line, code="queue_full", headers={"Retry-After": str(seconds)})
+    def create(self, values: dict[str, Any], sent: dict[str, bytes]) -> Job:
+        """Queue what is asked for, with the pictures that came with it.
+
+        Raises:
+            ApiError: 400 or 413 for what cannot be made, 429 where the queue is full.
+        """
+        id = f"video_{secrets.token_hex(16)}"
+        with self._turn if sent else nullcontext(), keeping(self.worker.folder, id, sent) as paths:
+            asked = body.checked(values, self.maker, paths)
+            names: dict[str, Any] = {FIELDS[field]: path.name for field, path in paths.items()}
+            job = self.jobs.add(id, replace(asked, **names), most=self.config.queue)
+            if job is None:
+                seconds = math.ceil(self.metrics.mean_seconds)
+                line = f"the queue of {self.config.queue} is full; ask again in {seconds} s"
+                raise ApiError(429, line, code="queue_full", headers={"Retry-After": str(seconds)})
         self.worker.wake()
         return job
 
@@ -124,6 +136,8 @@ def settings(request: ClipRequest) -> dict[str, Any]:
         "num_frames": request.frames,
         "fps": str(request.fps),
         "rewrite": request.rewrite,
+        "input_reference": request.image,
+        "last_reference": request.last,
     }
 
 
@@ -186,8 +200,7 @@ def _bad_query(error: RequestValidationError) -> ApiError:
 def _add_videos(app: FastAPI, server: Server) -> None:
     @app.post("/v1/videos")
     async def create(request: Request) -> Response:
-        asked = body.checked(await body.read(request), server.maker)
-        job = await run_in_threadpool(server.create, asked)
+        job = await run_in_threadpool(server.create, *await body.read(request))
         return answer(server.video(job))
 
     @app.get("/v1/videos")
@@ -209,22 +222,31 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         return answer(server.video(server.job(id)))
 
     @app.get("/v1/videos/{id}/content")
-    def content(id: str, variant: Literal["video"] = "video") -> Response:
-        del variant  # OpenAI has others
+    def content(
+        id: str, variant: Literal["video", "input_reference", "last_reference"] = "video"
+    ) -> Response:
         job = server.job(id)
+        if variant != "video":
+            name = settings(job.request)[variant]
+            if name is None:
+                raise ApiError(404, f"{id} was asked for without a picture {variant}", param="variant")
+            return _file(server.worker.picture(name), f"the picture of {id}")
         if job.status != "completed":
             remedy = "make it again" if job.status == "failed" else "ask again when it is completed"
             raise ApiError(409, f"{id} is {job.status} and has no content; {remedy}", code="video_not_ready")
-        path = server.worker.path(id)
-        if not path.is_file():
-            raise ApiError(404, f"the clip of {id} was removed from the server's folder; make it again")
-        return FileResponse(path, media_type="video/mp4", filename=path.name)
+        return _file(server.worker.path(id), f"the clip of {id}")
 
     @app.delete("/v1/videos/{id}")
     def delete(id: str) -> Response:
         server.job(id)
         server.worker.remove(id)
         return answer({"id": id, "object": "video.deleted", "deleted": True})
+
+
+def _file(path: Path, what: str) -> Response:
+    if not path.is_file():
+        raise ApiError(404, f"{what} was removed from the server's folder; make it again")
+    return FileResponse(path, media_type=_TYPES[path.suffix], filename=path.name)
 
 
 def _add_models(app: FastAPI, server: Server) -> None:
@@ -240,6 +262,7 @@ def _add_models(app: FastAPI, server: Server) -> None:
     ]
     model = {"id": maker.name, "object": "model", "created": 0, "owned_by": "kinoflow"}
     model |= {"clips": clips, "defaults": settings(maker.defaults), "rewrites": maker.rewrites}
+    model |= {"takes_pictures": maker.takes_pictures}
 
     @app.get("/v1/models")
     def models() -> Response:
@@ -264,7 +287,7 @@ def _add_page(app: FastAPI) -> None:
     parts = {tag: _sources(page, tag) for tag in ("script", "style")}
     policy = (
         f"default-src 'none'; script-src {parts['script']}; style-src {parts['style']}; connect-src 'self'; "
-        "media-src blob:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "media-src blob:; img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {
         "Content-Security-Policy": policy,

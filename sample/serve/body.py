@@ -3,10 +3,15 @@
 import difflib
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, TypeGuard, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from kinoflow.configs.errors import UserError
@@ -15,6 +20,7 @@ from kinoflow.data.clips.buckets import Bucket
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.options import parse_interval
 from kinoflow.sample.request import ClipRequest
+from kinoflow.sample.serve import pictures
 from kinoflow.sample.serve.errors import ApiError
 from kinoflow.sample.serve.request import Maker
 
@@ -35,8 +41,9 @@ _NAMES = {
     "num_steps": "num_inference_steps",
     "negative": "negative_prompt",
     "label": "prompt",
+    **{key: field for field, key in pictures.FIELDS.items()},
 }
-_NAMED = re.compile(r"--(?:frames|size|fps)\b|^(?:frames|num_steps|negative|label)\b")
+_NAMED = re.compile(r"--(?:frames|size|fps)\b|^(?:frames|num_steps|negative|label|image|last)\b")
 
 
 def _text(value: Any) -> Any:
@@ -94,16 +101,19 @@ class CreateVideo(BaseModel):
     rewrite: bool | None = None
 
 
-async def read(request: Request) -> dict[str, Any]:
-    """The parameters of a request's body, JSON or a form.
+async def read(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The parameters of a request's body, JSON or a form, and the pictures that a form brings.
 
     Raises:
         ApiError: it is neither, or cannot be read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _FORMS:
-        async with request.form(max_files=1, max_fields=100) as form:
-            return dict(form)
+        async with request.form(max_files=len(pictures.FIELDS), max_fields=100) as form:
+            files = {name: file for name, file in form.items() if _is_picture(name, file)}
+            # A form whose field for a picture was left empty sends a file of no name.
+            sent = {name: await file.read() for name, file in files.items() if file.filename or file.size}
+            return {name: value for name, value in form.items() if name not in files}, sent
     if kind != "application/json":
         wanted = f"send application/json or {_FORMS[0]}"
         raise ApiError(415, f"content-type: {kind or 'none'} is not read here; {wanted}")
@@ -113,11 +123,17 @@ async def read(request: Request) -> dict[str, Any]:
         raise ApiError(400, 'the body is not JSON; send an object such as {"prompt": "…"}') from None
     if not isinstance(value, dict):
         raise ApiError(400, 'the body is not a JSON object; send one such as {"prompt": "…"}')
-    return value
+    return value, {}
 
 
-def checked(values: dict[str, Any], maker: Maker) -> ClipRequest:
-    """The clip that is asked for, with all its settings.
+def _is_picture(name: str, value: object) -> TypeGuard[UploadFile]:
+    return name in pictures.FIELDS and isinstance(value, UploadFile)
+
+
+def checked(
+    values: dict[str, Any], maker: Maker, sent: Mapping[str, Path] = MappingProxyType({})
+) -> ClipRequest:
+    """The clip that is asked for, with all its settings; `sent` are the pictures by their fields.
 
     Raises:
         ApiError: 400 with one line that names the parameter and the remedy.
@@ -127,18 +143,27 @@ def checked(values: dict[str, Any], maker: Maker) -> ClipRequest:
     except ValidationError as error:
         raise _refusal(error) from None
     try:
-        return maker.check(_request(body, maker))
+        if "last_reference" in sent and "input_reference" not in sent:
+            raise UserError("last_reference: needs input_reference as well, which the clip begins with")
+        given: dict[str, Any] = {pictures.FIELDS[field]: str(path) for field, path in sent.items()}
+        return maker.check(replace(_request(body, maker), **given))
     except UserError as error:
-        line = _NAMED.sub(lambda match: _NAMES[match[0]], " ".join(str(error).split()))
+        line = " ".join(str(error).split())
+        for field, path in sent.items():
+            line = line.replace(str(path), field)
+        line = _NAMED.sub(lambda match: _NAMES[match[0]], line)
         name = re.split(r"[ :]", line, maxsplit=1)[0]
         name = "size" if name in ("height", "width") else name
-        param = name if name in CreateVideo.model_fields else None
+        param = name if name in CreateVideo.model_fields or name in pictures.FIELDS else None
         raise ApiError(400, line, param=param, code="invalid_value") from None
 
 
 def _refusal(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     param = str(first["loc"][0])[:80]
+    if param in pictures.FIELDS:
+        line = f"{param}: no file; send multipart/form-data with a PNG, JPEG or WebP in it"
+        raise ApiError(400, line, param=param, code="invalid_value")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(param, CreateVideo.model_fields, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(CreateVideo.model_fields)}"

@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kinoflow.sample.serve import pictures
 from kinoflow.sample.serve.errors import ApiError
 
 MAX_BODY = 2**20  # bytes
+MAX_FORM = MAX_BODY + len(pictures.FIELDS) * pictures.MAX_BYTES  # of one that may bring pictures
 OPEN = frozenset({"/", "/health"})  # what needs no token: it tells nothing
 
 
@@ -28,7 +30,8 @@ class Guard:
     """Lets through requests with the token, or without one those that this machine's own pages make.
 
     A browser would send what any web page asks of 127.0.0.1: where no token tells them apart, the names in
-    Host and Origin do. Bodies above 1 MiB are not read.
+    Host and Origin do. Bodies above 1 MiB, or of forms that may bring pictures 21 MiB, are not
+    read.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None) -> None:
@@ -42,11 +45,12 @@ class Guard:
         request = Request(scope)
         try:
             self._admit(request)
-            _check_length(request.headers.get("content-length", "0"))
+            most = _most(request)
+            _check_length(request.headers.get("content-length", "0"), most)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        await self._app(scope, _counted(receive), _sealed(send))
+        await self._app(scope, _counted(receive, most), _sealed(send))
 
     def _admit(self, request: Request) -> None:
         if self._token is None:
@@ -76,16 +80,21 @@ def _name(url: str) -> str:
         return ""
 
 
-def _check_length(length: str) -> None:
-    if not re.fullmatch(r"\d{1,12}", length, re.ASCII) or int(length) > MAX_BODY:
-        _refuse_length()
+def _most(request: Request) -> int:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return MAX_FORM if kind == "multipart/form-data" else MAX_BODY
 
 
-def _refuse_length() -> None:
-    raise ApiError(413, f"the body is larger than {MAX_BODY:,} bytes; send less", code="request_too_large")
+def _check_length(length: str, most: int) -> None:
+    if not re.fullmatch(r"\d{1,12}", length, re.ASCII) or int(length) > most:
+        _refuse_length(most)
 
 
-def _counted(receive: Receive) -> Receive:
+def _refuse_length(most: int) -> None:
+    raise ApiError(413, f"the body is larger than {most:,} bytes; send less", code="request_too_large")
+
+
+def _counted(receive: Receive, most: int) -> Receive:
     """Bodies that do not say how long they are, as far as the limit."""
     total = 0
 
@@ -93,8 +102,8 @@ def _counted(receive: Receive) -> Receive:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MAX_BODY:
-            _refuse_length()
+        if total > most:
+            _refuse_length(most)
         return message
 
     return counted

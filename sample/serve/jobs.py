@@ -204,3 +204,8 @@ class Jobs:
     def completed(self) -> set[str]:
         """The ids of the jobs that have a clip."""
         return {id for (id,) in self._read("SELECT id FROM jobs WHERE status = 'completed'")}
+
+    def pictures(self) -> set[str]:
+        """The names of the files that jobs in any state are made from."""
+        requests = (ClipRequest.loads(text) for (text,) in self._read("SELECT request FROM jobs"))
+        return {name for request in requests for name in (request.image, request.last) if name is not None}

@@ -28,6 +28,7 @@ class ReleaseMaker:
         self.at_once = pipeline.default_batch if at_once is None else at_once
         release = pipeline.release
         self._pipeline, self.name, self.rewrites = pipeline, release.name, pipeline.reworded.rewrites
+        self.takes_pictures = release.reads_known
         default = release.bucket()
         self.clips = (default, *(clip for clip in release.buckets if clip != default))
         first = release.config.classes[0] if release.config.classes else "a clip"

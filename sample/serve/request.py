@@ -20,6 +20,7 @@ class Maker(Protocol):
         at_once: the most calls of `make` at a time.
         defaults: the settings of a request that gives none, for people to see.
         rewrites: whether a request may have its prompt reworded.
+        takes_pictures: whether a clip may begin and end with pictures.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Maker(Protocol):
     at_once: int
     defaults: ClipRequest
     rewrites: bool
+    takes_pictures: bool
 
     def check(self, request: ClipRequest) -> ClipRequest:
         """The request with its defaults filled in.

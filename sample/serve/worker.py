@@ -5,11 +5,12 @@ import re
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from kinoflow.configs.errors import UserError, one_line
+from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.jobs import Job, Jobs
 from kinoflow.sample.serve.metrics import Metrics
 from kinoflow.sample.serve.request import Maker
@@ -18,8 +19,8 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _PAUSE = 5.0  # seconds until a list that could not be written is tried again
-# Clips, and what was written aside when the process was killed.
-_OURS = re.compile(r"\.?(video_[0-9a-f]{32})\b.*\.mp4")
+# Clips, their pictures, and what was written aside when the process was killed.
+_OURS = re.compile(r"\.?(video_[0-9a-f]{32})\b.*\.(?:mp4|png|jpg|webp)")
 
 
 class StoppedError(Exception):
@@ -43,12 +44,12 @@ class Worker:
 
     Args:
         folder: where the clips go.
-        keep: the most finished jobs that are kept; the oldest go, with their clips.
+        keep: the most finished jobs that are kept; the oldest go, with their clips and pictures.
     """
 
     def __init__(self, jobs: Jobs, maker: Maker, metrics: Metrics, *, folder: Path, keep: int) -> None:
         self._jobs, self._maker, self._metrics = jobs, maker, metrics
-        self._folder, self._keep = folder, keep
+        self.folder, self._keep = folder, keep
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._turns: dict[str, _Turn] = {}  # by the id of the job
@@ -62,11 +63,16 @@ class Worker:
 
     def _tidy(self) -> None:
         """Remove what a killed process left behind."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        kept = {f"{id}.mp4" for id in self._jobs.completed()}
-        for path in self._folder.iterdir():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = {f"{id}.mp4" for id in self._jobs.completed()} | self._jobs.pictures()
+        for path in self.folder.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def _clear(self, id: str) -> None:
+        """Remove the clip of a job and the pictures that it was to be made from."""
+        for path in self.folder.glob(f"{id}.*"):
+            path.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Begin."""
@@ -99,7 +105,11 @@ class Worker:
 
     def path(self, id: str) -> Path:
         """Where the clip of a job lies."""
-        return self._folder / f"{id}.mp4"
+        return self.folder / f"{id}.mp4"
+
+    def picture(self, name: str) -> Path:
+        """Where a picture lies of which a job holds the name: a folder may be moved between two starts."""
+        return self.folder / name
 
     def share(self, id: str) -> float:
         """How much of a job in progress is done, 0 .. 1."""
@@ -107,13 +117,13 @@ class Worker:
             return self._turns[id].share if id in self._turns else 0.0
 
     def remove(self, id: str) -> bool:
-        """Forget a job in any state, and its clip; False where there is none of that id."""
+        """Forget a job in any state, and its files; False where there is none of that id."""
         if not self._jobs.remove(id):
             return False
         with self._lock:
             if id in self._turns:
                 self._turns[id].removed = True
-        self.path(id).unlink(missing_ok=True)
+        self._clear(id)
         return True
 
     def _run(self) -> None:
@@ -144,7 +154,7 @@ class Worker:
         try:
             self._brought_to_its_end(job)
         finally:
-            for path in self._folder.glob(f".{job.id}*"):  # nothing half-written, whatever a maker leaves
+            for path in self.folder.glob(f".{job.id}*"):  # nothing half-written, whatever a maker leaves
                 path.unlink(missing_ok=True)
             with self._lock:
                 del self._turns[job.id]
@@ -165,7 +175,7 @@ class Worker:
         except UserError as error:
             line = " ".join(str(error).split())
             log.error("%s: %s", job.id, line)
-            self._end(job, line.replace(f"{self._folder}/", ""))
+            self._end(job, line.replace(f"{self.folder}/", ""))
         except sqlite3.Error:
             raise
         except Exception:
@@ -175,14 +185,19 @@ class Worker:
     def _make(self, job: Job) -> None:
         started, path = time.perf_counter(), self.path(job.id)
         self._progress(job.id, 0.0)  # it may have been removed since it was taken
-        figures = self._maker.make(job.request, path, partial(self._progress, job.id))
+        figures = self._maker.make(self._placed(job.request), path, partial(self._progress, job.id))
         seconds = time.perf_counter() - started
         if self._jobs.complete(job.id, {"seconds": round(seconds, 3)} | figures):
             self._metrics.completed(seconds)
             log.info("%s: made in %.1f s", job.id, seconds)
             self._forget_oldest()
         else:
-            path.unlink(missing_ok=True)
+            self._clear(job.id)
+
+    def _placed(self, request: ClipRequest) -> ClipRequest:
+        """The request with its pictures where they lie."""
+        first, last = (name and str(self.picture(name)) for name in (request.image, request.last))
+        return replace(request, image=first, last=last)
 
     def _progress(self, id: str, share: float) -> None:
         """Raise what ends the work: that comes out of the maker."""
@@ -201,4 +216,4 @@ class Worker:
 
     def _forget_oldest(self) -> None:
         for id in self._jobs.remove_oldest(keep=self._keep):
-            self.path(id).unlink(missing_ok=True)
+            self._clear(id)

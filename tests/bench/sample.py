@@ -9,6 +9,8 @@ peer     our pipeline and diffusers' WanPipeline, random weights, one clip turn 
          are each one's own (Wan's compresses time by 4, ours by 8), so the flow is told apart.
 memory   peak resident MiB of `kinoflow sample` for a clip of 2 s and one of 20 s, each in a fresh process
          (VmHWM, Linux only).
+server   `kinoflow sample serve` under clients on loopback beside `kinoflow sample --prompts` of as many
+         clips: clips/s, processor seconds a clip, the waiting, what was lost (server.py; Linux only).
 """
 
 import argparse
@@ -27,6 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from server import server  # beside this file
 from torch import Tensor, nn
 
 from kinoflow.conditioning.embedding import TextEmbedding
@@ -49,11 +52,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--json", action="store_true")
-    add("--only", choices=("shares", "batch", "peer", "memory"))
+    add("--only", choices=("shares", "batch", "peer", "memory", "server"))
     add("--steps", type=int, default=50, help="of shares and peer")
-    add("--batch-steps", type=int, default=8, help="of batch")
+    add("--batch-steps", type=int, default=8, help="of batch and server")
     add("--clips", type=int, default=8, help="of batch")
     add("--at-once", type=int, nargs="+", default=[2, 4, 8], help="of batch")
+    add("--seconds", type=float, default=180, help="of server: how long clips are ordered")
+    add("--clients", type=int, default=8, help="of server")
+    add("--poll", type=float, default=0.25, help="of server: seconds after which a client asks again")
     add("--width", type=int, default=384, help="of peer")
     add("--depth", type=int, default=4, help="of peer")
     add("--side", type=int, default=16, help="of peer: pixels / 8")
@@ -308,6 +314,7 @@ def main(arguments: list[str]) -> None:
         "batch": lambda: batch(options.batch_steps, options.clips, options.at_once),
         "peer": lambda: peer(options),
         "memory": memory,
+        "server": lambda: server(options),
     }
     figures: dict[str, Any] = {}
     for name in parts if options.only is None else [options.only]:

@@ -35,9 +35,12 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 class FakeMaker:
-    """Draws a gray clip, its shade the seed's. While `gate` says no, it stays at half of the clip."""
+    """Draws a gray clip, its shade the seed's or its first picture's.
 
-    name, rewrites = "fake", False
+    While `gate` says no, it stays at half of the clip.
+    """
+
+    name, rewrites, takes_pictures = "fake", False, True
     clips = tuple(map(parse, CLIPS))
     at_once = 1
 
@@ -82,7 +85,8 @@ class FakeMaker:
             raise RuntimeError("a secret")
         assert request.frames and request.height and request.width and request.fps
         shape = (request.frames, request.height, request.width, 3)
-        shade = np.full(shape, request.seed % 256, np.uint8)
+        picture = None if request.image is None else video.read(Path(request.image))
+        shade = np.full(shape, request.seed % 256 if picture is None else picture.mean(), np.uint8)
         video.write(path, shade, fps=Fraction(request.fps), metadata={"prompt": request.prompt})
         self.made.append(request.prompt)
         reworded = {"typed": request.prompt, "prompt": f"{request.prompt}, slowly", "rewriter": "it"}

@@ -113,7 +113,8 @@ def test_lengths(client, asked, frames, fps):
             "num_inference_step",
             "no such parameter; did you mean num_inference_steps?",
         ),
-        ({"input_reference": "x"}, "input_reference", "no such parameter; known are prompt,"),
+        ({"first_frame": "x"}, "first_frame", "no such parameter; known are prompt,"),
+        ({"input_reference": "x"}, "input_reference", "no file; send multipart/form-data with a PNG"),
     ],
 )
 def test_a_bad_value_is_400_and_one_line_with_a_remedy(client, asked, param, said):

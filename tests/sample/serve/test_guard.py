@@ -2,7 +2,7 @@
 
 import pytest
 
-from kinoflow.sample.serve.guard import MAX_BODY, is_loopback
+from kinoflow.sample.serve.guard import MAX_BODY, MAX_FORM, is_loopback
 from tests.sample.serve.fake import FORM, TOKEN
 from tests.sample.serve.test_api import refusal
 
@@ -51,19 +51,18 @@ def test_without_a_token_other_sites_cannot_use_a_browser_here(client, host, ori
         assert refusal(answer, 403)["code"] == code
 
 
-def test_a_body_of_more_than_a_mebibyte_is_413(client):
+def test_a_body_of_more_than_a_mebibyte_is_413_and_a_form_of_more_than_its_pictures_take(client):
     client = client()
 
-    def pieces():
-        for _ in range(MAX_BODY // 2**16 + 1):
+    def pieces(most):
+        for _ in range(most // 2**16 + 1):
             yield b"x" * 2**16
 
-    kinds = {"Content-Type": "application/json"}, {"Content-Type": "multipart/form-data; boundary=x"}
-    for kind in kinds:
-        for content in (b"x" * (MAX_BODY + 1), pieces()):
-            assert (
-                "larger" in refusal(client.post("/v1/videos", content=content, headers=kind), 413)["message"]
-            )
+    kinds = [{"Content-Type": kind} for kind in ("application/json", "multipart/form-data; boundary=x")]
+    for kind, most in zip(kinds, (MAX_BODY, MAX_FORM), strict=True):
+        for content in (b"x" * (most + 1), pieces(most)):
+            refused = refusal(client.post("/v1/videos", content=content, headers=kind), 413)
+            assert f"larger than {most:,} bytes" in refused["message"]
     short = '{"prompt": "a star"' + " " * (MAX_BODY - 20) + "}"
     assert len(short) == MAX_BODY
     assert client.post("/v1/videos", content=short, headers=kinds[0]).status_code == 200

@@ -4,8 +4,9 @@ import warnings
 
 import openai
 import pytest
+from PIL import Image
 
-from kinoflow.data.video import probe
+from kinoflow.data.video import probe, read
 from kinoflow.sample.serve.app import ServeConfig
 from tests.sample.serve.fake import TOKEN, FakeMaker, running
 
@@ -39,6 +40,19 @@ def test_a_video_is_made_loaded_down_listed_and_deleted(videos, tmp_path):
     assert videos.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         videos.retrieve(made.id)
+
+
+def test_a_picture_is_sent_as_openai_sends_it(videos, tmp_path):
+    picture = tmp_path / "first.png"
+    Image.new("RGB", (64, 48), (90, 90, 90)).save(picture)
+    for given in (picture, picture.read_bytes(), ("a.png", picture.read_bytes(), "image/png")):
+        made = videos.create_and_poll(prompt="a star", input_reference=given, poll_interval_ms=5)
+        assert made.status == "completed" and made.input_reference == f"{made.id}.first.png"
+        videos.download_content(made.id).write_to_file(tmp_path / "star.mp4")
+        assert abs(read(tmp_path / "star.mp4").mean() - 90) < 2
+    with pytest.raises(openai.BadRequestError, match="no picture that can be read") as raised:
+        videos.create(prompt="a star", input_reference=b"a star")
+    assert raised.value.param == "input_reference"
 
 
 def test_errors_are_those_that_the_client_knows(videos):

@@ -4,6 +4,7 @@ import shutil
 import threading
 
 import pytest
+from PIL import Image
 
 from kinoflow.data.video import probe
 from kinoflow.sample.serve.app import ServeConfig
@@ -95,7 +96,7 @@ def test_a_person_makes_watches_keeps_repeats_and_deletes_clips(page, served, tm
     card = page.get_by_role("listitem")
     assert EVIL in card.inner_text() and f"seed {2**63 - 1}" in card.inner_text()
     assert page.get_by_role("status").inner_text() == f"Finished: {EVIL}"
-    assert page.evaluate("window.bad") is None and page.locator("img").count() == 0
+    assert page.evaluate("window.bad") is None and page.locator("li img").count() == 0
     with page.expect_download() as download:
         card.get_by_role("link", name="Download").click()
     download.value.save_as(tmp_path / "kept.mp4")
@@ -109,6 +110,31 @@ def test_a_person_makes_watches_keeps_repeats_and_deletes_clips(page, served, tm
     page.get_by_role("listitem").nth(1).get_by_role("button", name="Delete").click()
     until(lambda: page.get_by_role("listitem").count() == 1)
     assert page.evaluate("document.activeElement.id") == "clips-title"
+
+
+def test_a_clip_begins_with_a_picture_and_so_does_the_next(page, served, tmp_path):
+    address, gate = served
+    gate.set()
+    Image.new("RGB", (40, 20), (90, 90, 90)).save(tmp_path / "first.png")
+    page.goto(address)
+    page.get_by_label("First picture").wait_for()
+    shown = page.locator("#first-image")
+    for _ in range(2):
+        page.get_by_label("First picture").set_input_files(tmp_path / "first.png")
+        until(lambda: shown.is_visible() and shown.evaluate("image => image.naturalWidth") == 40)
+        page.get_by_label("Prompt").fill("a ring")
+        page.get_by_role("button", name="Without it").click()
+        assert not shown.is_visible() and page.get_by_label("First picture").evaluate("i => i.value") == ""
+    page.get_by_label("First picture").set_input_files(tmp_path / "first.png")
+    page.get_by_role("button", name="Make").click()
+    page.locator("video").wait_for()
+    page.get_by_role("button", name="Again").click()
+    until(lambda: page.locator("video").count() == 2)
+    assert [" from a picture " in text for text in page.get_by_role("listitem").all_inner_texts()] == [
+        True
+    ] * 2
+    kept = sorted((tmp_path / "serve" / "clips").glob("*.first.png"))
+    assert [path.read_bytes() for path in kept] == [(tmp_path / "first.png").read_bytes()] * 2
 
 
 def test_a_bad_setting_and_a_full_queue_are_said(page, served):
@@ -151,7 +177,8 @@ def test_wide_and_narrow_with_keys_alone(page, served):
     for _ in range(25):  # a video has stations of its own
         page.keyboard.press("Tab")
         names.append(page.evaluate(FOCUSED))
-    order = ["Steer away from", "Clip", "Steps", "Guidance", "Seed", "Make", "Download", "Again", "Delete"]
+    order = ["Steer away from", "First picture", "Clip", "Steps", "Guidance", "Seed"]
+    order += ["Make", "Download", "Again", "Delete"]
     assert [name for name in dict.fromkeys(names) if name in order] == order
 
 
