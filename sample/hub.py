@@ -189,7 +189,9 @@ def _results(figures: dict[str, Any]) -> list[EvalResult]:
 
 def _shares(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What was measured, by its name: where no prompt had a word, none was."""
-    return [(said, figures[key]) for key, said in _MEASURED.items() if figures[key] is not None]
+    found = [(said, figures[key]) for key, said in _MEASURED.items() if figures[key] is not None]
+    strict = figures.get("strict")
+    return found if strict is None else [*found, ("all that is named, and nothing else", strict["wholly"])]
 
 
 def _written(release: Release, repo_id: str, figures: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ dit/ …          the backbone, one of dit/, unet/ and mmdit/, a model folder as
 text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name;
                 none where it names classes or Stable Diffusion's
 judge/          (optional) the judge that evaluates the release
+strict/         (optional) the one that asks for everything that a caption names
 adapters/       (optional) adapters of the backbone by name, such as students of few steps
 """
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 CARD_NAME = "kinoflow.yaml"
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
-PARTS = ("tae", *BACKBONES, "text", "judge")
+PARTS = ("tae", *BACKBONES, "text", "judge", "strict")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from kinoflow.dit_video.mmdit import MMDiT
 from kinoflow.dit_video.unet import UNet
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
+from kinoflow.sample.evaluation.strict import StrictConfig, StrictJudge
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
 from kinoflow.train.plan.config import PlanConfig
@@ -81,8 +82,8 @@ def build(config: RunConfig) -> nn.Module:
             return UNet(config.unet)
         if config.model == "mmdit":
             return MMDiT(config.mmdit)
-        if config.model == "judge":
-            return Judge(JudgeConfig())
+        if config.model in ("judge", "strict"):
+            return Judge(JudgeConfig()) if config.model == "judge" else StrictJudge(StrictConfig())
         assert config.model == "text"
         return build_text(config.text)
 

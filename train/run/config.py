@@ -207,8 +207,8 @@ class DistillConfig:
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
-    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge"] = "tae"
-    """What is trained; text, judge: mini only."""
+    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge", "strict"] = "tae"
+    """What is trained; text, judge, strict: mini only."""
     run: str = ""
     """Folder of the run."""
     steps: int = 1000
