@@ -20,6 +20,7 @@ from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
 from kinoflow.data.engine.pools import Pool, open_pool
 from kinoflow.data.engine.score import LEARNED
+from kinoflow.data.engine.selection import RESAMPLE
 
 _T = TypeVar("_T")
 _SECONDS = 300.0  # in which a shot's pictures must be there
@@ -192,13 +193,15 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 def _look(out: Path, config: CurateConfig, count: int) -> dict[str, Any]:
     """Ask the model about what all other rules keep, and choose anew."""
-    _decide(out, replace(config, select=replace(config.select, **dict.fromkeys(LEARNED))))
+    _decide(out, replace(config, select=replace(config.select, **dict.fromkeys([*LEARNED, RESAMPLE]))))
     model, workers = learned.ClipModel(str(config.clip.model)), Workers(count, _SECONDS)
     listing = out / selection.MANIFEST
     try:
         told = learned.embed(listing, model, config.clip.frames, workers=workers, show=_shown)
     finally:
         workers.close()
+    if config.clip.clusters is not None:
+        learned.cluster(listing, config.clip.clusters)
     return _decide(out, config) | {"clip": model.name, "looked_at": told.asked, "unseen": len(told.failed)}
 
 

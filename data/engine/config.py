@@ -149,16 +149,22 @@ class SelectConfig:
     """Cosine of the caption's embedding and the pictures', after kinoflow data embed."""
     duplicates: int | None = 8
     """Of clips whose hashes differ by so many of 64 bits or fewer, the largest is kept; null keeps all."""
+    resample: float | None = None
+    """Clusters of more shots than this are thinned by 1/sqrt(size), after kinoflow data embed."""
+    seed: int = 0
+    """Of which shots of a cluster stay."""
 
     def __post_init__(self) -> None:
         self.rules()
         if self.duplicates is not None and not 0 <= self.duplicates <= 15:
             raise UserError(f"select.duplicates: {self.duplicates} bits; use 0 to 15, or null")
+        if self.resample is not None and not self.resample >= 1:
+            raise UserError(f"select.resample: {self.resample} shots; use 1 or more, or null")
 
     def rules(self) -> dict[str, Rule]:
         """The rules by their scores, in order, without those that keep all."""
         found = {key: Rule.parse(text, f"select.{key}") for key, text in to_dict(self).items()
-                 if key != "duplicates"}  # fmt: skip
+                 if key not in ("duplicates", "resample", "seed")}  # fmt: skip
         return {key: rule for key, rule in found.items() if rule is not None}
 
 
@@ -172,10 +178,14 @@ class ClipConfig:
     """A safetensors file with a linear layer from its embedding to a score."""
     frames: int = 4
     """Pictures of each shot, evenly."""
+    clusters: int | None = None
+    """Clusters that the shots it looks at are put into, for select.resample."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames <= 256:
             raise UserError(f"clip.frames: {self.frames}; use 1 to 256")
+        if self.clusters is not None and not 1 <= self.clusters <= 100_000:
+            raise UserError(f"clip.clusters: {self.clusters}; use 1 to 100000, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
