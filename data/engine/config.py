@@ -31,6 +31,8 @@ class ScanConfig:
     """Seconds between pictures in which text is sought, the slowest stage; a multiple of `every`."""
     hash_every: float = 0.25
     """Seconds between the pictures whose hashes near duplicates are found by."""
+    transnet: bool = False
+    """Ask TransNetV2 as well, for shots.detector=transnetv2; several times as long as all else on a CPU."""
     range_seconds: float = 120.0
     """Videos are split into pieces of so many seconds, for several workers."""
 
@@ -49,8 +51,8 @@ class ScanConfig:
 class ShotConfig:
     """Where shots begin and end; another value here decodes nothing."""
 
-    detector: Literal["adaptive", "content"] = "adaptive"
-    """PySceneDetect's: a change that stands out among its neighbours, or any large one."""
+    detector: Literal["adaptive", "content", "transnetv2"] = "adaptive"
+    """PySceneDetect's: a change that stands out among its neighbours, or any large one; or TransNetV2's."""
     adaptive: float = 3.0
     """How many times as large as the mean of the changes around it a cut is."""
     window: int = 2
@@ -202,6 +204,8 @@ class CurateConfig:
     def __post_init__(self) -> None:
         if not self.time_limit > 0:
             raise UserError(f"time_limit: {self.time_limit}; use seconds above 0")
+        if self.shots.detector == "transnetv2" and not self.scan.transnet:
+            raise UserError("shots.detector: transnetv2 is not asked; say scan.transnet=true too")
         if self.select.aesthetic is not None and self.clip.aesthetic is None:
             raise UserError("select.aesthetic: asks for clip.aesthetic, a linear layer; give its file")
 

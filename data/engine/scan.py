@@ -13,7 +13,7 @@ from kinoflow.configs.errors import UserError, one_line
 from kinoflow.data import video
 from kinoflow.data.clips import pace
 from kinoflow.data.clips.remote import local, place
-from kinoflow.data.engine import borders, duplicates, motion, quality, text
+from kinoflow.data.engine import borders, duplicates, motion, quality, text, transnet
 from kinoflow.data.engine.config import ScanConfig
 from kinoflow.data.engine.dissolves import dissolve_signal, reach, tiny
 from kinoflow.data.engine.parts import FLOATS, Signals, write_signals
@@ -56,6 +56,9 @@ def scan(path: Path, span: range, config: ScanConfig) -> Signals:
     info, times = video.probe(path), pace.times_of(path)
     fps = float(info.fps)
     wide = range(max(0, span.start - reach(fps)), min(info.frames, span.stop + reach(fps)))
+    if config.transnet:
+        asked = transnet.needed(span, info.frames)
+        wide = range(min(wide.start, asked.start), max(wide.stop, asked.stop))
     look, fault = _Look(config, fps, wide), ""
     try:
         for picture in video.thumbnails(path, wide, side=config.side, detail=config.detail, every=look.step):
@@ -95,6 +98,7 @@ class _Look:
         self._hashes = np.zeros(len(wide), np.uint64)
         self._pictures: list[bytes | None] = [None] * len(wide)
         self._tiny: list[np.ndarray] = []
+        self._transnet: list[np.ndarray] | None = [] if config.transnet else None
         self.count = 0
 
     @property
@@ -109,6 +113,8 @@ class _Look:
         at = self.count
         self.count += 1
         self._tiny.append(tiny(picture.small))
+        if self._transnet is not None:
+            self._transnet.append(transnet.small(picture.small))
         self._values["change"][at] = self._changes(picture.small)
         gray = cv2.cvtColor(picture.small, cv2.COLOR_RGB2GRAY)
         if inside:
@@ -155,6 +161,9 @@ class _Look:
         if self._tiny:
             distance, half = dissolve_signal(np.stack(self._tiny), self._fps)
             values |= {"dissolve": distance[inner], "dissolve_half": half[inner]}
+        if self._transnet and len(seen):
+            one, many = transnet.transitions(np.stack(self._transnet), start, seen)
+            values |= {"transnet": one, "transnet_all": many}
         ticks = times.ticks[seen.start : max(seen.start, seen.stop) + 1]
         return Signals(
             first=seen.start, values=values, hashes=self._hashes[inner], pictures=self._pictures[inner],
