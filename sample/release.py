@@ -42,6 +42,7 @@ from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.adapters import read_adapters
 from kinoflow.sample.generate import Sampling
+from kinoflow.sample.upsample import UpsampleConfig
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.pixels import Pixels
 
@@ -87,6 +88,8 @@ class ReleaseConfig:
     """Names of the classes that it makes, by label; none: it reads prompts."""
     pixels: int = 0
     """Channels of the pixels that its backbone makes, 1 grey or 3 RGB; 0: latents of tae/."""
+    upsample: UpsampleConfig = field(default_factory=UpsampleConfig)
+    """Of an upsampler: what it does to a clip."""
 
     def __post_init__(self) -> None:
         if self.pixels not in (0, 1, 3):

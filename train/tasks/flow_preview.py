@@ -13,7 +13,7 @@ from torch import nn
 from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
-from kinoflow.data.latents.shards import PIXELS
+from kinoflow.data.latents.index import PIXELS
 from kinoflow.data.video import read
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
@@ -42,7 +42,9 @@ class Previews:
         self._frozen: tuple[TAE | Pixels, PromptEncoder | LabelEncoder] | None = None
 
     def check(self) -> None:
-        """Raise UserError where there is no release, nothing to show, or prompts for labels."""
+        """Raise UserError where there is no release, nothing to show, prompts for labels, or an upsampler."""
+        if self.config.known.upsample:
+            raise UserError("preview_every: previews are made of text, an upsampler makes none; set it to 0")
         _ = self.release, self.prompts
 
     def write(self, model: nn.Module, folder: Path, step: int, processes: Processes) -> None:

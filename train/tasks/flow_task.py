@@ -163,7 +163,7 @@ class FlowTask:
         if own.holds(found.latents):
             raise UserError(f"validation.latents: {choice.latents} holds the clips of data.latents; "
                             "precompute others")  # fmt: skip
-        found.require(own.index.made_from, own.index.classes, self.data.place)
+        found.require(own.index.made_from, own.index.classes, self.data.place, own.index.upsample)
         return found
 
     def validate(self, model: nn.Module, processes: Processes) -> Parts:
