@@ -129,7 +129,8 @@ def _batch(
 
 def scenes(first: int, count: int) -> list[Scene]:
     """`count` scenes of train's seeds from `first` on, with every kind among each eight."""
-    found, seeds = [], iter(range(first, first + _SEEDS_OF_A_STEP))
+    found: list[Scene] = []
+    seeds = iter(range(first, first + _SEEDS_OF_A_STEP))
     for index in range(count):
         kind = _KINDS[index % len(_KINDS)]
         found.append(next(scene for scene in _stirred(seeds) if kind in ("any", _kind(scene))))
@@ -149,15 +150,16 @@ def _kind(scene: Scene) -> str:
 def stirred(scene: Scene, seed: int) -> Scene:
     """The scene, or one that the world doesn't draw: a textured second thing, its sign, a filmed motion."""
     random = Random(f"strict/{seed}")
-    if len(scene.things) > 1:
-        first, second = scene.things
+    first, *others = scene.things
+    if others:
+        (second,) = others
         if random.random() < 0.3:
             second = replace(second, texture=random.choice(TEXTURES[1:]))
         scene = replace(scene, things=(first, second))
         if scene.relation == "next to" and random.random() < 0.25:
             return replace(scene, word=random.choice(WORDS), word_place=random.choice(("top", "bottom")))
         return scene
-    filmed = scene.things[0].motion in ("spins", "bounces", "stays still")
+    filmed = first.motion in ("spins", "bounces", "stays still")
     if filmed and scene.word is None and " " in scene.background and random.random() < 0.15:
         return replace(scene, camera=random.choice(CAMERAS[1:]))
     return scene
