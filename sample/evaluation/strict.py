@@ -88,7 +88,7 @@ class StrictJudge(nn.Module):
         self.what = nn.Conv3d(fourth, config.value_width, 1)
         looked = _TIMES * config.places * (config.value_width + _MOMENTS)
         self.hidden1 = nn.Linear(looked + 2 * fourth + 1, config.hidden[0])
-        self.hidden2 = nn.Linear(*config.hidden)
+        self.hidden2 = nn.Linear(config.hidden[0], config.hidden[1])
         self.heads = nn.ModuleDict(
             {key: nn.Linear(config.hidden[1], len(names)) for key, names in config.questions.items()}
         )

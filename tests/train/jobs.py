@@ -63,7 +63,8 @@ def command(arguments):
 
 def line(arguments):
     """The same for a line of a page: what does not shrink by any key is made small."""
-    text._CORPUS, judge._NUM_VALIDATION, strict._NUM_VALIDATION = 300, 2, 2
+    text._CORPUS, judge._NUM_VALIDATION = 300, 2
+    strict._NUM_VALIDATION, strict._NUM_SETTLING = 2, 1
     return main(arguments)
 
 

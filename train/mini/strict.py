@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kinoflow.configs.files import replacing_folder, write_json
@@ -45,6 +45,8 @@ _KINDS = ("camera", "pair", "any", "sign", "pair", "any", "any", "any")
 _SEEDS_OF_A_STEP = 2000
 # The autoencoder takes longer than the judge: in every fourth batch a quarter of the clips passes through it.
 _STEPS_A_PASS = 4
+_SETTLING_SEED = 50_000_000
+_NUM_SETTLING = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ def main(config: RunConfig) -> int:
         return strict_loss(judge(video, truth.seconds), truth)
 
     fit(judge, config, folder, loss_of)
+    settle(judge, buckets[0])
     with replacing_folder(release / "strict") as aside:
         judge.save_pretrained(aside)
     saved = StrictJudge.from_pretrained(release / "strict")
@@ -126,7 +129,8 @@ def _batch(
 
 def scenes(first: int, count: int) -> list[Scene]:
     """`count` scenes of train's seeds from `first` on, with every kind among each eight."""
-    found, seeds = [], iter(range(first, first + _SEEDS_OF_A_STEP))
+    found: list[Scene] = []
+    seeds = iter(range(first, first + _SEEDS_OF_A_STEP))
     for index in range(count):
         kind = _KINDS[index % len(_KINDS)]
         found.append(next(scene for scene in _stirred(seeds) if kind in ("any", _kind(scene))))
@@ -146,15 +150,16 @@ def _kind(scene: Scene) -> str:
 def stirred(scene: Scene, seed: int) -> Scene:
     """The scene, or one that the world doesn't draw: a textured second thing, its sign, a filmed motion."""
     random = Random(f"strict/{seed}")
-    if len(scene.things) > 1:
-        first, second = scene.things
+    first, *others = scene.things
+    if others:
+        (second,) = others
         if random.random() < 0.3:
             second = replace(second, texture=random.choice(TEXTURES[1:]))
         scene = replace(scene, things=(first, second))
         if scene.relation == "next to" and random.random() < 0.25:
             return replace(scene, word=random.choice(WORDS), word_place=random.choice(("top", "bottom")))
         return scene
-    filmed = scene.things[0].motion in ("spins", "bounces", "stays still")
+    filmed = first.motion in ("spins", "bounces", "stays still")
     if filmed and scene.word is None and " " in scene.background and random.random() < 0.15:
         return replace(scene, camera=random.choice(CAMERAS[1:]))
     return scene
@@ -183,6 +188,24 @@ def joined(truths: Sequence[Truth]) -> Truth:
         classes={key: torch.cat([truth.classes[key] for truth in truths]) for key in truths[0].classes},
         letters=torch.cat([truth.letters for truth in truths]),
     )
+
+
+@torch.no_grad()
+def settle(judge: StrictJudge, bucket: Bucket) -> None:
+    """Measure the means and variances of its layers anew, on plain renders of the bucket.
+
+    Those that training leaves behind are of degraded clips of all lengths as well, and with them it takes
+    slow things for faster ones (arXiv:2105.07576, section 3).
+    """
+    judge.train()
+    norms = [part for part in judge.modules() if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    for index in range(_NUM_SETTLING):
+        clips, truth = draw(scenes(_SETTLING_SEED + index * _SEEDS_OF_A_STEP, 32), bucket, judge.config)
+        judge(judge.prepare(clips), truth.seconds)
+    judge.eval()
 
 
 def strict_loss(seen: Answers, truth: Truth) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
