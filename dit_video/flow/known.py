@@ -128,7 +128,7 @@ class KnownConfig:
     region: float = 0.0
     """All but a rectangle, or a rectangle alone, is kept through time."""
     upsample: float = 0.0
-    """Its smaller twin is shown: of latents that were precomputed with upsample; 1 for an upsampler."""
+    """Its smaller twin is shown, of latents with upsample; 1 for an upsampler."""
     window: int = 0
     """Of such latents, frames that a step takes of a clip, elsewhere each time; 0: all."""
 

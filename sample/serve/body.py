@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeGuard, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
@@ -110,10 +110,14 @@ async def read(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _FORMS:
         async with request.form(max_files=len(pictures.FIELDS), max_fields=100) as form:
-            files = {name: file for name, file in form.items() if _is_picture(name, file)}
-            # A form whose field for a picture was left empty sends a file of no name.
-            sent = {name: await file.read() for name, file in files.items() if file.filename or file.size}
-            return {name: value for name, value in form.items() if name not in files}, sent
+            values: dict[str, Any] = {}
+            sent: dict[str, bytes] = {}
+            for name, value in form.items():
+                if not isinstance(value, UploadFile) or name not in pictures.FIELDS:
+                    values[name] = value
+                elif value.filename or value.size:  # a field that was left empty sends a file of no name
+                    sent[name] = await value.read()
+            return values, sent
     if kind != "application/json":
         wanted = f"send application/json or {_FORMS[0]}"
         raise ApiError(415, f"content-type: {kind or 'none'} is not read here; {wanted}")
@@ -124,10 +128,6 @@ async def read(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     if not isinstance(value, dict):
         raise ApiError(400, 'the body is not a JSON object; send one such as {"prompt": "…"}')
     return value, {}
-
-
-def _is_picture(name: str, value: object) -> TypeGuard[UploadFile]:
-    return name in pictures.FIELDS and isinstance(value, UploadFile)
 
 
 def checked(

@@ -33,8 +33,9 @@ def suffix_of(field: str, data: bytes) -> str:
             kind = image.format or ""
             if image.width * image.height > MAX_PIXELS:
                 raise too_many
-            if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise _refusal(400, field, f"moves ({image.n_frames} frames); send a picture")
+            frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise _refusal(400, field, f"moves ({frames} frames); send a picture")
             image.load()
     except ApiError:
         raise

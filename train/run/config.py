@@ -208,7 +208,7 @@ class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
     model: Literal["tae", "dit", "unet", "mmdit", "text", "judge", "strict"] = "tae"
-    """What is trained; text, judge, strict: mini only."""
+    """What is trained."""
     run: str = ""
     """Folder of the run."""
     steps: int = 1000

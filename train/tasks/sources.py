@@ -53,7 +53,7 @@ class PrecomputeConfig:
     keyframes: bool = False
     """Keep latents of single frames, for known.first, known.both, known.prefix."""
     upsample: int = 0
-    """For an upsampler: latents frame by frame, and those of twins so many times smaller; 0: none."""
+    """For an upsampler: of frames, and of twins so many times smaller."""
     channels: int | None = None
     """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
