@@ -22,7 +22,9 @@ class Missed:
     seen: dict[str, str]
 
     def __str__(self) -> str:
-        return ", ".join(f"{key.replace('_', ' ')}: {value or 'none'}" for key, value in self.seen.items())
+        nothing = {"speed": "ordinary"}
+        named = {key: value or nothing.get(key, "none") for key, value in self.seen.items()}
+        return ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in named.items())
 
 
 @dataclass(frozen=True, kw_only=True)
