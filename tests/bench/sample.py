@@ -59,7 +59,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--at-once", type=int, nargs="+", default=[2, 4, 8], help="of batch")
     add("--seconds", type=float, default=180, help="of server: how long clips are ordered")
     add("--clients", type=int, default=8, help="of server")
-    add("--poll", type=float, default=0.25, help="of server: seconds after which a client asks again")
+    add(
+        "--poll",
+        type=float,
+        default=1,
+        help="of server: seconds after which a client asks again, as OpenAI's",
+    )
     add("--width", type=int, default=384, help="of peer")
     add("--depth", type=int, default=4, help="of peer")
     add("--side", type=int, default=16, help="of peer: pixels / 8")
