@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float, Int8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +31,9 @@ Read = Callable[[Sequence[str], torch.dtype | None], Mapping[str, Tensor]]
 
 CONFIG_NAME = "config.json"
 STEM = "model"
+SCALE = ".row_scale"
+"""Behind the name of a matrix in 8 bits: what its levels are worth."""
+_LEVELS, _MATRIX, _LARGE = 127, 2, 4096
 
 
 def save_pretrained(
@@ -43,9 +47,11 @@ def save_pretrained(
 ) -> None:
     """Write `config` (a dataclass) and `state` into `folder`: all aside, then file by file renamed.
 
-    Floating tensors are cast to `dtype` when it is given; others keep theirs. Weight files of before that
-    are not replaced are removed. With `read` the tensors of `state` may lie on the meta device: their values
-    are asked for by name and dtype, those of one file at a time, so that the whole is never in memory.
+    Floating tensors are cast to `dtype` when it is given; others keep theirs. torch.int8 stands for matrices
+    in 8 bits with a scale a row, and fp16 for all else (`Weights` gives their values). Weight files of
+    before that are not replaced are removed. With `read` the tensors of `state` may lie on the meta device:
+    their values are asked for by name and dtype, those of one file at a time, so that the whole is never in
+    memory.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +62,8 @@ def save_pretrained(
         for file, names in files.filename_to_tensors.items():
             values = {name: state[name] for name in names} if read is None else read(names, dtype)
             cast = {name: _cast(value, dtype).contiguous() for name, value in values.items()}
+            if dtype == torch.int8:
+                cast |= {name + SCALE: row_scale(v) for name, v in values.items() if _in_bytes(v)}
             save_file(cast, Path(aside, file), metadata={"format": "pt"})
         if files.is_sharded:
             index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
@@ -70,7 +78,29 @@ def save_pretrained(
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    if dtype != torch.int8:
+        return tensor.to(dtype)
+    return in_bytes(tensor, row_scale(tensor)) if _in_bytes(tensor) else tensor.half()
+
+
+def _in_bytes(tensor: Tensor) -> bool:
+    """Whether int8 is worth it: of a matrix, which is large; what is small says more in each value."""
+    return tensor.is_floating_point() and tensor.ndim == _MATRIX and tensor.numel() >= _LARGE
+
+
+def row_scale(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 1"]:
+    """What one of 255 levels is worth in each row: they lie around 0, and the largest value has the last."""
+    largest = weight.float().abs().amax(1, keepdim=True)
+    return largest.clamp(min=torch.finfo(torch.float32).tiny * _LEVELS) / _LEVELS
+
+
+def in_bytes(
+    weight: Float[Tensor, "rows columns"], scale: Float[Tensor, "rows 1"]
+) -> Int8[Tensor, "rows columns"]:
+    """The nearest of the 255 levels: none is further from its value than half a level."""
+    return (weight.float() / scale).round().to(torch.int8)
 
 
 def load_pretrained(source: str | Path, schema: type[Schema]) -> tuple[Schema, "Weights"]:
@@ -87,7 +117,7 @@ class Weights(Mapping[str, Tensor]):
     """The tensors of a folder's safetensors files, which are named `stem`, in one file or sharded.
 
     Each is read when it is asked for, and none is kept: what has more weights than memory holds is taken
-    over one by one.
+    over one by one. Those in 8 bits are given as the fp32 values that they stand for.
 
     Raises:
         UserError: a missing or damaged file.
@@ -98,10 +128,15 @@ class Weights(Mapping[str, Tensor]):
         for path in weight_files(folder, stem):
             with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
+        scales = {name for name in self._files if name.endswith(SCALE)}
+        self._scaled = {name.removesuffix(SCALE) for name in scales}
+        for name in scales:
+            del self._files[name]
 
     def __getitem__(self, name: str) -> Tensor:
         with _opened(self._files[name]) as file:
-            return file.get_tensor(name)
+            value = file.get_tensor(name)
+            return value * file.get_tensor(name + SCALE) if name in self._scaled else value
 
     def shape(self, name: str) -> tuple[int, ...]:
         """That of a tensor, which is not read for it."""

@@ -38,6 +38,8 @@ class LoRAConfig:
     """Linear layers that get one: ends of names."""
     dropout: float = 0.0
     """Share of their inputs that a step drops."""
+    init_from: str | None = None
+    """Folder of adapters to begin with."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -46,6 +48,8 @@ class LoRAConfig:
             raise UserError(f"lora.alpha: {self.alpha} is too small, the least is 1")
         if not self.targets:
             raise UserError(f"lora.targets: name at least one linear layer, such as {TARGETS[0]}")
+        if self.init_from is not None and not self.rank:
+            raise UserError("lora.init_from: needs lora.rank, that of the adapters to begin with")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout: {self.dropout} must lie in [0, 1)")
 
@@ -113,7 +117,7 @@ def read_adapter(words: str) -> Adapter:
     Raises:
         UserError: a scale that is no number, a missing or damaged file, or another kind of adapter.
     """
-    source, strength = _parse(words)
+    source, strength = split_scale(words)
     folder = resolve_folder(source, ["adapter_*"])
     config = _read_config(folder / CONFIG_NAME)
     pairs = _pair_up(Weights(folder, STEM), folder)
@@ -126,7 +130,12 @@ def read_adapter(words: str) -> Adapter:
     return Adapter(source=str(folder), scale=strength * config["lora_alpha"] / rank, pairs=pairs)
 
 
-def _parse(words: str) -> tuple[str, float]:
+def split_scale(words: str) -> tuple[str, float]:
+    """The folder and the scale of "FOLDER" (1) or "FOLDER:scale".
+
+    Raises:
+        UserError: a scale that is no number.
+    """
     folder, colon, scale = words.rpartition(":")
     if not colon or Path(words).is_dir():
         return words, 1.0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Trunk = Callable[..., Tensor]
+_GRAPHS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,10 @@ def parallelize(
         model.embed.register_forward_hook(_differentiable)
         if isinstance(model, VideoDiT):
             model.separate_text = False
+    if config.compile:
+        # Graphs of one code object, which all blocks share: with and without gradients, of each bucket, of a
+        # student and its teacher. Beyond the limit blocks run as they are, with no more than a warning.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     for index, block in enumerate(model.blocks):
         if config.compile:
             block.forward = torch.compile(block.forward)

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinoflow.configs.errors import UserError
-
-_LEVELS = 127
+from kinoflow.configs.pretrained import in_bytes, row_scale
 
 
 class Int8Linear(nn.Module):
@@ -19,10 +18,10 @@ class Int8Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        weight = layer.weight.detach().float()
-        scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / _LEVELS
+        weight = layer.weight.detach()
+        scale = row_scale(weight)
         # Buffers: what asks for a parameter's number type asks for that of the computation.
-        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("weight", in_bytes(weight, scale))
         self.register_buffer("scale", scale[:, 0])
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
         self.weight: Int8[Tensor, "outputs inputs"]

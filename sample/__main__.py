@@ -1,6 +1,7 @@
 """`kinoflow sample "PROMPT"` (or `--label CLASS`) writes a clip; `again` makes one again from its own file.
 
-`evaluate` measures a release, `serve` serves it, `export-diffusers` and `push` give it to others.
+`upsample` makes a clip larger, `evaluate` measures a release, `serve` serves it, `export-diffusers` and
+`push` give it to others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kinoflow.sample.request import ClipRequest
 
 _CRF = 18.0
+_ALONE = ("export-diffusers", "push", "evaluate", "upsample")
 _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray background"'
 
 
@@ -60,29 +62,39 @@ def _command(argv: list[str], team: Team | None) -> int:
         from kinoflow.sample.serve.command import main as serve
 
         return serve(argv[1:], team)
-    if team is not None and argv[:1] and argv[0] in ("export-diffusers", "push", "evaluate"):
-        raise UserError(f"{argv[0]}: one process does it; start it without torchrun")
-    if argv[:1] == ["export-diffusers"]:
+    if argv[:1] and argv[0] in _ALONE:
+        if team is not None:
+            raise UserError(f"{argv[0]}: one process does it; start it without torchrun")
+        return _alone(argv[0], argv[1:])
+    return _sample(_parser().parse_args(argv), team)
+
+
+def _alone(verb: str, words: list[str]) -> int:
+    """What one process does."""
+    if verb == "export-diffusers":
         from kinoflow.sample.export import main as export
 
-        return export(argv[1:])
-    if argv[:1] == ["push"]:
+        return export(words)
+    if verb == "upsample":
+        from kinoflow.sample.enlarge import main as upsample
+
+        return upsample(words)
+    if verb == "push":
         from kinoflow.sample.hub import main as push
 
-        return push(argv[1:])
-    if argv[:1] == ["evaluate"]:
-        from kinoflow.sample.evaluation.command import main as evaluate
+        return push(words)
+    from kinoflow.sample.evaluation.command import main as evaluate
 
-        return evaluate(argv[1:])
-    return _sample(_parser().parse_args(argv), team)
+    return evaluate(words)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kinoflow sample",
         description="Write a clip for a prompt or class. To make one again from its file: kinoflow sample "
-        "again --help; to measure a release: kinoflow sample evaluate --help; to serve one: kinoflow sample "
-        "serve --help; to give it to others: kinoflow sample export-diffusers --help and push --help. "
+        "again --help; to make any clip larger: kinoflow sample upsample --help; to measure a release: "
+        "kinoflow sample evaluate --help; to serve one: kinoflow sample serve --help; to give it to others: "
+        "kinoflow sample export-diffusers --help and push --help. "
         "Several processes (torchrun --nproc-per-node 2 -m kinoflow.sample ...) make each clip together.",
     )
     add = parser.add_argument
@@ -161,6 +173,7 @@ def _add_given(add: Callable[..., object]) -> None:
     add("--seconds", type=float, help="with --extend: how much is added (default: half a clip)")
     add("--edit", metavar="CLIP", help="change this clip where --mask is white")
     add("--mask", metavar="PICTURE", help="with --edit: white is made anew, black stays")
+    add("--upsample", metavar="UPSAMPLER", help="make the clip larger, with a release of known.upsample=1")
 
 
 def _add_lists(add: Callable[..., object]) -> None:
@@ -209,6 +222,7 @@ def _sample(args: argparse.Namespace, team: Team | None) -> int:
         text_cache=args.text_cache,
         rewrite=args.rewrite,
         team=team,
+        upsample=args.upsample,
     )
     refuse_other_kind(pipeline.release, args.label, args.text_cache, listed=args.prompts is not None)
     with named_as_options(), one_line_warnings():

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("clip", type=Path, metavar="CLIP", help="made by kinoflow sample, its server or a Pipeline")
     add("--weights", metavar="RELEASE", help="what it was made with (default: the shipped mini release)")
+    add("--upsample", metavar="UPSAMPLER", help="of a clip that was made larger: what did it")
     add("--out", type=Path, help="keep what is made, under this name")
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _again(args: argparse.Namespace, written: Mapping[str, str], team: Team | None) -> int:
     _refuse_other_number(args.clip, written, team)
-    pipeline, request = _pipeline(args.clip, args.weights, written, team), _request(args.clip, written)
+    pipeline, request = _pipeline(args, written, team), _request(args.clip, written)
     plan = pipeline.plan(request)
     crf = _number(args.clip, written, "crf", CRF)
     planned = file_metadata(args.clip, pipeline.metadata(plan), crf)
@@ -94,18 +95,24 @@ def _refuse_other_number(clip: Path, written: Mapping[str, str], team: Team | No
         raise UserError(f"{clip}: {then} processes made it, and these are {now}; run {how} {clip}")
 
 
-def _pipeline(clip: Path, weights: str | None, written: Mapping[str, str], team: Team | None) -> Pipeline:
-    if "weights" not in written or not {"prompt", "label"} & written.keys():
+def _pipeline(args: argparse.Namespace, written: Mapping[str, str], team: Team | None) -> Pipeline:
+    clip = args.clip
+    if "weights" not in written or not {"prompt", "label", "upsample"} & written.keys():
         raise UserError(f"{clip}: does not say how it was made; give a file of kinoflow sample")
+    if ("upsampler" in written) != (args.upsample is not None):
+        made = written.get("upsampler", "nothing")
+        raise UserError(f"{clip}: {made} made it larger; name just that in --upsample")
     pipeline = Pipeline.from_pretrained(
-        weights,
+        args.weights,
         lora=_words(clip, written.get("lora", "")),
         device=written.get("device", "cpu"),
         dtype=written.get("dtype", "fp32"),
         threads=int(_number(clip, written, "threads", 1)),
         team=team,
+        upsample=args.upsample,
     )
-    pipeline.memory = int(_number(clip, written, "memory", DEFAULT_MEMORY))  # of its tiles
+    for part in filter(None, (pipeline, pipeline.upsampler)):
+        part.memory = int(_number(clip, written, "memory", DEFAULT_MEMORY))  # of its tiles
     if pipeline.release.weights_hash != written["weights"]:
         raise UserError(
             f"{clip}: made with {written.get('release')}, weights {written['weights']}; these are "
@@ -127,7 +134,7 @@ def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
         bucket = parse(written["clip"])
         settings |= asked(written) | Given.again(written).files
         return ClipRequest(
-            prompt=written["label"] if "label" in written else written["prompt"],
+            prompt=written.get("label", written.get("prompt", "")),
             negative=written.get("negative"),
             seed=int(written["seed"]),
             frames=bucket.frames,

@@ -212,13 +212,15 @@ def sample_latent(
     passes: Passes | None = None,
     known: Known | None = None,
     windows: Windows | None = None,
+    lean: bool = True,
     seen: Callable[[Float[Tensor, "1 c t h w"]], None] | None = None,
 ) -> Float[Tensor, "1 c t h w"]:
     """Solve the flow from the noise of `seed` (t = 0) to a normalized latent (t = 1), in fp32.
 
     `condition` holds one prompt or label. The noise is drawn on the CPU, the same for every device. `passes`
     is added to. What is `known` of the clip is put in at each step, where it is kept; a clip that is longer
-    than `windows` is made in as many. `seen` is shown after each velocity where the flow seems to lead.
+    than `windows` is made in as many. Places that are shown `lean` on what is shown, or know of it alone.
+    `seen` is shown after each velocity where the flow seems to lead.
     """
     like = torch.empty(0)
     if isinstance(backbone, torch.nn.Module):
@@ -243,6 +245,8 @@ def sample_latent(
     if known is None:
         return _solve(told, noise, times, sampling=sampling, path=path, draw=draw)
     known = known.to(noise)
+    if not lean and not known.kept.any():
+        return _solve(told, noise, times, sampling=sampling, path=path, draw=draw)
     velocity = held(told, known, noise, path)
     latent = _solve(velocity, noise, times, sampling=sampling, path=path, draw=draw)
     return torch.where(known.kept > 0, known.latent, latent)

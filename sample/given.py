@@ -54,9 +54,11 @@ class Given:
     """Clip that is changed."""
     mask: str | None = None
     """Picture, white where `edit` is made anew."""
+    upsample: str | None = None
+    """Clip that is made larger."""
 
     def __post_init__(self) -> None:
-        ways = [key for key in ("image", "extend", "edit") if getattr(self, key) is not None]
+        ways = [key for key in ("image", "extend", "edit", "upsample") if getattr(self, key) is not None]
         if len(ways) > 1:
             raise UserError(f"{ways[1]}: not beside {ways[0]}; give one of the two")
         if self.last is not None and self.image is None:
@@ -105,7 +107,8 @@ class Source:
     first: UInt8[np.ndarray, "1 height width 3"] | None = None
     last: UInt8[np.ndarray, "1 height width 3"] | None = None
     clip: Frames | None = None
-    """What stays of `edit` where it is not masked; of `extend` its end, a whole number of latent frames."""
+    """What stays of `edit` where it is not masked; of `extend` its end, a whole number of latent frames; of
+    `upsample` all of it, at its own size."""
     mask: Bool[np.ndarray, "height width"] | None = None
     before: int = 0
     """Frames of `extend` that come before what is made."""

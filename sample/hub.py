@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.terminal import print_json
+from kinoflow.sample.adapters import FOLDER as ADAPTERS
 from kinoflow.sample.release import CARD_NAME, PARTS, Release
 from kinoflow.sample.stable_diffusion import StableDiffusion, open_release
 
@@ -119,7 +120,7 @@ def push(release: Release, card: str, repo_id: str, *, private: bool = False) ->
 def _files(folder: Path) -> Iterator[Path]:
     """What belongs to a release, and to diffusers' form of it; no other file that lies there."""
     yield from (folder / name for name in _ALONE if (folder / name).is_file())
-    for part in PARTS:
+    for part in (*PARTS, ADAPTERS):
         for path in sorted((folder / part).rglob("*")):
             inside = path.relative_to(folder).parts
             if path.is_file() and not any(name.startswith((".", "__")) for name in inside):
@@ -188,7 +189,9 @@ def _results(figures: dict[str, Any]) -> list[EvalResult]:
 
 def _shares(figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What was measured, by its name: where no prompt had a word, none was."""
-    return [(said, figures[key]) for key, said in _MEASURED.items() if figures[key] is not None]
+    found = [(said, figures[key]) for key, said in _MEASURED.items() if figures[key] is not None]
+    strict = figures.get("strict")
+    return found if strict is None else [*found, ("all that is named, and nothing else", strict["wholly"])]
 
 
 def _written(release: Release, repo_id: str, figures: dict[str, Any]) -> str:

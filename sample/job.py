@@ -152,7 +152,8 @@ class Sampler:
             return _Prepared(job=job, output=None, note=str(path), metadata=metadata)
         elif path.exists():
             note = "  (replaced)"
-        size = {"frames": job.plan.frames, "height": bucket.height, "width": bucket.width, "fps": bucket.fps}
+        height, width = job.plan.size
+        size = {"frames": job.plan.frames, "height": height, "width": width, "fps": bucket.fps}
         output = Output(path, **size, crf=self._crf, metadata=metadata)
         self._taken.add(path)
         self._advise(job.plan)
@@ -215,7 +216,9 @@ class Sampler:
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(decoder, Pixels):  # there is nothing to decode later with
                 raise
-            folder = self._pipeline.release.tae_folder
+            # What decodes a file knows no frames with a latent each, and no upsampler.
+            alone = not plan.stills and plan.larger is None
+            folder = self._pipeline.release.tae_folder if alone else None
             kept = None if folder is None else self._kept(latent, output, decoder, str(folder))
             again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
             raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error

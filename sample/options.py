@@ -48,8 +48,9 @@ def add_lora(add: Callable[..., Any]) -> None:
         action="append",
         default=[],
         metavar="FOLDER[:SCALE]",
-        help="add an adapter (of kinoflow train export RUN FOLDER --adapter, or peft's) to the transformer, "
-        "so much of it (default 1); again for more of them",
+        help="add an adapter (of kinoflow train export RUN FOLDER --adapter, or peft's, or one that comes "
+        "with the release by its name) to the transformer, so much of it (default 1); again for more; "
+        "a student of few steps sets steps and guidance as well",
     )
 
 

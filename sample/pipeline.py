@@ -7,9 +7,7 @@ says how several are made at once.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,20 +23,21 @@ from kinoflow.conditioning.embedding import Condition
 from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
 from kinoflow.dit_video.flow.known import Known
-from kinoflow.sample import settings
-from kinoflow.sample.batch import alive, in_threads
+from kinoflow.sample.batch import alive, in_threads, on_threads
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.generate import SolverName, decode_pieces, null_condition, sample_latent
 from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
+from kinoflow.sample.larger import enlarged, require_upsampler, upsampled, with_clip
+from kinoflow.sample.metadata import metadata
 from kinoflow.sample.models import Models
-from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan, Video, planned
 from kinoflow.sample.processes import Team, Way, way_for
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
 from kinoflow.sample.stable_diffusion import open_release
+from kinoflow.sample.upsample import decode_stills, shown_small
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
@@ -66,6 +65,7 @@ class Pipeline:
         rewrite: folder, hub id or server of a language model that makes a caption of each prompt first, as
             --rewrite has it. Calls and batches go through it; plans are of prompts as they stand.
         team: other processes that compute a part of each clip.
+        upsampler: what makes each clip larger once it is there.
     """
 
     def __init__(
@@ -80,16 +80,21 @@ class Pipeline:
         lora: Sequence[str] = (),
         rewrite: str | None = None,
         team: Team | None = None,
+        upsampler: Pipeline | None = None,
     ) -> None:
         if threads < 1:
             raise UserError(f"threads: {threads}; use 1 or more")
         self.release, self.device, self.dtype = release, torch.device(device), dtype
         self.threads, self.memory, self._lora = threads, memory or DEFAULT_MEMORY, tuple(lora)
         self.reworded = Prompts(rewrite, release, self.device)
-        self.team = team
+        self.team, self.upsampler = team, upsampler
         self.models = Models(
             release, device=self.device, dtype=dtype, text_cache=text_cache, team=team, limit=memory
         )
+        if upsampler is not None:
+            require_upsampler(upsampler.release)
+        if team is not None and (upsampler or release.config.upsample.factor):
+            raise UserError("upsample: one process makes clips larger; start it without torchrun")
 
     @classmethod
     def from_pretrained(
@@ -105,9 +110,11 @@ class Pipeline:
         text_cache: Path | None = None,
         rewrite: str | None = None,
         team: Team | None = None,
+        upsample: str | Path | None = None,
     ) -> Pipeline:
         """Open a folder or hub id, by default the shipped mini release; Stable Diffusion 3's are taken too.
 
+        `upsample` is the release of an upsampler, which makes each clip larger once it is there.
         `revision` is a branch, tag or commit of a hub id; `device` and `dtype` are as the command has them:
         "auto" takes the GPU where there is one, and bf16 on it.
 
@@ -116,15 +123,15 @@ class Pipeline:
         """
         on = parse_device(device) if team is None else team.device(parse_device(device))
         number = parse_dtype(dtype, on)
+        alike: dict[str, Any] = {"device": on, "dtype": number, "threads": threads, "memory": memory,
+                                 "text_cache": text_cache}  # fmt: skip
+        upsampler = None if upsample is None else cls(open_release(upsample, dtype=number), **alike)
         release = open_release(source, lora, number, revision)
-        return cls(
-            release, device=on, dtype=number, threads=threads, memory=memory, text_cache=text_cache,
-            lora=lora, rewrite=rewrite, team=team,
-        )  # fmt: skip
+        return cls(release, lora=lora, rewrite=rewrite, team=team, upsampler=upsampler, **alike)
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
         seed: int = 0,
         negative: str | None = None,
@@ -146,6 +153,7 @@ class Pipeline:
         seconds: float | None = None,
         edit: str | Path | None = None,
         mask: str | Path | None = None,
+        upsample: str | Path | None = None,
         latent: bool = False,
         progress: Progress | None = None,
     ) -> Video:
@@ -153,7 +161,7 @@ class Pipeline:
 
         Settings that are None are the release's. A release that reads what is known of a clip takes pictures
         that it begins and ends with (`image`, `last`), a clip to go on from (`extend`, by `seconds`), or one
-        to change where a picture is white (`edit`, `mask`).
+        to change where a picture is white (`edit`, `mask`). An upsampler takes a clip alone (`upsample`).
 
         `latent` keeps the latent beside the frames; `progress` is called with 1 after each velocity and with
         the number of frames after each piece that was decoded.
@@ -161,8 +169,7 @@ class Pipeline:
         Raises:
             UserError: what the release cannot make, in one line.
         """
-        given = {"image": image, "last": last, "extend": extend, "edit": edit, "mask": mask}
-        files: dict[str, Any] = {key: str(path) for key, path in given.items() if path is not None}
+        files = _paths(image=image, last=last, extend=extend, edit=edit, mask=mask, upsample=upsample)
         request = ClipRequest(
             prompt=prompt, negative=negative, seed=seed, frames=frames, width=width, height=height, fps=fps,
             steps=steps, guidance=guidance, guidance_kind=guidance_kind, guidance_interval=guidance_interval,
@@ -217,9 +224,11 @@ class Pipeline:
         Raises:
             UserError: what cannot be made, in one line that names the key and the remedy.
         """
+        if self.release.config.upsample.factor:
+            return upsampled(self.release, request)
         plan = planned(self.release, request)
         self.way(plan)
-        return plan
+        return plan if self.upsampler is None else enlarged(self.upsampler.release, plan)
 
     def way(self, plan: Plan) -> Way | None:
         """How several processes share the clip, None where there is one.
@@ -243,6 +252,8 @@ class Pipeline:
             UserError: a damaged file.
         """
         self.models.load()
+        if self.upsampler is not None:
+            self.upsampler.load()
 
     @property
     def decoder(self) -> TAE | Pixels:
@@ -284,8 +295,9 @@ class Pipeline:
     def conditions(self, plan: Plan) -> tuple[Condition, Condition]:
         """What the backbone is told of the prompt, and of what it is steered away from."""
         encoder, fps = self.models.text(), plan.bucket.fps
-        with _threads(self.threads):
-            return encoder([plan.prompt], fps), null_condition(encoder, plan.negative, fps)
+        with on_threads(self.threads):
+            told = encoder([plan.prompt], fps) if plan.prompt else encoder.null()
+            return told, null_condition(encoder, plan.negative, fps)
 
     def flow(
         self,
@@ -298,17 +310,21 @@ class Pipeline:
         """The normalized latent of a plan whose `conditions` are there; see sampling for `passes`, `seen`."""
         bucket, size = plan.bucket, self.release.latent_shape
         shape = size(bucket.frames, bucket.height, bucket.width)
+        if plan.stills:
+            shape = replace(size(1, bucket.height, bucket.width), frames=bucket.frames)
 
         def make(known: Known | None, turn: int = 0) -> Float[Tensor, "1 c t h w"]:
             return sample_latent(
                 self.models.backbone(), *conditions, shape, seed=(plan.seed + turn) % 2**63,
                 sampling=plan.sampling, progress=lambda: _tell(progress, 1), passes=passes, known=known,
-                windows=plan.windows, seen=seen,
+                windows=plan.windows, lean=not plan.stills, seen=seen,
             )  # fmt: skip
 
-        with _threads(self.threads):
+        with on_threads(self.threads):
             if plan.source is None:
                 return make(None)
+            if plan.stills and plan.source.clip is not None:
+                return make(shown_small(plan.source.clip, self._tae(), bucket.height, bucket.width))
             known = known_of(plan.source, self._tae(), shape.frames)
             if not plan.added:
                 return make(known)
@@ -328,7 +344,11 @@ class Pipeline:
         Raises:
             UserError: frames too large for the memory, when the first piece is asked for.
         """
-        with _threads(self.threads):
+        with on_threads(self.threads):
+            if plan.larger is not None and self.upsampler is not None:
+                small = np.concatenate(list(self._pieces(plan, latent)))
+                yield from self.upsampler.pieces(with_clip(plan, small), progress)
+                return
             for piece in self._pieces(plan, latent):
                 yield piece
                 _tell(progress, len(piece))
@@ -338,6 +358,10 @@ class Pipeline:
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"]
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
         """The frames; before and around them those of the clip that they go on from, or change."""
+        if plan.stills:
+            assert isinstance(self.decoder, TAE), "what is shown was encoded"
+            yield from (frame[0].numpy() for frame in decode_stills(self.decoder, latent, self.memory))
+            return
         if plan.source is not None and plan.added:
             yield from plan.source.earlier()
         done = 0
@@ -354,42 +378,22 @@ class Pipeline:
 
     def metadata(self, plan: Plan) -> dict[str, str]:
         """All that decides the frames on a machine of one kind: what makes the clip again."""
-        release = self.release
-        values = {
-            "label" if release.config.classes else "prompt": plan.prompt,
-            "negative": plan.negative,
-            "seed": plan.seed,
-            **settings.described(plan.sampling),
-            **({} if plan.source is None else plan.source.given.described),
-            "seconds": float(plan.added / plan.bucket.fps) if plan.added else None,
-            "clip": plan.bucket,
-            "release": release.name,
-            "weights": release.weights_hash,
-            "lora": shlex.join(self._lora) or None,
-            "text_dtype": None if release.config.classes else release.config.text.dtype,
+        computed = {
             "device": self.device.type,
             "dtype": name_of(self.dtype),
             "threads": self.threads,
             "processes": None if self.team is None else self.team.size,
             "memory": self.memory,
-            "kinoflow": installed("kinoflow"),
-            "torch": installed("torch"),
         }
-        return {key: str(value) for key, value in values.items() if value is not None}
+        upsampler = None if self.upsampler is None else self.upsampler.release
+        return metadata(plan, self.release, self._lora, upsampler, computed)
+
+
+def _paths(**files: str | Path | None) -> dict[str, Any]:
+    return {key: str(path) for key, path in files.items() if path is not None}
 
 
 def _tell(progress: Progress | None, count: int) -> None:
     alive()
     if progress is not None:
         progress(count)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute on so many threads, in this thread of Python alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -47,6 +47,10 @@ class Plan:
     """What it is made from beside the prompt."""
     added: int = 0
     """Frames made behind the clip that it goes on from; 0 where there is none."""
+    stills: bool = False
+    """Whether each frame has a latent of its own: of an upsampler, whose source is the smaller clip."""
+    larger: Plan | None = None
+    """What an upsampler makes of the clip once it is there."""
 
     @property
     def kept(self) -> int:
@@ -67,10 +71,17 @@ class Plan:
         return self.source.before + self.added
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its frames."""
+        bucket = self.bucket if self.larger is None else self.larger.bucket
+        return bucket.height, bucket.width
+
+    @property
     def num_steps(self) -> int:
         """How often `Progress` is told of it: each velocity, each frame."""
         turns = -(-self.added // (self.bucket.frames - self.kept)) if self.added else 1
-        return turns * self.sampling.num_evaluations + self.frames
+        after = self.frames if self.larger is None else self.larger.num_steps
+        return turns * self.sampling.num_evaluations + after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +172,9 @@ def _source(release: Release, request: ClipRequest, bucket: Bucket) -> tuple[Sou
     if not given.files:
         return None, 0
     key = next(iter(given.files))
+    if given.upsample is not None:
+        raise UserError(f"upsample: {release.name} makes clips of prompts and none larger; name an "
+                        "upsampler in --weights")  # fmt: skip
     if not release.reads_known:
         remedy = "use one that was trained with dit.known=true"
         raise UserError(f"{key}: {release.name} makes clips of text alone; {remedy}")

@@ -6,6 +6,8 @@ dit/ …          the backbone, one of dit/, unet/ and mmdit/, a model folder as
 text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that kinoflow.yaml doesn't name;
                 none where it names classes or Stable Diffusion's
 judge/          (optional) the judge that evaluates the release
+strict/         (optional) the one that asks for everything that a caption names
+adapters/       (optional) adapters of the backbone by name, such as students of few steps
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +40,9 @@ from kinoflow.configs.schema import dump, load
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.dit_video.video_dit import DiTConfig
+from kinoflow.sample.adapters import read_adapters
 from kinoflow.sample.generate import Sampling
+from kinoflow.sample.upsample import UpsampleConfig
 from kinoflow.tae.model.config import LatentShape, TAEConfig
 from kinoflow.tae.model.pixels import Pixels
 
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
 
 CARD_NAME = "kinoflow.yaml"
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
-PARTS = ("tae", *BACKBONES, "text", "judge")
+PARTS = ("tae", *BACKBONES, "text", "judge", "strict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class ReleaseConfig:
     """Names of the classes that it makes, by label; none: it reads prompts."""
     pixels: int = 0
     """Channels of the pixels that its backbone makes, 1 grey or 3 RGB; 0: latents of tae/."""
+    upsample: UpsampleConfig = field(default_factory=UpsampleConfig)
+    """Of an upsampler: what it does to a clip."""
 
     def __post_init__(self) -> None:
         if self.pixels not in (0, 1, 3):
@@ -115,7 +121,8 @@ class Release:
     def load(cls, source: str | Path | None = None, lora: Sequence[str] = ()) -> Release:
         """Open a folder or hub id; the shipped mini release when there is none.
 
-        `lora` names adapters of its backbone, FOLDER or FOLDER:scale (0 none of it, 1 all) each.
+        `lora` names adapters of its backbone, FOLDER or FOLDER:scale (0 none of it, 1 all) each, or one that
+        comes with it by its name; a student among them brings the default settings.
 
         Raises:
             UserError: a missing or damaged file, or an adapter that does not fit.
@@ -124,7 +131,8 @@ class Release:
         _refuse_a_part(folder, read_card(folder))
         if not (folder / CARD_NAME).is_file():
             raise UserError(f"{folder / CARD_NAME}: missing; a release has it beside tae/, dit/ and text/")
-        release = cls(folder, _read_card(folder), _adapters(lora))
+        config, (adapters, sampling) = _read_card(folder), read_adapters(lora, folder)
+        release = cls(folder, config if sampling is None else replace(config, sampling=sampling), adapters)
         for path in release._needed():
             if not path.is_file():
                 raise UserError(f"{path}: missing; fetch or export the release again")
@@ -319,14 +327,6 @@ class Release:
         parts = [*models, *self._texts]
         needed = [self.folder / part / CONFIG_NAME for part in parts]
         return needed + [path for part in models for path in weight_files(self.folder / part)]
-
-
-def _adapters(lora: Sequence[str]) -> tuple[Adapter, ...]:
-    if not lora:
-        return ()
-    from kinoflow.dit_video.lora import read_adapter
-
-    return tuple(map(read_adapter, lora))
 
 
 def text_config(folder: Path) -> TextConfig:

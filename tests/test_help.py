@@ -21,6 +21,7 @@ COMMANDS = [
     "sample",
     "sample evaluate",
     "sample again",
+    "sample upsample",
     "sample export-diffusers",
     "sample push",
     *(f"tae {verb}" for verb in ("", "encode", "decode", "reconstruct", "info", "inflate")),

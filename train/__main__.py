@@ -121,6 +121,10 @@ def _train(sources: list[str]) -> int:
         from kinoflow.train.mini import judge
 
         return judge.main(config)
+    if config.model == "strict":
+        from kinoflow.train.mini import strict
+
+        return strict.main(config)
     return start(config, task_of)
 
 

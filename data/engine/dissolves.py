@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 SIZE = (14, 24)  # height and width of the pictures that are compared
-LONGEST = 1.2  # seconds on each side of the middle
 _HALVES = (0.1, 0.16, 0.25, 0.4, 0.6, 0.85, 1.1)  # seconds from the middle to an end
 _POINTS = np.arange(1, 6) / 6  # where on the line it is looked
 _BENT = 0.05  # mean squared distance from the line, in squares of its length; of a hard cut it is 0.08
@@ -35,6 +34,15 @@ def tiny(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " values"]:
     return cv2.resize(picture, SIZE[::-1], interpolation=cv2.INTER_AREA).reshape(-1).astype(np.float32)
 
 
+def reach(fps: float) -> int:
+    """How many frames on each side of one its signal depends on."""
+    return _widths(fps)[-1]
+
+
+def _widths(fps: float) -> list[int]:
+    return sorted({max(2, round(seconds * fps)) for seconds in _HALVES})
+
+
 def dissolve_signal(
     pictures: Float[np.ndarray, "frames values"], fps: float
 ) -> tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]]:
@@ -45,7 +53,7 @@ def dissolve_signal(
     """
     count = len(pictures)
     distance, half, best = (np.zeros(count, np.float32) for _ in range(3))
-    for width in sorted({max(2, round(seconds * fps)) for seconds in _HALVES}):
+    for width in _widths(fps):
         if count <= 2 * width:
             break
         for start in range(width, count - width, _BLOCK):
@@ -64,7 +72,7 @@ def _strangers(
     """Those of the middles whose ends have nothing in common, and how far apart the ends are."""
     first, stop = middle[0], middle[-1] + 1  # neighbours: slices, not copies
     apart = pictures[first + width : stop + width] - pictures[first - width : stop - width]
-    length = np.sqrt(np.square(apart, out=apart).mean(axis=1))
+    length = np.sqrt(np.einsum("ij,ij->i", apart, apart) / apart.shape[1])
     far = length >= _NEAREST  # what is slower to see is asked of these alone
     middle, length = middle[far], length[far]
     strange = _correlation(pictures[middle - width], pictures[middle + width]) < _ALIKE

@@ -17,7 +17,7 @@ PAGE, _TEMPLATE = "funnel.html", "funnel.html.j2"
 # Per cent of the raw videos that are left behind the paper's stages (Movie Gen, data curation).
 _PAPER = {
     "seconds": 100.0, "shorter_side": 25.0, "aspect": 7.0, "text": 1.94, "borders": 1.87, "motion": 1.32,
-    "jumps": 1.22, "duplicates": 1.15,
+    "jumps": 1.22, "duplicates": 1.15, "resample": 0.94,
 }  # fmt: skip
 _ABOUT = {
     READABLE: "a video, or a piece of it, that could be decoded",
@@ -38,6 +38,7 @@ _ABOUT = {
     "aesthetic": "what the linear layer says of the pictures",
     "match": "cosine of caption and pictures",
     "duplicates": "bits in which the hashes of like pictures differ",
+    "resample": "shots of large clusters, at random",
 }
 _BINS, _WIDTH, _HEIGHT, _SHOWN = 48, 480, 90, 4
 
@@ -123,6 +124,8 @@ def _example(
         text = str(told["error"])
     elif "like" in why:
         text = f"like {Path(why['like']['path']).name}, frame {why['like']['first_frame']}"
+    elif "cluster" in why:
+        text = f"cluster {why['cluster']} of {why['cluster_size']} shots"
     picture = pictures.get(row)
     uri = None if picture is None else f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
     return {"name": Path(told["path"]).name, "frame": told["first_frame"], "text": text, "uri": uri}

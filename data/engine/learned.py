@@ -17,15 +17,15 @@ import numpy as np
 from jaxtyping import Float
 
 from kinoflow.configs.errors import UserError, one_line, os_error_line
-from kinoflow.configs.files import folder_fingerprint, write_json
+from kinoflow.configs.files import folder_fingerprint, replacing, write_json
 from kinoflow.configs.pretrained import resolve_folder
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.clips.workers import Workers
-from kinoflow.data.engine import captioning, kept
+from kinoflow.data.engine import captioning, clusters, kept
 from kinoflow.data.engine.config import ClipConfig, digest
 from kinoflow.data.engine.kept import LEDGER, SETTINGS, Kept
-from kinoflow.data.engine.score import LEARNED
+from kinoflow.data.engine.score import CLUSTERED, LEARNED
 
 _FOLDER = kept.EMBEDDINGS
 _FORMAT, _SIDE = 1, 512  # pixels of the longer side; these models see some 224 to 384
@@ -122,6 +122,26 @@ def embed(listing: Path, model: ClipModel, frames: int, *, workers: Workers, sho
     return Told(asked=len(todo), failed=failed)
 
 
+def cluster(listing: Path, count: int) -> None:
+    """Put what `embed` looked at of a list into so many clusters, for `added`.
+
+    Raises:
+        UserError: fewer clips than clusters; the list cannot be read, or the centres not written.
+    """
+    folder = listing.parent / _FOLDER
+    how = _how(listing.parent)
+    rows = kept.read(folder, how)
+    seen = [rows[key] for key in map(kept.key_of, manifest.read(listing).entries) if key in rows]
+    points = [_unpacked(row["picture"]) for row in seen]
+    found = clusters.centres(np.stack(points) if points else np.empty((0, 1), np.float32), count)
+    path = _centres(folder, how)
+    try:
+        with replacing(path) as aside, aside.open("wb") as file:
+            np.save(file, found)
+    except OSError as error:
+        raise UserError(os_error_line(path, error)) from error
+
+
 def added(table: Any, out: Path, config: ClipConfig) -> Any:
     """The table of scores with those that the last `kinoflow data embed OUT` allows; itself before one.
 
@@ -132,13 +152,10 @@ def added(table: Any, out: Path, config: ClipConfig) -> Any:
     """
     import pyarrow
 
-    path = out / _FOLDER / SETTINGS
-    if not path.exists():
+    if not (out / _FOLDER / SETTINGS).exists():
         return table
-    try:
-        rows = kept.read(out / _FOLDER, str(json.loads(path.read_text(encoding="utf-8"))["how"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: cannot be read; run kinoflow data embed {out} again") from None
+    how = _how(out)
+    rows = kept.read(out / _FOLDER, how)
     head = None if config.aesthetic is None else _Head(Path(config.aesthetic))
     captions = captioning.read(out)
     facts = table.select(["path", "first_frame", "frames", "caption", "camera"]).to_pylist()
@@ -146,7 +163,43 @@ def added(table: Any, out: Path, config: ClipConfig) -> Any:
     for key in LEARNED:
         column = pyarrow.array([row.get(key) for row in values], pyarrow.float64())
         table = table.append_column(key, column)
+    path = _centres(out / _FOLDER, how)
+    return _clustered(table, facts, rows, path) if path.exists() else table
+
+
+def _clustered(
+    table: Any, facts: Sequence[Mapping[str, Any]], rows: Mapping[kept.Key, Mapping[str, Any]], path: Path
+) -> Any:
+    """The table with the cluster of each shot that was looked at, and how many of them are in it."""
+    import pyarrow
+
+    try:
+        centres = np.load(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read; run kinoflow data embed again") from error
+    keys = [(each["path"], each["first_frame"], each["frames"]) for each in facts]
+    known = [at for at, key in enumerate(keys) if key in rows]
+    points = [_unpacked(rows[keys[at]]["picture"]) for at in known]
+    nearest = clusters.nearest(np.array(points, np.float32).reshape(len(points), centres.shape[1]), centres)
+    sizes = np.bincount(nearest, minlength=len(centres))
+    for key, values in zip(CLUSTERED, (nearest, sizes[nearest]), strict=True):
+        column = np.full(len(keys), np.nan)
+        column[known] = values
+        table = table.append_column(key, pyarrow.array(column, pyarrow.float64(), from_pandas=True))
     return table
+
+
+def _how(out: Path) -> str:
+    """In which way the last `embed` looked."""
+    path = out / _FOLDER / SETTINGS
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["how"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: cannot be read; run kinoflow data embed {out} again") from None
+
+
+def _centres(folder: Path, how: str) -> Path:
+    return folder / f"centres-{how}.npy"
 
 
 def _scores(

@@ -8,59 +8,75 @@ from jaxtyping import Float, UInt8
 
 _STEP = 24.0  # the rate of film: lengths are per 24th of a second, whatever the clip's own rate
 _SPARSE = 4  # of the quickest preset, which finds the flow at a quarter of the size and interpolates
+_LEAST = 16  # pixels of a side
 _STILL = 0.75e-3  # of the longer side in a 24th of a second
 _SMOOTH = 0.5  # seconds over which a camera's own path is averaged
 
 
 @functools.cache
-def _flow() -> Any:
+def _dense() -> Any:
     import cv2
 
     return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
 
 def motion(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) -> dict[str, float]:
-    """Mean length of the flow from one grey frame to the next, and its median, the camera.
+    """What `motions` says of one pair of grey frames."""
+    found = motions(flow(before, after)[None], before.shape)
+    return {key: float(values[0]) for key, values in found.items()}
 
-    In shares of the longer side (Kroeger et al. 2016, dense inverse search, through OpenCV). Of the camera
-    also by how much the picture grows, as a share, and turns clockwise, in radians.
+
+def flow(before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "places 2"]:
+    """The flow from one grey frame to the next where it is looked at, right and down, in pixels.
+
+    Kroeger et al. 2016, dense inverse search, through OpenCV.
     """
     # OpenCV's flow wants pictures that its patches fit in.
-    if min(before.shape) < 16:
-        before, after = (np.pad(each, [(0, max(0, 16 - side)) for side in each.shape], "edge")
+    if min(before.shape) < _LEAST:
+        before, after = (np.pad(each, [(0, max(0, _LEAST - side)) for side in each.shape], "edge")
                          for each in (before, after))  # fmt: skip
-    before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
-    dense = _flow().calc(before, after, None)
-    x, y = dense[_SPARSE // 2 :: _SPARSE, _SPARSE // 2 :: _SPARSE].reshape(-1, 2).T / max(before.shape)
+    dense = _dense().calc(np.ascontiguousarray(before), np.ascontiguousarray(after), None)
+    return dense[_SPARSE // 2 :: _SPARSE, _SPARSE // 2 :: _SPARSE].reshape(-1, 2)
+
+
+def motions(
+    flows: Float[np.ndarray, "frames places 2"], size: tuple[int, ...]
+) -> dict[str, Float[np.ndarray, " frames"]]:
+    """Mean length of each flow between pictures of `size` (height, width), and its median, the camera.
+
+    In shares of the longer side. Of the camera also by how much the picture grows, as a share, and turns
+    clockwise, in radians. Each flow by itself: the same in any company.
+    """
+    size = (max(_LEAST, size[0]), max(_LEAST, size[1]))
+    x, y = np.moveaxis(flows, 2, 0) / np.float32(max(size))
     camera_x, camera_y = _median(x), _median(y)
-    zoom, roll = _turn(x - camera_x, y - camera_y, dense.shape)
-    return {"flow": float(np.sqrt(x * x + y * y).mean()), "flow_x": camera_x, "flow_y": camera_y,
+    zoom, roll = _turn(x - camera_x[:, None], y - camera_y[:, None], size)
+    return {"flow": np.sqrt(x * x + y * y).mean(axis=1), "flow_x": camera_x, "flow_y": camera_y,
             "zoom": zoom, "roll": roll}  # fmt: skip
 
 
 @functools.cache
-def _places(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _places(size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where the flow is looked at, from the middle of the picture, in shares of the longer side."""
-    rows, columns = (np.arange(side)[_SPARSE // 2 :: _SPARSE] - (side - 1) / 2 for side in shape[:2])
-    y, x = np.meshgrid(rows / max(shape[:2]), columns / max(shape[:2]), indexing="ij")
+    rows, columns = (np.arange(side)[_SPARSE // 2 :: _SPARSE] - (side - 1) / 2 for side in size)
+    y, x = np.meshgrid(rows / max(size), columns / max(size), indexing="ij")
     return x.reshape(-1).astype(np.float32), y.reshape(-1).astype(np.float32)
 
 
-def _turn(u: np.ndarray, v: np.ndarray, shape: tuple[int, ...]) -> tuple[float, float]:
+def _turn(
+    u: Float[np.ndarray, "frames n"], v: Float[np.ndarray, "frames n"], size: tuple[int, ...]
+) -> tuple[Float[np.ndarray, " frames"], Float[np.ndarray, " frames"]]:
     """Of u = zoom x - roll y, v = zoom y + roll x the least squares, without what moves by itself.
 
     After a first fit the half of the places that fit it worst are left out.
     """
-    x, y = _places(shape)
-    zoom, roll = _similarity(u, v, x, y)
+    x, y = _places(size)
+    outward, around, apart = x * u + y * v, x * v - y * u, x * x + y * y
+    zoom, roll = (each.sum(axis=1, keepdims=True) / apart.sum() for each in (outward, around))
     off = (u - zoom * x + roll * y) ** 2 + (v - zoom * y - roll * x) ** 2
-    kept = off <= _median(off)
-    return _similarity(u[kept], v[kept], x[kept], y[kept])
-
-
-def _similarity(u: np.ndarray, v: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    size = float(x @ x + y @ y)
-    return float(x @ u + y @ v) / max(size, 1e-9), float(x @ v - y @ u) / max(size, 1e-9)
+    kept = off <= _median(off)[:, None]
+    weight = np.maximum((kept * apart).sum(axis=1), 1e-9)
+    return (kept * outward).sum(axis=1) / weight, (kept * around).sum(axis=1) / weight
 
 
 def camera(
@@ -88,10 +104,10 @@ def camera(
     return positive if sizes[largest] > 0 else negative
 
 
-def _median(values: Float[np.ndarray, " n"]) -> float:
+def _median(values: Float[np.ndarray, "frames n"]) -> Float[np.ndarray, " frames"]:
     """The upper one of two, several times as fast as NumPy's own for a few hundred values."""
-    middle = len(values) // 2
-    return float(np.partition(values, middle)[middle])
+    middle = values.shape[1] // 2
+    return np.partition(values, middle, axis=1)[:, middle]
 
 
 def amount(flow: Float[np.ndarray, " frames"], fps: float) -> float:

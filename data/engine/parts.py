@@ -17,6 +17,7 @@ from kinoflow.configs.files import replacing
 FLOATS = (
     "change", "dissolve", "dissolve_half", "flow", "flow_x", "flow_y", "zoom", "roll", "luma",
     "contrast", "clipped", "sharpness", "top", "bottom", "left", "right", "text",
+    "transnet", "transnet_all",
 )  # fmt: skip
 """What is known of each frame, in Float32; nan where it was not looked at."""
 

@@ -1,7 +1,6 @@
 """One piece of a video, decoded once and small: what every stage says of each of its frames."""
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -14,11 +13,13 @@ from kinoflow.configs.errors import UserError, one_line
 from kinoflow.data import video
 from kinoflow.data.clips import pace
 from kinoflow.data.clips.remote import local, place
-from kinoflow.data.engine import borders, duplicates, motion, quality, text
+from kinoflow.data.engine import borders, duplicates, motion, quality, text, transnet
 from kinoflow.data.engine.config import ScanConfig
-from kinoflow.data.engine.dissolves import LONGEST, dissolve_signal, tiny
+from kinoflow.data.engine.dissolves import dissolve_signal, reach, tiny
 from kinoflow.data.engine.parts import FLOATS, Signals, write_signals
 from kinoflow.data.engine.shots import Changes
+
+_BLOCK = 64  # flows that are looked at together, for the memory they take
 
 
 def spans(frames: int, fps: Fraction, seconds: float) -> list[range]:
@@ -54,9 +55,11 @@ def scan(path: Path, span: range, config: ScanConfig) -> Signals:
     cv2.setNumThreads(1)  # there is a worker for each core
     info, times = video.probe(path), pace.times_of(path)
     fps = float(info.fps)
-    around = math.ceil(2 * LONGEST * fps)
-    wide = range(max(0, span.start - around), min(info.frames, span.stop + around))
-    look, fault = _Look(config, fps), ""
+    wide = range(max(0, span.start - reach(fps)), min(info.frames, span.stop + reach(fps)))
+    if config.transnet:
+        asked = transnet.needed(span, info.frames)
+        wide = range(min(wide.start, asked.start), max(wide.stop, asked.stop))
+    look, fault = _Look(config, fps, wide), ""
     try:
         for picture in video.thumbnails(path, wide, side=config.side, detail=config.detail, every=look.step):
             look.at(picture, inside=picture.index in span)
@@ -64,7 +67,7 @@ def scan(path: Path, span: range, config: ScanConfig) -> Signals:
         fault = one_line(error)
     seen = range(span.start, min(span.stop, wide.start + look.count))
     fault = fault if len(seen) < len(span) else ""
-    return look.signals(wide, seen, times, fault)
+    return look.signals(seen, times, fault)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +82,7 @@ class _Steps:
 class _Look:
     """Gathers what the stages say, frame by frame, from neighbours of the piece on."""
 
-    def __init__(self, config: ScanConfig, fps: float) -> None:
+    def __init__(self, config: ScanConfig, fps: float, wide: range) -> None:
         def step(seconds: float) -> int:
             return max(1, round(seconds * fps))
 
@@ -87,12 +90,15 @@ class _Look:
         # Text is sought in pictures that are large already.
         self._steps = _Steps(detail=detail, text=detail * max(1, round(config.text_every / config.every)),
                              hash=step(config.hash_every))  # fmt: skip
-        self._fps, self._text = fps, config.text != "none"
-        self._changes, self._before = Changes(), None
-        self._values: dict[str, list[float]] = defaultdict(list)
-        self._hashes: list[int] = []
-        self._pictures: list[bytes | None] = []
+        self._fps, self._text, self._wide = fps, config.text != "none", wide
+        self._changes = Changes()
+        self._before: np.ndarray | None = None
+        self._values = {key: np.full(len(wide), math.nan, np.float32) for key in FLOATS}
+        self._flows: dict[int, np.ndarray] = {}
+        self._hashes = np.zeros(len(wide), np.uint64)
+        self._pictures: list[bytes | None] = [None] * len(wide)
         self._tiny: list[np.ndarray] = []
+        self._transnet: list[np.ndarray] | None = [] if config.transnet else None
         self.count = 0
 
     @property
@@ -104,23 +110,37 @@ class _Look:
         """Look at the next frame; of those outside of the piece only what comparisons need."""
         import cv2
 
+        at = self.count
         self.count += 1
         self._tiny.append(tiny(picture.small))
+        if self._transnet is not None:
+            self._transnet.append(transnet.small(picture.small))
+        self._values["change"][at] = self._changes(picture.small)
         gray = cv2.cvtColor(picture.small, cv2.COLOR_RGB2GRAY)
-        found = dict.fromkeys(FLOATS, math.nan)
-        found["change"] = self._changes(picture.small)
         if inside:
-            found |= quality.brightness(gray)
-            if self._before is not None:
-                found |= motion.motion(self._before, gray)
+            self._note(at, quality.brightness(gray))
             if picture.large is not None:
-                found |= self._detailed(picture)
-        for key, value in found.items():
-            self._values[key].append(value)
-        hashed = inside and picture.index % self._steps.hash == 0
-        self._hashes.append(duplicates.picture_hash(gray) if hashed else 0)
-        self._pictures.append(_jpeg(picture.small) if inside and picture.large is not None else None)
+                self._note(at, self._detailed(picture))
+                self._pictures[at] = _jpeg(picture.small)
+            if picture.index % self._steps.hash == 0:
+                self._hashes[at] = duplicates.picture_hash(gray)
+            if self._before is not None:
+                self._flows[at] = motion.flow(self._before, gray)
         self._before = gray
+        if len(self._flows) == _BLOCK:
+            self._move()
+
+    def _note(self, at: int, found: dict[str, float]) -> None:
+        for key, value in found.items():
+            self._values[key][at] = value
+
+    def _move(self) -> None:
+        """What the flows say that are not looked at yet."""
+        if self._before is None or not self._flows:
+            return
+        for key, values in motion.motions(np.stack([*self._flows.values()]), self._before.shape).items():
+            self._values[key][[*self._flows]] = values
+        self._flows.clear()
 
     def _detailed(self, picture: Any) -> dict[str, float]:
         import cv2
@@ -132,17 +152,21 @@ class _Look:
             found["text"] = text.text_share(picture.large)
         return found
 
-    def signals(self, wide: range, seen: range, times: Any, fault: str) -> Signals:
+    def signals(self, seen: range, times: Any, fault: str) -> Signals:
         """What was seen of the frames of the piece."""
-        inner = slice(seen.start - wide.start, max(seen.start, seen.stop) - wide.start)
-        values = {key: np.array(self._values[key], np.float32)[inner] for key in FLOATS}
+        self._move()
+        start = self._wide.start
+        inner = slice(seen.start - start, max(seen.start, seen.stop) - start)
+        values = {key: self._values[key][inner] for key in FLOATS}
         if self._tiny:
             distance, half = dissolve_signal(np.stack(self._tiny), self._fps)
             values |= {"dissolve": distance[inner], "dissolve_half": half[inner]}
+        if self._transnet and len(seen):
+            one, many = transnet.transitions(np.stack(self._transnet), start, seen)
+            values |= {"transnet": one, "transnet_all": many}
         ticks = times.ticks[seen.start : max(seen.start, seen.stop) + 1]
         return Signals(
-            first=seen.start, values=values, hashes=np.array(self._hashes, np.uint64)[inner],
-            pictures=self._pictures[inner],
+            first=seen.start, values=values, hashes=self._hashes[inner], pictures=self._pictures[inner],
             ticks=np.asarray(ticks, np.int64), time_base=str(times.time_base), fault=fault,
         )  # fmt: skip
 
@@ -150,5 +174,6 @@ class _Look:
 def _jpeg(picture: np.ndarray) -> bytes:
     import cv2
 
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])
+    shown = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, 75])
     return data.tobytes()

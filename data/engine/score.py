@@ -19,6 +19,7 @@ SCORES = (
     "jumps", "sharpness", "exposure", "contrast", "flicker",
 )  # fmt: skip
 LEARNED = ("aesthetic", "match")  # what a model says of kept shots (`learned`), beside the scores
+CLUSTERED = ("cluster", "cluster_size")  # which of its clusters a shot is in, and of how many
 SCHEMA = {
     "path": "string", "caption": "string", "shot": "int32", "first_frame": "int64", "frames": "int64",
     "begin": "string", "end": "string", "width": "int32", "height": "int32", "fps": "string",

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.configs.files import replacing
+from kinoflow.configs.files import replacing, seeded
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.engine import captioning, parts
+from kinoflow.data.engine.clusters import thinned
 from kinoflow.data.engine.config import Rule, SelectConfig
 from kinoflow.data.engine.curate import PARTS
 from kinoflow.data.engine.duplicates import Hashed, duplicates
-from kinoflow.data.engine.score import LEARNED, SCHEMA, SCORES
+from kinoflow.data.engine.score import CLUSTERED, LEARNED, SCHEMA, SCORES
 
 MANIFEST, LEDGER = "manifest.jsonl", "ledger.jsonl"
-READABLE, DUPLICATES = "readable", "duplicates"  # the first and the last stage
+READABLE, DUPLICATES, RESAMPLE = "readable", "duplicates", "resample"  # the first stage and the last two
 _HIGHER = {"seconds", "shorter_side", "sharpness", "contrast", "motion", *LEARNED}  # of which more is better
 _LOWER = {"text", "borders", "shake", "jumps", "exposure", "flicker"}
 _WHERE = ("path", "first_frame", "frames", "begin", "end")
@@ -92,10 +93,10 @@ def read_pictures(out: Path, rows: Collection[int]) -> dict[int, bytes]:
 
 
 def select(table: Any, config: SelectConfig) -> Selection:
-    """Ask each rule in turn, then look for duplicates among what is left.
+    """Ask each rule in turn, then look for duplicates among what is left, and thin its clusters.
 
     Raises:
-        UserError: "best" of a score of which neither more nor less is better.
+        UserError: "best" of a score of which neither more nor less is better; no clusters to resample.
     """
     scores = {key: table[key].to_numpy(zero_copy_only=False) for key in scored(table)}
     errors = table["error"].to_pylist()
@@ -126,12 +127,14 @@ def select(table: Any, config: SelectConfig) -> Selection:
             alive[index] = False
         rule = f"{config.duplicates} bits of 64"
         stages.append(Stage(name=DUPLICATES, came=came, stayed=int(alive.sum()), rule=rule))
+    if config.resample is not None:
+        stages.append(_resample(table, alive, ledger, config.resample, config.seed))
     return Selection(table=table, stages=tuple(stages), kept=np.flatnonzero(alive), ledger=ledger)
 
 
 def scored(table: Any) -> list[str]:
     """The scores that a table has."""
-    return [key for key in (*SCORES, *LEARNED) if key in table.schema.names]
+    return [key for key in (*SCORES, *LEARNED, *CLUSTERED) if key in table.schema.names]
 
 
 def write(selection: Selection, out: Path) -> None:
@@ -169,6 +172,25 @@ def _entries(selection: Selection) -> Iterator[ClipEntry]:
             extra={"shot": row["shot"], "begin": row["begin"], "end": row["end"],
                    "camera": row["camera"]} | extra,
         )  # fmt: skip
+
+
+def _resample(
+    table: Any, alive: np.ndarray, ledger: dict[int, Mapping[str, Any]], whole: float, seed: int
+) -> Stage:
+    """Thin large clusters: the draw of a shot depends on where it is, not on the others."""
+    if CLUSTERED[0] not in table.schema.names:
+        raise UserError("select.resample: there are no clusters; run kinoflow data embed with clip.clusters")
+    came = np.flatnonzero(alive)
+    cluster, size = (table[key].to_numpy(zero_copy_only=False)[came] for key in CLUSTERED)
+    where = zip(table["path"].to_pylist(), table["first_frame"].to_pylist(), strict=True)
+    draws = np.array([seeded("resample", seed, *each) / 2**63 if stays else 0.0
+                      for each, stays in zip(where, alive, strict=True)])[came]  # fmt: skip
+    for at, limit in thinned(cluster, size, draws, whole).items():
+        ledger[int(came[at])] = {"stage": RESAMPLE, "score": _rounded(draws[at]), "threshold": f":{limit:g}",
+                                 "cluster": int(cluster[at]), "cluster_size": int(size[at])}  # fmt: skip
+        alive[came[at]] = False
+    rule = f"clusters above {whole:g} by 1/sqrt(size)"
+    return Stage(name=RESAMPLE, came=len(came), stayed=int(alive.sum()), rule=rule)
 
 
 def _limits(key: str, rule: Rule, values: np.ndarray) -> tuple[float, float]:

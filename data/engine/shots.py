@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
+from kinoflow.data.engine import transnet
 from kinoflow.data.engine.config import ShotConfig
 from kinoflow.data.engine.dissolves import Dissolve, dissolves
 
@@ -56,6 +57,8 @@ def boundaries(values: Mapping[str, np.ndarray], config: ShotConfig) -> tuple[li
 
     `values` are those of `parts.FLOATS`. A fade to or from black counts as a dissolve.
     """
+    if config.detector == "transnetv2":
+        return transnet.boundaries(values["transnet"], values["transnet_all"])
     found = dissolves(values["dissolve"], values["dissolve_half"], config.dissolve)
     cut = cuts(values["change"], config).tolist()
     return [at for at in cut if not any(each.first <= at <= each.last + 1 for each in found)], found

@@ -8,7 +8,8 @@ import numpy as np
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents import kino
-from kinoflow.data.latents.shards import PIXELS, LatentDataset, read_index, unfinished
+from kinoflow.data.latents.index import PIXELS, read_index
+from kinoflow.data.latents.shards import LatentDataset, unfinished
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def export(folder: Path, target: Path, clip: int, bucket: str | None = None) -> 
     data = LatentDataset(folder)
     if data.index.made_from["tae"] == PIXELS:
         raise UserError(f"{folder}: holds pixels, which nothing has to decode; look at the source itself")
+    if data.index.upsample:
+        raise UserError(f"{folder}: holds frames one by one, for an upsampler; encode the clip itself with "
+                        "kinoflow tae encode")  # fmt: skip
     named = {name.partition(" ")[0]: name for name in data.buckets}
     shape = next(iter(named)) if bucket is None else bucket.partition(" ")[0]
     if shape not in named:

@@ -10,7 +10,8 @@ from jaxtyping import Int64
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.remote import Url, place
 from kinoflow.data.clips.sets import locate, parse
-from kinoflow.data.latents.shards import Batch, LatentDataset, LatentIndex, each_encoder
+from kinoflow.data.latents.index import LatentIndex
+from kinoflow.data.latents.shards import Batch, LatentDataset, each_encoder
 
 
 class LatentSets:
@@ -120,8 +121,10 @@ def _require_alike(first: LatentDataset, other: LatentDataset) -> None:
         ("text states of other widths", one.widths, two.widths),
         ("pooled texts of other widths", one.pooled, two.pooled),
         ("other classes", one.classes, two.classes),
+        ("another upsample", one.upsample, two.upsample),
         ("other latent statistics", (one.latent_mean, one.latent_std), (two.latent_mean, two.latent_std)),
     ):
         if before != after:
+            remedy = "upsample=" if name.endswith("upsample") else "release="
             raise UserError(f"data.latents: {other.folder} was made with {name} than {first.folder}; "
-                            "precompute it with the same release=")  # fmt: skip
+                            f"precompute it with the same {remedy}")  # fmt: skip

@@ -5,6 +5,7 @@
     folder/<bucket>/<00012>/          one finished shard; its clips are shard * shard_size + 0, 1, …
         latent.npy                    float16 [n, c, t, h, w], the encoder's means, not normalized
         keyframes.npy                 float16 [n, 1 + t, c, h, w], of single frames, if kept
+        smaller.npy                   float16 [n, c, t, h, w], of smaller twins brought to size, if kept
         text_0.npy, offsets_0.npy     float16 [tokens, d] and int64 [n * captions + 1], per encoder
         pooled_0.npy                  float16 [n * captions, p], of an encoder that gives pooled text
         captions.jsonl                one list of captions per clip
@@ -17,11 +18,10 @@ Texts are ragged: the states of caption k of clip i are rows offsets[i * caption
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,56 +31,10 @@ from torch import Tensor
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing, replacing_folder, write_json
 from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents.index import FORMAT, INDEX, LatentIndex, read_index
 
-INDEX, NULL, STAMPS, FORMAT = "index.json", "null", "stamps.txt", 2
-# What made_from says in the place of an autoencoder and of text encoders where there are none.
-PIXELS, LABELS = "pixels", "labels"
-_LATER = ("classes", "keyframes", "pooled")
+NULL, STAMPS = "null", "stamps.txt"
 _OPEN = 256  # each mapped file is an open one, and systems allow a process 1,024
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentIndex:
-    """What a latent folder holds. `buckets` maps a bucket's name (data.buckets' form) to its number of clips.
-
-    `widths` are those of the text encoders' states. `made_from` describes the source and the encoders; "tae"
-    is the autoencoder's fingerprint, as in a latent file. Shards are added only under an equal description.
-    `latent_mean` and `latent_std`, a value a channel, are that autoencoder's: they normalize what is read.
-    `classes` are the names of the clips' classes in the order of their labels; empty where they have texts.
-    `keyframes` says that clips of more than one frame have latents of single frames too. `pooled` are widths
-    of the encoders' pooled texts, 0 of one that gives none; empty where none does.
-    """
-
-    buckets: Mapping[str, int]
-    shard_size: int
-    captions_per_clip: int
-    widths: tuple[int, ...]
-    made_from: Mapping[str, str]
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    classes: tuple[str, ...] = ()
-    keyframes: bool = False
-    pooled: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not len(self.latent_mean) == len(self.latent_std) > 0 or min(self.latent_std) <= 0:
-            raise UserError("tae.latent_mean: not measured; export the autoencoder from its run first")
-        places = [name.partition(" ")[0] for name in self.buckets]
-        for place in places:
-            if places.count(place) > 1:
-                raise UserError(f"buckets: {place} is listed twice, once is enough")
-
-    def described(self) -> dict[str, Any]:
-        """As index.json has it: what came later only where there is some, as before there was any."""
-        return {key: value for key, value in asdict(self).items() if value or key not in _LATER}
-
-    def num_shards(self, bucket: str) -> int:
-        """Shards of a bucket; the last may be shorter."""
-        return -(-self.buckets[bucket] // self.shard_size)
-
-    def shard_clips(self, bucket: str, shard: int) -> range:
-        """The clips of a shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.buckets[bucket]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +45,7 @@ class Shard:
     it was made of, for those who ask whether it is still so; none where that cannot change. `labels` are
     positions in the index's classes, one a clip where there are some. `keyframes` are latents of the
     first frame and of the last of each latent frame, each encoded alone. `pooled` are pooled texts, in the
-    order of `texts`; of an encoder that gives none it is empty.
+    order of `texts`; of an encoder that gives none it is empty. `smaller` are those of the smaller twins.
     """
 
     latent: Float16[np.ndarray, "n c t h w"]
@@ -101,6 +55,7 @@ class Shard:
     labels: Sequence[int] = ()
     keyframes: Float16[np.ndarray, "n k c h w"] | None = None
     pooled: Sequence[Sequence[Float[np.ndarray, " p"]]] = ()
+    smaller: Float16[np.ndarray, "n c t h w"] | None = None
 
 
 def begin(
@@ -162,6 +117,8 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
         np.save(aside / "latent.npy", content.latent)
         if content.keyframes is not None:
             np.save(aside / "keyframes.npy", content.keyframes)
+        if content.smaller is not None:
+            np.save(aside / "smaller.npy", content.smaller)
         for i, states in enumerate(content.texts):
             lengths = np.array([len(state) for state in states], np.int64)
             np.save(aside / f"text_{i}.npy", np.concatenate(states).astype(np.float16))
@@ -175,29 +132,6 @@ def write_shard(folder: Path, bucket: str, shard: int, content: Shard) -> None:
             np.save(aside / "label.npy", np.array(content.labels, np.int64))
         if content.stamps:
             (aside / STAMPS).write_text("".join(f"{stamp}\n" for stamp in content.stamps), encoding="utf-8")
-
-
-def read_index(folder: Path) -> LatentIndex:
-    """The index of a latent folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if (written := content.pop("format")) != FORMAT:
-            raise UserError(f"{folder / INDEX}: has format {written}, this kinoflow reads {FORMAT}; delete "
-                              f"{folder} and run precompute again")  # fmt: skip
-        lists = {key: tuple(content[key]) for key in ("widths", "latent_mean", "latent_std")}
-        later = {key: tuple(content.get(key, ())) for key in ("classes", "pooled")}
-        return LatentIndex(**{**content, **lists, **later})
-    except FileNotFoundError as error:
-        raise UserError(f"{folder / INDEX} is missing: write it with `kinoflow train precompute "
-                          f"out={folder}`") from error  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder / INDEX} is damaged; delete {folder}, run precompute again") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +150,15 @@ class PaddedText:
 class Batch:
     """Latents (normalized, float32) and the text states that belong to them, one entry per encoder.
 
-    `labels` are positions in the index's classes, `keyframes` normalized latents of single frames;
-    None where there are none.
+    `labels` are positions in the index's classes, `keyframes` normalized latents of single frames, `smaller`
+    those of smaller twins; None where there are none.
     """
 
     latent: Float[Tensor, "b c t h w"]
     texts: tuple[PaddedText, ...]
     labels: Int[Tensor, " b"] | None = None
     keyframes: Float[Tensor, "b k c h w"] | None = None
+    smaller: Float[Tensor, "b c t h w"] | None = None
 
     @classmethod
     def of(cls, rows: Sequence["Row"], index: LatentIndex) -> "Batch":
@@ -235,6 +170,8 @@ class Batch:
         latent = torch.from_numpy(np.stack([row.latent for row in rows])).float()
         stills = [row.keyframes for row in rows if row.keyframes is not None]
         keyframes = torch.from_numpy(np.stack(stills)).float() if stills else None
+        twins = [row.smaller for row in rows if row.smaller is not None]
+        smaller = (torch.from_numpy(np.stack(twins)).float() - mean) / std if twins else None
         texts = tuple(map(_pad, zip(*(row.texts for row in rows), strict=True)))
         if index.pooled:
             pooled = map(_stack, zip(*(row.pooled for row in rows), strict=True))
@@ -242,7 +179,8 @@ class Batch:
         labels = torch.tensor([row.label for row in rows]) if index.classes else None
         if keyframes is not None:
             keyframes = (keyframes - mean[..., 0]) / std[..., 0]
-        return cls(latent=(latent - mean) / std, texts=texts, labels=labels, keyframes=keyframes)
+        latent = (latent - mean) / std
+        return cls(latent=latent, texts=texts, labels=labels, keyframes=keyframes, smaller=smaller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +195,7 @@ class Row:
     label: int | None = None
     keyframes: Float16[np.ndarray, "k c h w"] | None = None
     pooled: Sequence[Float[np.ndarray, " p"] | None] = ()
+    smaller: Float16[np.ndarray, "c t h w"] | None = None
 
 
 class LatentDataset:
@@ -321,8 +260,13 @@ class LatentDataset:
         keyframes = None
         if self.index.keyframes and parse(bucket).frames > 1:
             keyframes = self._file(bucket, index, "keyframes")[index % self.index.shard_size]
+        place, smaller = index % self.index.shard_size, None
+        if self.index.upsample:
+            smaller = self._file(bucket, index, "smaller")[place]
         stored = self.stored(bucket, index)
-        return Row(latent=stored, texts=texts, label=label, keyframes=keyframes, pooled=pooled)
+        return Row(
+            latent=stored, texts=texts, label=label, keyframes=keyframes, pooled=pooled, smaller=smaller
+        )
 
     def stored(self, bucket: str, index: int) -> Float16[np.ndarray, "c t h w"]:
         """The latents of one clip as they are on disk."""

@@ -78,11 +78,13 @@ class Timeline:
         """Frame whose stamp is nearest to `stamp`; `following` where it may be that one, or none is known."""
         if self.stamps is None or stamp is None:
             return following
+        if following < self.frames and self.stamps[following] == stamp:
+            return following
         left = int(np.searchsorted(self.stamps, stamp))
         if left == self.frames:
             return left - 1
         if self.stamps[left] == stamp:  # equal stamps are taken one after the other
-            return following if left < following < self.frames and self.stamps[following] == stamp else left
+            return left
         if left > 0 and self.stamps[left] - stamp > stamp - self.stamps[left - 1]:
             return left - 1
         return left

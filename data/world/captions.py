@@ -5,7 +5,7 @@ from random import Random
 from kinoflow.data.world.scene import Scene, Thing
 
 # The first phrase is the canonical one; each as it follows the noun, and as an -ing form.
-_MOTION_PHRASES = {
+MOTION_PHRASES = {
     "moves left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"),
                    ("drifts left", "drifting left"), ("travels to the left", "traveling to the left"),
                    ("goes left", "going left")),
@@ -27,10 +27,10 @@ _MOTION_PHRASES = {
     "stays still": (("stays still", "staying still"), ("rests", "resting"),
                     ("does not move", "not moving"), ("stands still", "standing still")),
 }  # fmt: skip
-_SPEED_WORDS = {"slowly": ("slowly", "slowly", "gently"), "fast": ("fast", "fast", "quickly")}
-_SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
-_TEXTURE_WORDS = {"striped": ("striped",), "dotted": ("dotted", "spotted"), "checkered": ("checkered",)}
-_CAMERA_WORDS = {
+SPEED_WORDS = {"slowly": ("slowly", "slowly", "gently"), "fast": ("fast", "fast", "quickly")}
+SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
+TEXTURE_WORDS = {"striped": ("striped",), "dotted": ("dotted", "spotted"), "checkered": ("checkered",)}
+CAMERA_WORDS = {
     "pan left": "the camera pans left", "pan right": "the camera pans right",
     "zoom in": "the camera zooms in", "zoom out": "the camera zooms out",
 }  # fmt: skip
@@ -76,7 +76,7 @@ def caption(scene: "Scene", seed: int, *, complete: bool = False, image: bool = 
     beside = _beside(words, scene)
     place = "" if words.leave_out(0.1) else words.pick(_PLACES).format(scene.background)
     sign = _sign(words, scene)
-    camera = "" if image else _CAMERA_WORDS.get(scene.camera, "")
+    camera = "" if image else CAMERA_WORDS.get(scene.camera, "")
     camera = f"while {camera}" if camera and motion else f"as {camera}" if camera else ""
     return _sentence(words, subject, motion, (beside, place, sign, camera), image=image)
 
@@ -111,8 +111,8 @@ def _article(noun: str) -> str:
 
 
 def _subject(words: _Words, thing: "Thing") -> str:
-    size = "" if words.leave_out(0.3) else words.pick(_SIZE_WORDS.get(thing.size, ("",)))
-    texture = "" if words.leave_out(0.1) else words.pick(_TEXTURE_WORDS.get(thing.texture, ("",)))
+    size = "" if words.leave_out(0.3) else words.pick(SIZE_WORDS.get(thing.size, ("",)))
+    texture = "" if words.leave_out(0.1) else words.pick(TEXTURE_WORDS.get(thing.texture, ("",)))
     color, shape = thing.color, thing.shape
     if words.leave_out(0.04):
         color = ""
@@ -123,10 +123,10 @@ def _subject(words: _Words, thing: "Thing") -> str:
 
 def _motion(words: _Words, thing: "Thing") -> tuple[str, str]:
     """The motion as a verb and as a participle, the speed before or after it."""
-    verb, gerund = words.pick_pair(_MOTION_PHRASES[thing.motion])
+    verb, gerund = words.pick_pair(MOTION_PHRASES[thing.motion])
     if not thing.speed or words.leave_out(0.2):
         return verb, gerund
-    speed = words.pick(_SPEED_WORDS[thing.speed])
+    speed = words.pick(SPEED_WORDS[thing.speed])
     if speed != "fast" and not words.canonical and words.chance(0.5):
         return f"{speed} {verb}", f"{speed} {gerund}"
     return f"{verb} {speed}", f"{gerund} {speed}"
@@ -136,7 +136,7 @@ def _beside(words: _Words, scene: "Scene") -> str:
     if len(scene.things) == 1:
         return ""
     second = scene.things[1]
-    return f"{scene.relation} {_article(_join(words.pick(_SIZE_WORDS['small']), second.color, second.shape))}"
+    return f"{scene.relation} {_article(_join(words.pick(SIZE_WORDS['small']), second.color, second.shape))}"
 
 
 def _sign(words: _Words, scene: "Scene") -> str:

@@ -7,7 +7,8 @@ goes on from where it was.
 Kept places hold the clip's own latent: a beginning to go on from, an end, all but a region. They lie on the
 path of the clip, whatever the model says, and the loss leaves them out. Shown places hold the latent of a
 single frame, where the clip's latent holds eight: the model learns what follows from it. Behind a beginning
-its last frame is shown, which says more exactly where things are than the eight frames' latent does.
+its last frame is shown, which says more exactly where things are than the eight frames' latent does. An
+upsampler (section 3.1.5) is shown everywhere what a smaller clip says; its latents are of single frames.
 
 Letters: b clips, c channels, t h w latent sizes.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 from kinoflow.dit_video.flow.paths import GaussianPath, coefficients
 
 MASKS = 2  # channels that a backbone reads beside the known latent
+_MODES = ("first", "both", "prefix", "suffix", "region", "upsample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,12 @@ def show(known: Known, frame: int, picture: Float[Tensor, "b c h w"]) -> Known:
     return replace(known, latent=latent, shown=shown)
 
 
+def shown_everywhere(smaller: Float[Tensor, "b c t h w"]) -> Known:
+    """What an upsampler is told: the latent of the smaller clip, brought to the larger one's size."""
+    mask = torch.ones_like(smaller[:, :1])
+    return Known(latent=smaller, kept=torch.zeros_like(mask), shown=mask)
+
+
 def begun(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
     """The first `count` latent frames of a clip, and behind them the latent of their last frame alone."""
     return show(keep(clip, span(clip, 0, count)), count, picture)
@@ -119,11 +127,19 @@ class KnownConfig:
     """Some at its end are kept."""
     region: float = 0.0
     """All but a rectangle, or a rectangle alone, is kept through time."""
+    upsample: float = 0.0
+    """Its smaller twin is shown, of latents with upsample; 1 for an upsampler."""
+    window: int = 0
+    """Of such latents, frames that a step takes of a clip, elsewhere each time; 0: all."""
 
     def __post_init__(self) -> None:
-        shares = (self.first, self.both, self.prefix, self.suffix, self.region)
+        shares = [getattr(self, mode) for mode in _MODES]
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError("known: the shares are 0 or more and sum to 1 at most")
+        if self.upsample and sum(shares) > self.upsample:
+            raise ValueError("known.upsample: its latents are of single frames; the other shares must be 0")
+        if self.window < 0 or (self.window and not self.upsample):
+            raise ValueError("known.window: a number of frames, beside known.upsample; leave it out")
 
     @property
     def pictures(self) -> bool:
@@ -141,24 +157,22 @@ def draw(
     rng: np.random.Generator,
     clip: Float[Tensor, "1 c t h w"],
     pictures: Float[Tensor, "k c h w"] | None,
+    smaller: Float[Tensor, "1 c t h w"] | None = None,
 ) -> Known:
     """What a training step knows of a clip.
 
-    `pictures` are latents of its first frame and of the last one of each latent frame, 1 + t in all.
+    `pictures` are latents of its first frame and of the last one of each latent frame, 1 + t in all;
+    `smaller` is the latent of its smaller twin.
 
     One level chooses the mode, whatever the clip: those of clips that cannot have it know nothing.
     """
-    level, frames = rng.random(), clip.shape[2]
-    for mode in ("first", "both", "prefix", "suffix", "region"):
-        share = getattr(config, mode)
-        if level < share:
-            break
-        level -= share
-    else:
-        return nothing(clip)
+    mode, frames = _mode(config, rng.random()), clip.shape[2]
     if mode == "region":
         return keep(clip, _rectangle(rng, clip))
-    if frames == 1:
+    if mode == "upsample":
+        assert smaller is not None, "the latents were asked for it"
+        return shown_everywhere(smaller)
+    if mode is None or frames == 1:
         return nothing(clip)
     if mode == "suffix":
         return keep(clip, span(clip, int(rng.integers(1, frames)), frames))
@@ -169,6 +183,15 @@ def draw(
         return begun(clip, count, pictures[count : count + 1])
     known = show(nothing(clip), 0, pictures[:1])
     return show(known, -1, pictures[-1:]) if mode == "both" else known
+
+
+def _mode(config: KnownConfig, level: float) -> str | None:
+    """The one that a number in [0, 1) falls on, None where nothing is known."""
+    for mode in _MODES:
+        level -= getattr(config, mode)
+        if level < 0:
+            return mode
+    return None
 
 
 def _rectangle(rng: np.random.Generator, like: Float[Tensor, "1 c t h w"]) -> Float[Tensor, "1 1 t h w"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kinoflow.sample.evaluation.judge import ATTRIBUTES
 from kinoflow.sample.evaluation.plot import plot
 from kinoflow.sample.evaluation.statistics import Share
 from kinoflow.sample.evaluation.sweep import KEYS, Row, combinations, table
+from kinoflow.sample.evaluation.whole import Whole
 from kinoflow.sample.evaluation.world import HeldOut
 from kinoflow.sample.options import add_guidance, add_hardware, add_lora, named_as_options
 from kinoflow.sample.pipeline import Pipeline
@@ -62,8 +64,8 @@ def _print(args: argparse.Namespace, figures: dict[str, Any], text: str) -> None
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kinoflow sample evaluate",
-        description="Share of clips that show the colour, shape, motion and word of their prompts; with "
-        "--sweep for each of several settings.",
+        description="Share of clips that show the colour, shape, motion and word of their prompts, and that "
+        "are wholly right: all that is named, and nothing else; with --sweep for each of several settings.",
     )
     add = parser.add_argument
     add("--release", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
@@ -142,14 +144,29 @@ def _line(settings: dict[str, Any]) -> str:
 
 def _table(row: Row, settings: dict[str, Any]) -> str:
     found, costs = row.evaluation, row.costs
-    lines = [_line(settings), ""]
-    lines.append(f"{'':8}{'generated':>10}  {'95 % interval':>15}{'clips':>7}{'judge on real':>15}")
-    for key in (*ATTRIBUTES, "joint", "word"):
-        s: Share | None = getattr(found, key)
-        if s is not None:
-            interval = f"{100 * s.low:.1f} to {100 * s.high:.1f}"
-            lines.append(f"{key:8}{100 * s.share:>8.1f} %  {interval:>15}{s.count:>7}{100 * s.real:>13.1f} %")
+    shares: dict[str, Share | None] = {key: getattr(found, key) for key in (*ATTRIBUTES, "joint", "word")}
+    lines = [_line(settings), "", *_shares(shares)]
+    if found.strict is not None:
+        lines += ["", *_shares(_strict(found.strict), "strict judge")]
     lines.append(f"\nFréchet distance {found.frechet:.2f} ({found.frechet_real:.2f} between real clips)")
     saved = f", {costs.reused:.1f} saved" if costs.reused else ""
     lines.append(f"A clip took {costs.seconds:.2f} s and {costs.passes:.1f} passes{saved}")
     return "\n".join(lines)
+
+
+def _strict(whole: Whole) -> dict[str, Share | None]:
+    named = {key.replace("_", " "): share for key, share in whole.attributes.items()}
+    return {**named, "nothing unasked": whole.unasked, "wholly right": whole.wholly}
+
+
+def _shares(shares: Mapping[str, Share | None], head: str = "") -> list[str]:
+    """A line for each that was measured."""
+    width = max(map(len, (*shares, head)))
+    lines = [f"{head:{width}}{'generated':>12}  {'95 % interval':>15}{'clips':>7}{'judge on real':>15}"]
+    for key, s in shares.items():
+        if s is not None:
+            interval = f"{100 * s.low:.1f} to {100 * s.high:.1f}"
+            lines.append(
+                f"{key:{width}}{100 * s.share:>10.1f} %  {interval:>15}{s.count:>7}{100 * s.real:>13.1f} %"
+            )
+    return lines

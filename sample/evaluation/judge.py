@@ -60,49 +60,26 @@ class Judge(nn.Module):
         super().__init__()
         self.config = config
         first, second, third, fourth = config.widths
-        self.stem = _conv(3, first, (3, 5, 5), (2, 2, 2))
-        self.level2 = _conv(first, second, (3, 3, 3), (1, 2, 2))
-        self.level3 = _conv(second, third, (3, 3, 3), (2, 2, 2))
-        self.level4 = _conv(third, fourth, (3, 3, 3), (1, 2, 2))
+        self.stem = level(3, first, (3, 5, 5), (2, 2, 2))
+        self.level2 = level(first, second, (3, 3, 3), (1, 2, 2))
+        self.level3 = level(second, third, (3, 3, 3), (2, 2, 2))
+        self.level4 = level(third, fourth, (3, 3, 3), (1, 2, 2))
         self.color = nn.Linear(2 * fourth, len(config.colors))
         self.shape = nn.Linear(2 * fourth, len(config.shapes))
         self.motion = nn.Linear(2 * fourth, len(config.motions))
-        self.reader = nn.Sequential(
-            nn.Conv2d(first, config.reading_width, 3, (2, 1), 1),
-            nn.BatchNorm2d(config.reading_width),
-            nn.ReLU(),
-            nn.Conv2d(config.reading_width, config.reading_width, 3, (2, 2), 1),
-            nn.BatchNorm2d(config.reading_width),
-            nn.ReLU(),
-        )
+        self.reader = sign_reader(first, config.reading_width)
         self.row = nn.Conv2d(config.reading_width, 1, 1)
         cells = config.reading_width * (config.side // 4)
         self.letters = nn.Linear(cells, config.letters * len(ALPHABET))
 
     def init_weights(self) -> None:
         """Give every parameter its starting value."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-                module.reset_parameters()
-        self._channels_last()
-
-    def _channels_last(self) -> None:
-        # Twice as fast on a CPU.
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        init_weights(self)
 
     def forward(self, video: Float[Tensor, "b 3 f h w"]) -> Verdict:
         """Judge clips of exactly the configured frames and side, RGB in [-1, 1]."""
         x = self.stem(video.contiguous(memory_format=torch.channels_last_3d))
-        letters = self._read(x)
+        letters = read_sign(x.mean(dim=2), self.reader, self.row, self.letters)
         x = self.level4(self.level3(self.level2(x)))
         features = torch.cat((x.mean(dim=(2, 3, 4)), x.amax(dim=(2, 3, 4))), dim=1)
         return Verdict(
@@ -113,24 +90,9 @@ class Judge(nn.Module):
             features=features,
         )
 
-    def _read(self, x: Float[Tensor, "b c f h w"]) -> Float[Tensor, "b letters classes"]:
-        """A sign rests at the top or the bottom: average over time, choose a row for each column, read."""
-        x = self.reader(x.mean(dim=2))
-        attention = self.row(x).softmax(dim=2)
-        line = (attention * x).sum(dim=2)
-        return self.letters(line.flatten(1)).unflatten(1, (self.config.letters, len(ALPHABET)))
-
     def prepare(self, clips: UInt8[Tensor, "b f h w 3"]) -> Float[Tensor, "b 3 frames side side"]:
-        """Evenly spaced frames and area-averaged pixels of clips of any size, RGB in [-1, 1]."""
-        count, frames, height, width, _ = clips.shape
-        index = torch.linspace(0, frames - 1, self.config.frames).round().long()
-        video = from_bytes(clips[:, index])
-        side = self.config.side
-        if (height, width) == (side, side):
-            return video
-        flat = video.transpose(1, 2).flatten(0, 1)
-        flat = functional.interpolate(flat, size=(side, side), mode="area")
-        return flat.unflatten(0, (count, self.config.frames)).transpose(1, 2)
+        """Clips of any size as it sees them (`prepared`)."""
+        return prepared(clips, self.config.frames, self.config.side)
 
     @torch.no_grad()
     def judge(self, clips: Sequence[UInt8[np.ndarray, "f h w 3"]], batch_size: int = 16) -> "Judgement":
@@ -168,7 +130,7 @@ class Judge(nn.Module):
         with torch.device("meta"):
             judge = cls(config)
         load_state(judge, state, source)
-        judge._channels_last()
+        channels_last(judge)
         return judge.eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
@@ -194,9 +156,67 @@ def letter_classes(word: str, letters: int) -> list[int]:
     return [ALPHABET.index(letter) for letter in word.ljust(letters)]
 
 
-def _conv(
+def level(
     inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
 ) -> nn.Sequential:
+    """A convolution in time and space, normalized."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
     return nn.Sequential(conv, nn.BatchNorm3d(outputs), nn.ReLU())
+
+
+def sign_reader(inputs: int, width: int) -> nn.Sequential:
+    """From a picture's features to those of letters, 4 times smaller in height and 2 in width."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, (2, 1), 1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, (2, 2), 1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+
+
+def read_sign(
+    x: Float[Tensor, "b c h w"], reader: nn.Module, row: nn.Module, letters: nn.Module
+) -> Float[Tensor, "b letters classes"]:
+    """A sign rests, so that the mean over time shows it: choose a row for each column of it, and read."""
+    x = reader(x)
+    line = (row(x).softmax(dim=2) * x).sum(dim=2)
+    return letters(line.flatten(1)).unflatten(1, (-1, len(ALPHABET)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Give every parameter of a judge its starting value."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=part.in_features**-0.5)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
+            part.reset_parameters()
+    channels_last(module)
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay the kernels out as a CPU wants them: twice as fast."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+def prepared(
+    clips: UInt8[Tensor, "b f h w 3"], num_frames: int, side: int
+) -> Float[Tensor, "b 3 num_frames side side"]:
+    """Evenly spaced frames and area-averaged pixels of clips of any size, RGB in [-1, 1]."""
+    count, frames, height, width, _ = clips.shape
+    index = torch.linspace(0, frames - 1, num_frames).round().long()
+    video = from_bytes(clips[:, index])
+    if (height, width) == (side, side):
+        return video
+    flat = video.transpose(1, 2).flatten(0, 1)
+    flat = functional.interpolate(flat, size=(side, side), mode="area")
+    return flat.unflatten(0, (count, num_frames)).transpose(1, 2)

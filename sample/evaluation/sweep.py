@@ -58,12 +58,16 @@ def table(rows: Sequence[Row]) -> str:
     heads = [*keys, "adherence", "95 %", "Fréchet", "passes", "saved", "s a clip"]
     if first.word is not None:
         heads.insert(len(keys) + 2, "words")
+    if first.strict is not None:
+        heads.insert(len(keys) + 2, "wholly right")
     lines = [heads]
     for row in rows:
         found, costs = row.evaluation, row.costs
         joint, word = found.joint, found.word
         cells = [*row.settings.values(), f"{100 * joint.share:.1f} %"]
         cells.append(f"{100 * joint.low:.1f}-{100 * joint.high:.1f}")
+        if found.strict is not None:
+            cells.append(f"{100 * found.strict.wholly.share:.1f} %")
         if word is not None:
             cells.append(f"{round(word.share * word.count)}/{word.count}")
         cells += [
@@ -76,4 +80,6 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     real = f"adherence {100 * first.joint.real:.1f} %, Fréchet {first.frechet_real:.2f}"
+    if first.strict is not None:
+        real += f", wholly right {100 * first.strict.wholly.real:.1f} %"
     return "\n".join([*text, "", f"real clips: {real}"])

@@ -23,6 +23,8 @@ from kinoflow.data.world import Scene, caption, labels, render, sample_scene
 from kinoflow.sample.evaluation.judge import ATTRIBUTES, Judge, Judgement
 from kinoflow.sample.evaluation.kept import make
 from kinoflow.sample.evaluation.statistics import Share, frechet_distance
+from kinoflow.sample.evaluation.strict import StrictJudge
+from kinoflow.sample.evaluation.whole import Whole, measure_whole
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.codec.metrics import psnr
@@ -42,7 +44,8 @@ class Evaluation:
     there is none). `frechet` is the distance of generated from real clips in the judge's features,
     `frechet_real` that of other real clips: the least one can expect at this number of clips.
     `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's autoencoder: no generated
-    clip can be sharper.
+    clip can be sharper. `strict` is what the strict judge says of everything that the prompts name
+    (None where the release has none).
     """
 
     prompts: int
@@ -54,6 +57,7 @@ class Evaluation:
     frechet: float
     frechet_real: float
     autoencoder_psnr: float | None = None
+    strict: Whole | None = None
 
 
 def measure(
@@ -111,7 +115,10 @@ class HeldOut:
         if prompts < 2:
             raise UserError(f"prompts: {prompts}; an evaluation needs at least 2")
         self._pipeline, self._kept = pipeline, kept
-        self._judge = Judge.from_pretrained(pipeline.release.folder / "judge")
+        folder = pipeline.release.folder
+        self._judge = Judge.from_pretrained(folder / "judge")
+        strict = folder / "strict"
+        self._strict = StrictJudge.from_pretrained(strict) if strict.is_dir() else None
         self.scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
         self.texts = [caption(scene, index, complete=True) for index, scene in enumerate(self.scenes)]
 
@@ -140,7 +147,7 @@ class HeldOut:
         """Make a clip of every scene with the settings of a request, and judge them.
 
         The seed of the first is that of the request, and the others follow. `sheet`: a PNG with the first
-        clips, one a row. `progress` is called after each clip.
+        clips, one a row, with what the strict judge misses. `progress` is called after each clip.
 
         Raises:
             UserError: settings that the release does not have.
@@ -154,8 +161,9 @@ class HeldOut:
             if progress is not None:
                 progress()
         clips = [clip.frames for clip in made]
+        whole = self._whole(clips)
         if sheet is not None:
-            captions = self.texts[:_SHEET_CLIPS]
+            captions = [_captioned(text, whole) for text in self.texts[:_SHEET_CLIPS]]
             contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=captions)
         found = measure(self._judge, self.scenes, clips, self._real, self._other)
         costs = Costs(
@@ -163,7 +171,18 @@ class HeldOut:
             passes=fmean(clip.passes for clip in made),
             reused=fmean(clip.reused for clip in made),
         )
-        return replace(found, autoencoder_psnr=self._psnr), costs
+        return replace(found, autoencoder_psnr=self._psnr, strict=whole), costs
+
+    def _whole(self, clips: Sequence[Clip]) -> Whole | None:
+        if self._strict is None:
+            return None
+        return measure_whole(self._strict, self.texts, clips, self._real, self._pipeline.release.bucket().fps)
+
+
+def _captioned(text: str, whole: Whole | None) -> str:
+    """The prompt, and what the strict judge saw instead."""
+    missed = {} if whole is None else {each.prompt: str(each) for each in whole.missed}
+    return f"{text} ({missed[text]})" if text in missed else text
 
 
 @torch.no_grad()

@@ -110,11 +110,14 @@ async def read(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _FORMS:
         async with request.form(max_files=len(pictures.FIELDS), max_fields=100) as form:
-            named = {name: file for name, file in form.items() if name in pictures.FIELDS}
-            files = {name: file for name, file in named.items() if isinstance(file, UploadFile)}
-            # A form whose field for a picture was left empty sends a file of no name.
-            sent = {name: await file.read() for name, file in files.items() if file.filename or file.size}
-            return {name: value for name, value in form.items() if name not in files}, sent
+            values: dict[str, Any] = {}
+            sent: dict[str, bytes] = {}
+            for name, value in form.items():
+                if not isinstance(value, UploadFile) or name not in pictures.FIELDS:
+                    values[name] = value
+                elif value.filename or value.size:  # a field that was left empty sends a file of no name
+                    sent[name] = await value.read()
+            return values, sent
     if kind != "application/json":
         wanted = f"send application/json or {_FORMS[0]}"
         raise ApiError(415, f"content-type: {kind or 'none'} is not read here; {wanted}")

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from kinoflow.configs.errors import UserError, os_error_line
-from kinoflow.sample.options import add_hardware
+from kinoflow.sample.options import add_hardware, add_lora
 
 if TYPE_CHECKING:
     from kinoflow.sample.processes import Team
@@ -42,7 +42,7 @@ def main(argv: list[str], team: Team | None = None) -> int:
         args.host, args.port
     ) as listener:  # before the models: a port that is taken is said at once
         pipeline = Pipeline.from_pretrained(
-            args.weights, device=args.device, dtype=args.dtype, threads=args.threads,
+            args.weights, lora=args.lora, device=args.device, dtype=args.dtype, threads=args.threads,
             rewrite=args.rewrite, team=team,
         )  # fmt: skip
         at_last = None if team is None else partial(team.end, at_once=True)
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a language model that makes captions of the prompts of requests with rewrite: true: a folder, "
         "hub id or server, as kinoflow sample --rewrite takes it",
     )
+    add_lora(add)
     add_hardware(add)
     return parser
 

@@ -35,10 +35,11 @@ def suffix_of(field: str, data: bytes) -> str:
     too_many = _refusal(413, field, f"more than {MAX_PIXELS:,} pixels; send a smaller picture")
     try:
         with Image.open(io.BytesIO(data), formats=_READ) as image:
-            kind, frames = image.format or "", getattr(image, "n_frames", 1)
+            kind = image.format or ""
             if image.width * image.height > MAX_PIXELS:
                 raise too_many
-            if kind != "MPO" and frames > 1:
+            frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
                 raise _refusal(400, field, f"moves ({frames} frames); send a picture")
             image.load()
     except ApiError:

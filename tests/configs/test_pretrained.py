@@ -44,6 +44,27 @@ def test_shards_and_the_way_back(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("size", ["5GB", 6_000])
+def test_bytes_are_within_half_a_level(tmp_path: Path, size: str | int) -> None:
+    """In one file and sharded; a row of zeros stays, and so does what is small, no matrix or no number."""
+    small, vector = torch.randn(3, 5), torch.randn(64)
+    matrix = torch.randn(96, 64) * torch.logspace(-3, 3, 96)[:, None]
+    matrix[5] = 0
+    state = STATE | {"matrix": matrix, "small": small, "vector": vector}
+    save_pretrained(tmp_path, config=Shape(), state=state, dtype=torch.int8, max_shard_size=size)
+    _, found = load_pretrained(tmp_path, Shape)
+    assert found.keys() == state.keys() and len(found) == len(state)
+    for name in ("matrix", "a.weight"):
+        value, level = found[name], state[name].abs().amax(1, keepdim=True) / 127
+        assert value.dtype == torch.float32 and found.shape(name) == value.shape  # type: ignore[attr-defined]
+        assert ((value - state[name]).abs() <= 0.501 * level).all()
+    assert (found["matrix"][5] == 0).all()
+    assert torch.equal(found["small"], small.half()) and torch.equal(found["vector"], vector.half())
+    assert torch.equal(found["steps"], STATE["steps"])
+    total = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert total < 1.3 * sum(state[name].numel() for name in state) + 2_000
+
+
 def test_half_precision_keeps_integers_and_the_fingerprint(tmp_path: Path) -> None:
     save_pretrained(tmp_path, config=Shape(), state=STATE, dtype=torch.float16)
     _, state = load_pretrained(tmp_path, Shape)

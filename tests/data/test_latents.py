@@ -12,7 +12,8 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.data.latents import contents, kino, stored
 from kinoflow.data.latents import shards as latents
-from kinoflow.data.latents.shards import LatentDataset, LatentIndex, Shard
+from kinoflow.data.latents.index import LatentIndex
+from kinoflow.data.latents.shards import LatentDataset, Shard
 from kinoflow.data.prefetch import prefetch
 
 NAMES = ("4x16x16@24000/1001 weight=0.7", "1x16x16@16")

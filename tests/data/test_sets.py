@@ -17,8 +17,9 @@ from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.clips.order import Sampler
 from kinoflow.data.clips.sets import ClipSets, locate, parse
 from kinoflow.data.latents import shards
+from kinoflow.data.latents.index import LatentIndex
 from kinoflow.data.latents.sets import LatentSets
-from kinoflow.data.latents.shards import LatentDataset, LatentIndex, Shard
+from kinoflow.data.latents.shards import LatentDataset, Shard
 
 BUCKET = bucket_of("1x16x16@16")
 

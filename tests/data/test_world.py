@@ -14,7 +14,7 @@ import pytest
 from kinoflow.configs.errors import UserError
 from kinoflow.data import world
 from kinoflow.data.world import draw
-from kinoflow.data.world.captions import _MOTION_PHRASES
+from kinoflow.data.world.captions import MOTION_PHRASES
 from kinoflow.data.world.words import word_bitmap
 
 SECOND = Fraction(16)
@@ -293,7 +293,7 @@ def test_things_stand_out():
 
 
 def says_motion(text, motion):
-    return any(re.search(rf"\b{p}\b", text) for pair in _MOTION_PHRASES[motion] for p in pair)
+    return any(re.search(rf"\b{p}\b", text) for pair in MOTION_PHRASES[motion] for p in pair)
 
 
 def test_complete_captions_name_everything():

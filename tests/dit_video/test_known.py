@@ -128,6 +128,18 @@ def name(known, pictures):
     return "prefix" if kept[0] else "suffix"
 
 
+def test_an_upsampler_is_shown_the_smaller_twin_everywhere():
+    rng, one, twin = np.random.default_rng(0), clip()[:1], clip(7)[:1]
+    known = draw(KnownConfig(upsample=1.0), rng, one, None, twin)
+    assert torch.equal(known.latent, twin) and known.shown.all() and not known.kept.any()
+    still = draw(KnownConfig(upsample=1.0), rng, one[:, :, :1], None, twin[:, :, :1])
+    assert torch.equal(still.latent, twin[:, :, :1]), "of pictures too"
+    with pytest.raises(ValueError, match="latents are of single frames; the other shares must be 0"):
+        KnownConfig(upsample=0.5, first=0.2)
+    with pytest.raises(ValueError, match=r"known\.window: a number of frames, beside known\.upsample"):
+        KnownConfig(window=4)
+
+
 def test_a_picture_takes_no_modes_in_time():
     rng, still = np.random.default_rng(0), clip(frames=1)[:1]
     for mode in ("first", "both", "prefix", "suffix"):

@@ -51,8 +51,10 @@ def push(release, *more):
 
 def test_what_is_pushed_is_the_release(hub, release, capsys):
     folder, asked = hub
-    for stray in ("notes.txt", ".secret", "dit/.cache", "dit/__pycache__/x.pyc"):
-        (release / stray).parent.mkdir(exist_ok=True)
+    for stray in (
+        "notes.txt", ".secret", "dit/.cache", "dit/__pycache__/x.pyc", "adapters/four/sampling.yaml"
+    ):  # fmt: skip
+        (release / stray).parent.mkdir(parents=True, exist_ok=True)
         (release / stray).write_text("mine")
     assert push(release, "--private", "--license", "apache-2.0") == 0
     assert capsys.readouterr().out.startswith(
@@ -62,6 +64,7 @@ def test_what_is_pushed_is_the_release(hub, release, capsys):
     assert (is_there.config, is_there.weights_hash) == (was.config, was.weights_hash)
     assert asked["repo"] == ("someone/tiny", {"private": True, "exist_ok": True})
     assert asked["commit"] == ("someone/tiny", f"tiny 1, weights {was.weights_hash}")
+    assert (folder / "adapters" / "four" / "sampling.yaml").is_file()
     names = {path.name for path in folder.rglob("*")}
     assert not names & {"notes.txt", ".secret", ".cache", "x.pyc"} and not any(
         map(Path.is_symlink, folder.rglob("*"))

@@ -164,7 +164,7 @@ def test_each_few_velocities_the_first_clip_that_is_there_is_shown():
 
 def test_what_is_seen_changes_nothing():
     sampling, shape = (
-        Sampling(num_steps=5, guidance_scale=1),
+        Sampling(num_steps=5, guidance_scale=1.0),
         LatentShape(channels=2, frames=1, height=2, width=2),
     )
     seen = []

@@ -16,7 +16,7 @@ import kinoflow.train.run.loop
 from kinoflow.configs.errors import run
 from kinoflow.configs.schema import load
 from kinoflow.train.__main__ import main, start
-from kinoflow.train.mini import judge, text
+from kinoflow.train.mini import judge, strict, text
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks import flow_task, precompute, tae  # noqa: F401
 from tests.train.held import held  # noqa: F401
@@ -64,6 +64,7 @@ def command(arguments):
 def line(arguments):
     """The same for a line of a page: what does not shrink by any key is made small."""
     text._CORPUS, judge._NUM_VALIDATION = 300, 2
+    strict._NUM_VALIDATION, strict._NUM_SETTLING = 2, 1
     return main(arguments)
 
 

@@ -35,6 +35,17 @@ def write_dit(release, seed, *words):
     model.save_pretrained(release / "dit", dtype=torch.float16)
 
 
+def test_adapters_stay_with_the_backbone_that_they_are_for(releases, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(releases[0], own)
+    (own / "adapters" / "four").mkdir(parents=True)
+    (own / "adapters" / "four" / "sampling.yaml").write_text("num_steps: 4\n")
+    assert main(["average", str(tmp_path / "mean"), str(own), str(releases[1])]) == 0
+    assert not (tmp_path / "mean" / "adapters").exists()
+    assert main(["average", str(tmp_path / "small"), str(own), "--int8"]) == 0
+    assert (tmp_path / "small" / "adapters" / "four" / "sampling.yaml").is_file()
+
+
 def test_every_weight_is_the_mean(releases, tmp_path, capsys):
     assert main(["average", str(tmp_path / "out"), *map(str, releases)]) == 0
     assert "the mean of 3 backbones" in capsys.readouterr().out
@@ -50,6 +61,23 @@ def test_every_weight_is_the_mean(releases, tmp_path, capsys):
     assert release.config.trained_from == "the mean of first 1, first 1, first 1"
     for part in ("tae/model.safetensors", "tae/config.json", "text/ul2/config.json"):
         assert (tmp_path / "out" / part).read_bytes() == (releases[0] / part).read_bytes()
+
+
+def test_one_in_bytes_makes_nearly_the_same(releases, tmp_path, capsys):
+    large = tmp_path / "large"
+    shutil.copytree(releases[0], large)
+    write_dit(large, 7, "dit.width=64", "dit.ffn=96")
+    assert main(["average", str(tmp_path / "out"), str(large), "--int8"]) == 0
+    assert "out: first, in 8 bits" in capsys.readouterr().out
+    release = Release.load(tmp_path / "out")
+    assert release.config.trained_from == "first 1"
+    one, other = (Weights(folder / "dit") for folder in (large, tmp_path / "out"))
+    assert set(one) == set(other)
+    errors = {name: ((one[name].float() - other[name]).norm() / one[name].float().norm()) for name in one}
+    assert max(errors.values()) < 0.01 and errors["blocks.0.attention.qkv.weight"] > 1e-4
+    sizes = [(folder / "dit" / "model.safetensors").stat().st_size for folder in (large, tmp_path / "out")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert main(["average", str(tmp_path / "other"), str(large)]) == 2
 
 
 def test_what_only_one_reads_with_is_kept(releases, tmp_path, capsys):

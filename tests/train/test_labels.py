@@ -10,7 +10,8 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import dump, load
-from kinoflow.data.latents.shards import LatentDataset, LatentIndex, begin, read_index
+from kinoflow.data.latents.index import LatentIndex, read_index
+from kinoflow.data.latents.shards import LatentDataset, begin
 from kinoflow.dit_video import UNet
 from kinoflow.sample.release import Release, ReleaseConfig
 from kinoflow.train.__main__ import main

@@ -209,7 +209,7 @@ def test_an_exported_backbone_has_them_merged(runs, earlier, tmp_path):
     merged = VideoDiT.from_pretrained(exported(runs / "zero1", tmp_path / "release") / "dit")
     added = VideoDiT.from_pretrained(earlier / "dit", adapters=[read_adapter(str(adapter))])
     for (name, value), other in zip(merged.state_dict().items(), added.state_dict().values(), strict=True):
-        assert torch.equal(value, other.half().float()), name
+        torch.testing.assert_close(value, other, rtol=2**-9, atol=2**-11, msg=name)  # of a file in fp16
 
 
 def test_longer_tables_and_adapters_go_together(sources, earlier):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import kinoflow.conditioning.prompt_encoder
 from kinoflow.conditioning.encoders import quiet
@@ -85,6 +86,50 @@ def test_keyframes_are_the_ends_of_latent_frames_encoded_alone(encoders, tmp_pat
         found = data.get(moving, np.array([clip]), np.array([1])).keyframes
         assert found is not None and torch.allclose(found[0], want, atol=2e-3)
         assert not torch.allclose(found[0, 0], found[0, 1], atol=2e-3), "the clip moves"
+
+
+def test_an_upsampler_has_each_frame_alone_and_its_smaller_twin(encoders, tmp_path):
+    """Against frames one by one: every twin is half as large, some as the autoencoder gives them."""
+    precompute(config(tmp_path, "upsample=2", "buckets=[8x32x32@16]", "clips=6"), encoders)
+    data = LatentDataset(tmp_path)
+    (name,) = data.buckets
+    reconstructed = 0
+    for clip in range(6):
+        frames = to_tensor([draw(1000 * 10**9 + clip, parse(name))])
+        small = F.interpolate(frames[0].transpose(0, 1), (16, 16), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            again = encoders.tae.decode(encoders.tae.encode(small.transpose(0, 1)[None]).mean, 8)
+        passed = again[0].transpose(0, 1).clamp(-1, 1)
+        batch = data.get(name, np.array([clip]), np.array([0]))
+        assert batch.latent.shape == (1, 2, 8, 4, 4)
+        found = [_alone(encoders.tae, frames)]
+        for twin in (small, passed):
+            byte = ((twin + 1) * 127.5).round() / 127.5 - 1
+            large = F.interpolate(byte, (32, 32), mode="bilinear").transpose(0, 1)[None]
+            found.append(_alone(encoders.tae, large))
+        assert torch.allclose(batch.latent, found[0], atol=2e-3)
+        near = [torch.allclose(batch.smaller, each, atol=2e-3) for each in found[1:]]
+        assert any(near)
+        reconstructed += near[1]
+    assert 0 < reconstructed < 6
+
+
+def _alone(tae, video):
+    with torch.no_grad():
+        return torch.cat([tae.normalize(tae.encode(frame).mean) for frame in video.split(1, dim=2)], dim=2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (["upsample=1"], "upsample: 1 times is not larger"),
+        (["upsample=2", "keyframes=true"], "leave keyframes out"),
+        (["upsample=3"], "upsample: 3 does not divide the sides of 8x16x16@16"),
+    ],
+)
+def test_twins_that_cannot_be(tmp_path, keys, line):
+    with pytest.raises(UserError, match=line):
+        config(tmp_path, *keys)
 
 
 def test_a_folder_without_keyframes_is_described_as_before_there_were_any(encoders, tmp_path):

@@ -6,7 +6,7 @@ A short run on one core, so a plain loop: no shards, no resume; started again, i
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kinoflow.configs.errors import UserError
@@ -35,10 +35,10 @@ from kinoflow.train.run.optimizer import adamw, learning_rate
 from kinoflow.train.tasks.clips import read_buckets
 
 # Kept away from the first held-out scenes, on which releases are evaluated.
-_VALIDATION_SEED = 1_000_000
+VALIDATION_SEED = 1_000_000
 _NUM_VALIDATION = 1024
 # Between the scenes of runs with different seeds.
-_SEEDS_APART = 100_000_000
+SEEDS_APART = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +62,15 @@ def main(config: RunConfig) -> int:
     Raises:
         UserError: no release or no buckets.
     """
-    if config.release is None:
-        raise UserError("release: name the release folder that the judge is for, such as sample/mini")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    folder, release, buckets = Path(config.run), Path(config.release), read_buckets(config.data)
-    tae_folder = release / "tae"
-    tae = accelerate(TAE.from_pretrained(tae_folder)) if (tae_folder / "config.json").exists() else None
-    torch.manual_seed(config.seed)
+    folder, release, buckets, tae = opened(config)
     judge = _start(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    dump(config, folder / "config.yaml")
     started = time.perf_counter()
-    _fit(judge, tae, config, folder)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        video, batch = _batch(judge, tae, config, step)
+        return judge_loss(judge(video), batch)
+
+    fit(judge, config, folder, loss_of)
     with replacing_folder(release / "judge") as aside:
         judge.save_pretrained(aside)
     saved = Judge.from_pretrained(release / "judge")
@@ -87,6 +83,25 @@ def main(config: RunConfig) -> int:
     return 0
 
 
+def opened(config: RunConfig) -> tuple[Path, Path, tuple[Bucket, ...], TAE | None]:
+    """The run's folder, the release's, the clips that are drawn, and the autoencoder where there is one.
+
+    Raises:
+        UserError: no release or no buckets.
+    """
+    if config.release is None:
+        raise UserError("release: name the release folder that the judge is for, such as sample/mini")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder, release, buckets = Path(config.run), Path(config.release), read_buckets(config.data)
+    tae_folder = release / "tae"
+    tae = accelerate(TAE.from_pretrained(tae_folder)) if (tae_folder / "config.json").exists() else None
+    torch.manual_seed(config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    dump(config, folder / "config.yaml")
+    return folder, release, buckets, tae
+
+
 def _start(config: RunConfig) -> Judge:
     if config.init_from is not None:
         return Judge.from_pretrained(part_folder(config.init_from, "judge"))
@@ -95,7 +110,13 @@ def _start(config: RunConfig) -> Judge:
     return judge
 
 
-def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None:
+def fit(
+    judge: nn.Module,
+    config: RunConfig,
+    folder: Path,
+    loss_of: Callable[[int], tuple[Float[Tensor, ""], dict[str, Tensor]]],
+) -> None:
+    """Train by the loss of each step and its parts, which are logged into `folder`/log.jsonl."""
     optimizer = adamw(judge, config.optimizer)
     sums: dict[str, float] = {}
     judge.train()
@@ -103,8 +124,7 @@ def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None
     with (folder / "log.jsonl").open("w", encoding="utf-8") as log, training_bar() as bar:
         task = bar.add_task("judge", total=config.steps, figures="")
         for step in range(config.steps):
-            video, batch = _batch(judge, tae, config, step)
-            loss, parts = judge_loss(judge(video), batch)
+            loss, parts = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(judge.parameters(), config.optimizer.grad_clip or math.inf)
@@ -130,15 +150,22 @@ def _fit(judge: Judge, tae: TAE | None, config: RunConfig, folder: Path) -> None
 def _batch(judge: Judge, tae: TAE | None, config: RunConfig, step: int) -> tuple[Tensor, Batch]:
     """What the judge sees at this step, and the answers: from (seed, step) alone."""
     size, buckets = config.data.batch_size, read_buckets(config.data)
-    first = config.seed * _SEEDS_APART + step * size
+    first = config.seed * SEEDS_APART + step * size
     batch = draw(range(first, first + size), buckets[step % len(buckets)], judge.config, split="train")
     generator = torch.Generator().manual_seed(first)
     clips = batch.clips
     if tae is not None and size >= 4:
         rest, some = clips.tensor_split([size - size // 4])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.deepspeed.precision == "bf16"):
-            clips = torch.cat((rest, reconstruct(tae, some, generator)))
+        clips = torch.cat((rest, passed(tae, some, config, generator)))
     return degrade(judge.prepare(clips), generator), batch
+
+
+def passed(
+    tae: TAE, clips: UInt8[Tensor, "b f h w 3"], config: RunConfig, generator: torch.Generator
+) -> UInt8[Tensor, "b f h w 3"]:
+    """Clips as the autoencoder, in the run's precision, gives them back."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.deepspeed.precision == "bf16"):
+        return reconstruct(tae, clips, generator)
 
 
 def draw(seeds: Sequence[int], bucket: Bucket, config: JudgeConfig, *, split: Split) -> Batch:
@@ -204,7 +231,7 @@ def accuracy(judge: Judge, *, scenes: int, bucket: Bucket, tae: TAE | None = Non
     """
     right, signs = dict.fromkeys((*ATTRIBUTES, "word"), 0), 0
     for start in range(0, scenes, 32):
-        seeds = range(_VALIDATION_SEED + start, _VALIDATION_SEED + min(start + 32, scenes))
+        seeds = range(VALIDATION_SEED + start, VALIDATION_SEED + min(start + 32, scenes))
         truths = [sample_scene(seed, split="heldout") for seed in seeds]
         clips = renders(truths, bucket)
         if tae is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.buckets import parse
+from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.training.discriminator import PatchDiscriminator
@@ -160,6 +160,13 @@ def optimizer_sizes(module: nn.Module) -> tuple[int, ...]:
     return tuple(p.numel() for group in parameter_groups(module, 0.1) for p in group["params"])
 
 
+def _latent_frames(config: RunConfig, bucket: Bucket, frames: int) -> int:
+    """An upsampler has a latent for each frame, and trains on windows of them."""
+    if not config.known.upsample:
+        return frames
+    return min(bucket.frames, config.known.window or bucket.frames)
+
+
 def read_clips(config: RunConfig, patch: tuple[int, int, int]) -> tuple[Clip, ...]:
     """The buckets of a run, their shares summing to one.
 
@@ -175,7 +182,7 @@ def read_clips(config: RunConfig, patch: tuple[int, int, int]) -> tuple[Clip, ..
             latent = config.tae.latent_shape(bucket.frames, bucket.height, bucket.width)
         except (UserError, ValueError) as error:
             raise UserError(f"data.buckets: {name}: {error}") from None
-        sides = (latent.frames, latent.height, latent.width)
+        sides = (_latent_frames(config, bucket, latent.frames), latent.height, latent.width)
         if any(side % size for side, size in zip(sides, patch, strict=True)):
             raise UserError(f"data.buckets: {name} is a latent of {sides} and the patch_size is {patch}; "
                               "take a size that it divides")  # fmt: skip

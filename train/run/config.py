@@ -168,11 +168,47 @@ class DeepSpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A student that crosses in one pass, without guidance, what its teacher crosses in several with it."""
+
+    steps: int = 0
+    """Steps of the student from noise to a clip; 0: there is none."""
+    teacher: str | None = None
+    """Folder or hub id of the teacher's release; null: init_from."""
+    adapters: tuple[str, ...] = ()
+    """LoRA folders that the teacher has."""
+    guidance_scale: float = 4.0
+    """Of the teacher; 1 for one that needs none."""
+    substeps: int = 3
+    """Steps of the teacher in each of the student's."""
+    shift: float = 2.0
+    """Of the student's steps: above 1 more of them lie near the noise."""
+    rollout: float = 0.5
+    """Share of the training steps that begin where the student has come to by itself."""
+
+    def __post_init__(self) -> None:
+        _at_least("distill.", 0, steps=self.steps, guidance_scale=self.guidance_scale)
+        _at_least("distill.", 1, substeps=self.substeps)
+        if not 0 <= self.rollout <= 1:
+            raise UserError(f"distill.rollout: {self.rollout} must lie in [0, 1]")
+        if not 0 < self.shift <= 100:
+            raise UserError(f"distill.shift: {self.shift} is not above 0 and up to 100")
+
+    @property
+    def passes(self) -> float:
+        """Forward passes of a training step beside its own, on average."""
+        if not self.steps:
+            return 0.0
+        guided = 1 if self.guidance_scale == 1 else 2
+        return guided * self.substeps + self.rollout * (self.steps - 1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
-    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge"] = "tae"
-    """What is trained; text, judge: mini only."""
+    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge", "strict"] = "tae"
+    """What is trained."""
     run: str = ""
     """Folder of the run."""
     steps: int = 1000
@@ -213,6 +249,8 @@ class RunConfig:
     """The backbone's loss."""
     known: KnownConfig = field(default_factory=KnownConfig)
     """What a dit.known is told of its clips."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """A student of few steps."""
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     """ZeRO and precision."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -261,6 +299,7 @@ class RunConfig:
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
         if self.known.any and not (self.model == "dit" and self.dit.known):
             raise UserError("known: only model: dit with dit.known=true reads it; set that, or leave it out")
+        self._require_a_teacher()
         if self.validation.every and self.backbone is None:
             line = f"only model: {', '.join(BACKBONES)} are validated, and this run has model:"
             raise UserError(f"validation: {line} {self.model}")
@@ -271,6 +310,16 @@ class RunConfig:
         if self.data.batch_size % self.deepspeed.accumulation:
             raise UserError(f"data.batch_size: {self.data.batch_size} is no multiple of "
                               f"deepspeed.accumulation={self.deepspeed.accumulation}")  # fmt: skip
+
+    def _require_a_teacher(self) -> None:
+        if not self.distill.steps:
+            return
+        if self.backbone is None or self.init_from is None:
+            raise UserError("distill.steps: needs a backbone (model: dit) and an init_from to begin as")
+        if self.flow.objective != "velocity":
+            raise UserError("distill.steps: a student learns velocities; set flow.objective=velocity")
+        if self.validation.every:
+            raise UserError("validation: the flow loss says nothing of a student of few steps; leave it out")
 
     @property
     def backbone(self) -> BackboneConfig | None:

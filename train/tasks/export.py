@@ -13,16 +13,20 @@ from tempfile import TemporaryDirectory
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing
 from kinoflow.configs.schema import dump, load
+from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents.index import PIXELS, LatentIndex
 from kinoflow.data.latents.sets import LatentSets
-from kinoflow.data.latents.shards import PIXELS, LatentIndex
 from kinoflow.dit_video.backbone import BACKBONES
+from kinoflow.sample.adapters import write_sampling
 from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
 from kinoflow.sample.stable_diffusion import is_diffusers, open_release
+from kinoflow.sample.upsample import STEPS, WINDOW_SHARE, UpsampleConfig
 from kinoflow.tae.model.inflate import inflate
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.task import Task
+from kinoflow.train.tasks.distill import sampling_of
 from kinoflow.train.tasks.flow_task import FlowTask
 
 
@@ -97,6 +101,8 @@ def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
         task.export_adapter(AveragedState(found), Path(place))
+        if config.distill.steps:
+            write_sampling(Path(place), sampling_of(config))
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(place).iterdir()):
             with replacing(folder / file.name) as new:  # with the rights of any new file
@@ -143,8 +149,12 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
         card = replace(card, name=name, version="1", trained_from=_before(config))
     if config.model in BACKBONES:
         trained = replace(card.sampling, path=config.flow.path, objective=config.flow.objective)
+        if config.distill.steps:
+            trained = sampling_of(config)
         card = replace(card, sampling=trained)
         card = card if cards[0] is not None else _with_clips(card, config)
+    if config.known.upsample and config.data.latents:
+        card = _of_upsampler(card, config, LatentSets(config.data.latents).index)
     dump(card, path)
 
 
@@ -157,6 +167,21 @@ def _card_of_diffusers(folder: Path) -> ReleaseConfig:
 def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
     buckets = tuple(map(_shape, index.buckets))
     return ReleaseConfig(name="", buckets=buckets, default_bucket=buckets[0], pixels=len(index.latent_mean))
+
+
+def _of_upsampler(card: ReleaseConfig, config: RunConfig, index: LatentIndex) -> ReleaseConfig:
+    """It makes clips of the sizes that it was trained on, in windows as long; text hardly matters to it."""
+    taken = [parse(name) for name in config.data.buckets or index.buckets]
+    most = config.known.window or max(bucket.frames for bucket in taken)
+    cut = [replace(each, frames=min(each.frames, most), weight=1.0, batch_size=None) for each in taken]
+    longest = max(cut, key=lambda bucket: bucket.frames)
+    return replace(
+        card,
+        buckets=tuple(dict.fromkeys(map(str, cut))),
+        default_bucket=str(longest),
+        sampling=replace(card.sampling, guidance_scale=1.0, num_steps=STEPS),
+        upsample=UpsampleConfig(factor=index.upsample, overlap=round(longest.frames * WINDOW_SHARE)),
+    )
 
 
 def _with_clips(card: ReleaseConfig, config: RunConfig) -> ReleaseConfig:
@@ -188,11 +213,14 @@ def _before(config: RunConfig) -> str:
 def _purpose(folder: Path, config: RunConfig) -> str:
     """What to do with what was written, or what it lacks, in one line."""
     try:
-        classes = Release.load(folder).config.classes
+        card = Release.load(folder).config
     except UserError as error:
         return str(error)
     if config.model == "tae" and not config.freeze_encoder:
         remedy = "train one on them (kinoflow train precompute), or the autoencoder with freeze_encoder=true"
         return f"{folder}: dit/ does not know the latents of this new encoder; {remedy}"
+    if card.upsample.factor:
+        return f"next: kinoflow sample upsample CLIP OUT.mp4 --weights {folder}"
+    classes = card.classes
     asked = f"--label {shlex.quote(classes[0])}" if classes else '"PROMPT"'
     return f"next: kinoflow sample {asked} --weights {folder}"

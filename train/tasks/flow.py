@@ -18,7 +18,8 @@ from kinoflow.train.run.task import Parts
 class FlowBatch:
     """Normalized latents, the noise and times they are mixed at, and their texts or labels.
 
-    `dropout` is the seed of what adapters drop; `known` what a backbone that reads it knows of the clips.
+    `dropout` is the seed of what adapters drop; `known` what a backbone that reads it knows of the clips;
+    `null` what stands for no text or label, a row for each clip, where a teacher's guidance asks for it.
     """
 
     latent: Float[Tensor, "b c t h w"]
@@ -27,6 +28,7 @@ class FlowBatch:
     condition: tuple[TextEmbedding, ...] | Labels
     dropout: Int[Tensor, ""]
     known: Known | None = None
+    null: tuple[TextEmbedding, ...] | Labels | None = None
 
 
 def condition_of(
@@ -49,12 +51,21 @@ def flow_loss(model: nn.Module, batch: FlowBatch, flow: FlowConfig) -> Float[Ten
     of which something is kept it is the mean over the other places.
     """
     sample = perturb(batch.latent, batch.noise, batch.time, flow.gaussian_path)
+    error = velocity_of(model, sample.x_t, batch.time, batch) - sample.target(flow.objective)
+    return counted_mean(error.float().square(), batch.known)
+
+
+def velocity_of(model: nn.Module, x: Tensor, time: Float[Tensor, " b"], batch: FlowBatch) -> Tensor:
+    """What the model gives at (x, time), told all that the batch tells."""
     told = (batch.condition,) if batch.known is None else (batch.condition, batch.known)
-    error = model(sample.x_t, batch.time, *told) - sample.target(flow.objective)
-    square = error.float().square()
-    if batch.known is None:
+    return model(x, time, *told)
+
+
+def counted_mean(square: Float[Tensor, "b c t h w"], known: Known | None) -> Float[Tensor, " b"]:
+    """The mean of each clip, over the places that are not kept."""
+    if known is None:
         return square.flatten(1).mean(1)
-    counted = (1 - batch.known.kept).expand_as(square)
+    counted = (1 - known.kept).expand_as(square)
     return (square * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
 
 

@@ -64,12 +64,21 @@ class FlowData:
         if self.config.known.pictures and not dataset.index.keyframes:
             raise UserError(f"known: {folder} holds no latents of single frames; precompute it with "
                             "keyframes=true, or set known.first=0 known.both=0 known.prefix=0")  # fmt: skip
+        self._check_upsample(dataset.index.upsample)
         channels = len(dataset.index.latent_mean)
         if channels != wanted.latent_channels:
             key = f"{name}.latent_channels"
             line = f"{wanted.latent_channels}, but {folder} holds {channels}; set {key}={channels}"
             raise UserError(f"{key}: {line}")
         return dataset
+
+    def _check_upsample(self, factor: int) -> None:
+        if bool(factor) == bool(self.config.known.upsample):
+            return
+        if factor:
+            raise UserError(f"known.upsample: {self.place} holds frames one by one, for an "
+                            "upsampler; set dit.known=true known.upsample=1")  # fmt: skip
+        raise UserError(f"known.upsample: {self.place} holds no smaller twins; precompute it with upsample=2")
 
     @cached_property
     def buckets(self) -> list[Bucket]:
@@ -128,17 +137,39 @@ class FlowData:
         levels = ((shared + level) / total)[first : first + count]
         choices = self._choices(rng, total)[first : first + count]
         clips = self.latents.get(self.latents.buckets[draw.bucket], draw.indices, choices)
+        clips = self._window(clips, step, first)
         noise = [self._noise(clips.latent[0].shape, step, first + i) for i in range(count)]
         time = time_quantile(torch.from_numpy(levels).clamp(1e-6, 1 - 1e-6), self.config.flow).float()
-        dropped = torch.from_numpy(choices[:, 0] < 0)
+        dropped, classes = torch.from_numpy(choices[:, 0] < 0), len(self.latents.index.classes)
+        null = None
+        if self.config.distill.steps:
+            name, none = self.latents.buckets[draw.bucket], np.full_like(choices, -1)
+            nothing = self.latents.get(name, draw.indices, none)
+            null = condition_of(nothing, classes, torch.ones_like(dropped))
         return FlowBatch(
             latent=clips.latent,
             noise=torch.stack(noise),
             time=time,
-            condition=condition_of(clips, len(self.latents.index.classes), dropped),
+            condition=condition_of(clips, classes, dropped),
             dropout=torch.tensor(seeded("dropout", self.config.seed, step, first)),
             known=self._known(clips, step, first),
+            null=null,
         )
+
+    def _window(self, clips: Batch, step: int, first: int) -> Batch:
+        """Of clips longer than known.window as many frames, from a place of its own in each."""
+        length, frames = self.config.known.window, clips.latent.shape[2]
+        if clips.smaller is None or not 0 < length < frames:
+            return clips
+        count = len(clips.latent)
+        draws = [seeded("window", self.config.seed, step, first + i) for i in range(count)]
+        starts = [draw % (frames - length + 1) for draw in draws]
+
+        def cut(latent: Tensor) -> Tensor:
+            parts = [latent[i : i + 1, :, start : start + length] for i, start in enumerate(starts)]
+            return torch.cat(parts)
+
+        return replace(clips, latent=cut(clips.latent), smaller=cut(clips.smaller))
 
     def _known(self, clips: Batch, step: int, first: int) -> Known | None:
         """What a backbone that reads it knows of each clip of a slice whose first place is `first`."""
@@ -148,7 +179,8 @@ class FlowData:
         for i, latent in enumerate(clips.latent):
             rng = np.random.default_rng(seeded("known", self.config.seed, step, first + i))
             ends = None if clips.keyframes is None else clips.keyframes[i]
-            parts.append(known.draw(self.config.known, rng, latent[None], ends))
+            twin = None if clips.smaller is None else clips.smaller[i : i + 1]
+            parts.append(known.draw(self.config.known, rng, latent[None], ends, twin))
         return known.joined(parts)
 
     def _choices(self, rng: np.random.Generator, total: int) -> Int64[np.ndarray, "total _"]:

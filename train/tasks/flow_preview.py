@@ -1,5 +1,6 @@
 """Samples of a backbone while it trains: a clip of each prompt, or a picture of each class."""
 
+from dataclasses import fields
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +13,19 @@ from torch import nn
 from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError, one_line
-from kinoflow.data.latents.shards import PIXELS
+from kinoflow.data.latents.index import PIXELS
 from kinoflow.data.video import read
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video.backbone import Backbone
-from kinoflow.sample.generate import generate
+from kinoflow.sample.generate import Sampling, generate
 from kinoflow.sample.output import Output
 from kinoflow.sample.release import text_config
 from kinoflow.tae import TAE, accelerate
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes, from_first
+from kinoflow.train.tasks.distill import sampling_of
 from kinoflow.train.tasks.flow_data import FlowData
 
 PREVIEW_CLIPS = 6
@@ -40,7 +42,9 @@ class Previews:
         self._frozen: tuple[TAE | Pixels, PromptEncoder | LabelEncoder] | None = None
 
     def check(self) -> None:
-        """Raise UserError where there is no release, nothing to show, or prompts for labels."""
+        """Raise UserError where there is no release, nothing to show, prompts for labels, or an upsampler."""
+        if self.config.known.upsample:
+            raise UserError("preview_every: previews are made of text, an upsampler makes none; set it to 0")
         _ = self.release, self.prompts
 
     def write(self, model: nn.Module, folder: Path, step: int, processes: Processes) -> None:
@@ -111,11 +115,14 @@ class Previews:
     def _generate(self, model: nn.Module, prompt: str, seed: int, device: torch.device) -> np.ndarray:
         if self._frozen is None:
             self._frozen = self._load(device)
-        training, bucket = model.training, self.data.largest
+        training, bucket, flow = model.training, self.data.largest, self.config.flow
+        chosen = Sampling(num_steps=25, path=flow.path, objective=flow.objective)
+        if self.config.distill.steps:
+            chosen = sampling_of(self.config)
         frames = generate(
             cast(Backbone, model.eval()), *self._frozen, [prompt], frames=bucket.frames,
-            height=bucket.height, width=bucket.width, fps=Fraction(bucket.fps), num_steps=25, seeds=[seed],
-            path=self.config.flow.path, objective=self.config.flow.objective,
+            height=bucket.height, width=bucket.width, fps=Fraction(bucket.fps), seeds=[seed],
+            **{each.name: getattr(chosen, each.name) for each in fields(chosen)},
         )  # fmt: skip
         model.train(training)
         return frames[0].numpy()

@@ -15,7 +15,7 @@ from kinoflow.configs.files import folder_fingerprint
 from kinoflow.configs.pretrained import Weights, load_config, misfit, part_folder
 from kinoflow.data.clips.buckets import check_batches
 from kinoflow.dit_video.backbone import BACKBONES, Backbone, BackboneConfig
-from kinoflow.dit_video.lora import Merged
+from kinoflow.dit_video.lora import Adapter, Merged
 from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
 from kinoflow.dit_video.parallel import parallelize
 from kinoflow.dit_video.released import Released, read_shape
@@ -29,6 +29,7 @@ from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Base, Loss, Parts
 from kinoflow.train.tasks import lora
+from kinoflow.train.tasks.distill import Distillation
 from kinoflow.train.tasks.flow import FlowBatch, by_quarter, flow_loss
 from kinoflow.train.tasks.flow_data import FlowData
 from kinoflow.train.tasks.flow_preview import Previews
@@ -52,11 +53,15 @@ class FlowTask:
         self.data = FlowData(config, self.model.config)
         self.previews = Previews(config, self.data)
         self._earlier: Mapping[str, Tensor] | None = None
+        self._adapters: Adapter | None = None
         self._slices = config.deepspeed.accumulation
+        self._distillation: Distillation | None = None
         if config.init_from is not None:
             self._earlier = _weights_of(config.init_from, config.model, self.model)
             if config.lora.rank:
                 lora.inject(self.model, config.lora, config.init_from)
+            if config.lora.init_from is not None:
+                self._adapters = lora.earlier(config.lora)
 
     def prepare(self, spread: Spread) -> None:
         """Spread the backbone and give it values; see that previews and held-out clips are there.
@@ -78,6 +83,8 @@ class FlowTask:
             gathered = self.config.deepspeed.zero_stage == 3
             parallelize(self.model, self.config.parallel, spread.group, gathered=gathered)
         spread.materialize(self.model, _units(self.model), self._fill)
+        if self.config.distill.steps:
+            self._distillation = Distillation(self.config, spread)
 
     def _check_sizes(self) -> None:
         for name, sizes in self.data.sizes().items():
@@ -90,7 +97,7 @@ class FlowTask:
         """Write the starting value of a parameter: the earlier stage's, else a random one."""
         own = lora.base_name(name)
         if own is None:
-            lora.init_parameter(name, value)
+            lora.init_parameter(name, value, self._adapters)
         elif self._earlier is None or own not in self._earlier:
             self.model.init_parameter(own, value)
         else:
@@ -120,15 +127,18 @@ class FlowTask:
         """The slice, from (seed, step, position) alone."""
         return self.data.batch(step, index, slices)
 
-    def loss(self, model: nn.Module, batch: FlowBatch, step: int) -> Loss:  # noqa: ARG002
-        """The step itself changes nothing here; the autoencoder's adversarial term is what asks for it.
+    def loss(self, model: nn.Module, batch: FlowBatch, step: int) -> Loss:
+        """Of the flow, whatever the step, or of a student, of which each step teaches one interval.
 
         The parts are the loss of each quarter of the flow's times: noise alone is at 0, the clip at 1.
         """
         if self.config.lora.dropout:  # nothing else draws from torch's own generator while a run goes on
             torch.manual_seed(int(batch.dropout))
-        loss = flow_loss(model, batch, self.config.flow)
-        return Loss(total=loss.mean(), parts=by_quarter(loss.detach(), batch.time))
+        if self._distillation is not None:
+            loss, time = self._distillation.loss(model, batch, step)
+        else:
+            loss, time = flow_loss(model, batch, self.config.flow), batch.time
+        return Loss(total=loss.mean(), parts=by_quarter(loss.detach(), time))
 
     def discriminator_loss(
         self, discriminator: nn.Module, batch: FlowBatch, output: Tensor | None, step: int
@@ -153,7 +163,7 @@ class FlowTask:
         if own.holds(found.latents):
             raise UserError(f"validation.latents: {choice.latents} holds the clips of data.latents; "
                             "precompute others")  # fmt: skip
-        found.require(own.index.made_from, own.index.classes, self.data.place)
+        found.require(own.index.made_from, own.index.classes, self.data.place, own.index.upsample)
         return found
 
     def validate(self, model: nn.Module, processes: Processes) -> Parts:
@@ -175,8 +185,8 @@ class FlowTask:
     def flops(self, batch: FlowBatch) -> float:
         """Forward and backward of the batch, as MFU counts them; the adapters' own are left out.
 
-        A frozen weight costs its product once more in the backward pass, and attention twice as ever. Those
-        of a U-Net are not counted.
+        A frozen weight costs its product once more in the backward pass, and attention twice as ever. Of a
+        student all forward passes count, its teacher's and its own. Those of a U-Net are not counted.
         """
         if isinstance(self.model, UNet):
             return 0.0
@@ -187,9 +197,8 @@ class FlowTask:
             clip = total(mmdit_flops(self.config.mmdit, t * h * w, text))
         else:
             clip = total(dit_flops(self.config.dit, t * h * w, text))
-        return len(batch.latent) * (
-            2 * clip.forward + clip.attention if self.config.lora.rank else clip.model
-        )
+        step = 2 * clip.forward + clip.attention if self.config.lora.rank else clip.model
+        return len(batch.latent) * (step + clip.forward * self.config.distill.passes)
 
     def export(self, state: AveragedState, folder: Path) -> None:
         """Write the backbone into `folder` in fp16, adapters merged, a few tensors in memory at a time."""

@@ -17,6 +17,7 @@ from kinoflow.configs.devices import parse_device
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.data.latents.shards import LatentDataset
+from kinoflow.dit_video.flow.known import shown_everywhere
 from kinoflow.dit_video.flow.matching import FlowConfig
 from kinoflow.sample.release import Release
 from kinoflow.train.run.batches import moved
@@ -52,8 +53,12 @@ class HeldOut:
             items = [(clip, part) for clip in own.tolist() for part in range(_TIMES)]
             self._batches += [(name, items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
 
-    def require(self, encoders: Mapping[str, str], classes: Sequence[str], whose: str) -> None:
+    def require(
+        self, encoders: Mapping[str, str], classes: Sequence[str], whose: str, upsample: int = 0
+    ) -> None:
         """Refuse latents of another autoencoder, states of other text encoders, other classes, than `whose`.
+
+        Those of an upsampler are for upsamplers of the same scale.
 
         Raises:
             UserError: they are.
@@ -62,6 +67,9 @@ class HeldOut:
             if self.latents.index.made_from[part] != encoders[part]:
                 raise UserError(f"{self.latents.folder}: made with another {name} than {whose}; precompute it"
                                 " with the same release=")  # fmt: skip
+        if self.latents.index.upsample != upsample:
+            raise UserError(f"{self.latents.folder}: made with upsample={self.latents.index.upsample}, and "
+                            f"{whose} with upsample={upsample}; precompute it with the same")  # fmt: skip
         if tuple(classes) != self.latents.index.classes:
             raise UserError(f"{self.latents.folder}: has other classes than {whose}; precompute both of the "
                             "same")  # fmt: skip
@@ -81,6 +89,7 @@ class HeldOut:
             time=torch.tensor([(part + 0.5) / _TIMES for _, part in items]),
             condition=condition_of(found, len(self.latents.index.classes)),
             dropout=torch.tensor(0),
+            known=None if found.smaller is None else shown_everywhere(found.smaller),
         )
 
 
@@ -131,7 +140,8 @@ def main(words: Sequence[str]) -> int:
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
     classes, tae = release.config.classes, None if release.config.pixels else release.tae()
-    batches.require(made_with(release.folder, tae, labelled=bool(classes)), classes, str(release.folder))
+    encoders = made_with(release.folder, tae, labelled=bool(classes))
+    batches.require(encoders, classes, str(release.folder), release.config.upsample.factor)
     trained = release.config.sampling
     flow = FlowConfig(path=trained.path, objective=trained.objective)
     return release.backbone(processes.device).eval(), batches, flow

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
-from kinoflow.dit_video.lora import PREFIX, STEM, Adapter, LoRAConfig, Pair, ends_with
+from kinoflow.dit_video.lora import PREFIX, STEM, Adapter, LoRAConfig, Pair, ends_with, read_adapter
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
@@ -40,18 +40,43 @@ def inject(model: nn.Module, config: LoRAConfig, base: str) -> None:
     inject_adapter_in_model(settings, model)
 
 
+def earlier(config: LoRAConfig) -> Adapter:
+    """The adapters that a run begins with.
+
+    Raises:
+        UserError: they can't be read, or would weigh otherwise.
+    """
+    assert config.init_from is not None, "the configuration asks for it"
+    found = read_adapter(config.init_from)
+    if found.scale != config.alpha / config.rank:
+        raise UserError(f"lora.init_from: {found.source} weighs {found.scale:g}, and this run's adapters "
+                        f"alpha / rank = {config.alpha / config.rank:g}; give it the same")  # fmt: skip
+    return found
+
+
 def base_name(name: str) -> str | None:
     """What a parameter is called in the model without adapters; None for one of an adapter."""
     return None if _A in name or _B in name else name.replace(_BASE, ".")
 
 
 @torch.no_grad()
-def init_parameter(name: str, value: Float[Tensor, "..."]) -> None:
-    """Write the starting value of an adapter's parameter, as peft does: A is random, B zero.
+def init_parameter(name: str, value: Float[Tensor, "..."], earlier: Adapter | None = None) -> None:
+    """Write the starting value of an adapter's parameter: that of `earlier`, else A is random and B zero.
 
-    It follows from torch's seed and the name alone, as the values of `VideoDiT.init_parameter` do.
+    As in peft, and from torch's seed and the name alone, as the values of `VideoDiT.init_parameter` are.
+
+    Raises:
+        UserError: `earlier` has none for this layer, or one of another rank.
     """
-    if _B in name:
+    if earlier is not None:
+        layer, half, _ = name.partition(_A if _A in name else _B)
+        pair = earlier.pairs.get(f"{layer}.weight")
+        if pair is None or pair[half == _B].shape != value.shape:
+            has = "none" if pair is None else f"one of rank {len(pair.a)}"
+            raise UserError(f"lora.init_from: {earlier.source} has {has} for {layer}; give this run its "
+                            "lora.targets and lora.rank")  # fmt: skip
+        value.copy_(pair[half == _B])
+    elif _B in name:
         nn.init.zeros_(value)
     else:
         generator = torch.Generator(value.device).manual_seed(seeded("weight", torch.initial_seed(), name))
@@ -66,14 +91,14 @@ def trained(config: LoRAConfig, state: Mapping[str, Tensor], source: str) -> Ada
 
 
 def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, as peft's own save_pretrained does.
+    """Write adapter_config.json and adapter_model.safetensors in fp16, as peft's own save_pretrained does.
 
     `model` is what `inject` made, on the meta device; `state` has the values.
     """
     from peft import get_peft_model_state_dict
 
     values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
-    named = {f"{PREFIX}{name}": value.contiguous() for name, value in values.items()}
+    named = {f"{PREFIX}{name}": value.half().contiguous() for name, value in values.items()}
     save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     adapters: Any = model.peft_config
     settings = copy(adapters["default"])

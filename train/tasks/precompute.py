@@ -32,6 +32,7 @@ from kinoflow.configs.schema import load
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.latents import shards, stored
+from kinoflow.data.latents.index import LABELS, PIXELS, LatentIndex
 from kinoflow.data.prefetch import prefetch
 from kinoflow.sample.release import text_config
 from kinoflow.sample.stable_diffusion import StableDiffusion, is_diffusers, open_release
@@ -41,6 +42,7 @@ from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE, Posterior
 from kinoflow.train.tasks.clips import to_tensor
 from kinoflow.train.tasks.sources import PrecomputeConfig, Source, open_source
+from kinoflow.train.tasks.upsample import Twins, generated, twins
 
 if TYPE_CHECKING:  # seconds of imports, for those who read Stable Diffusion's texts
     from kinoflow.conditioning.clip_t5 import ClipT5Encoder
@@ -186,12 +188,12 @@ def _write(
     config: PrecomputeConfig, encoders: Encoders | Unencoded, buckets: Sequence[Bucket], source: Source
 ) -> None:
     me, folder = launch.current(), Path(config.out)
-    index = shards.LatentIndex(
+    index = LatentIndex(
         buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
         widths=encoders.text.widths, latent_mean=encoders.latent_mean, latent_std=encoders.latent_std,
         made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
         | made_with(Path(config.release), encoders.tae, labelled=config.images is not None),
-        classes=source.classes, keyframes=config.keyframes,
+        classes=source.classes, keyframes=config.keyframes, upsample=config.upsample,
         pooled=encoders.text.pooled_widths if any(encoders.text.pooled_widths) else (),
     )  # fmt: skip
     with torch.inference_mode():
@@ -211,7 +213,7 @@ def _write(
         print(f"{bucket} shard {shard} ({done} of {len(mine)}): {speed:.1f} clips/s", flush=True)
 
 
-def _is_made(folder: Path, index: shards.LatentIndex, source: Source, bucket: Bucket, shard: int) -> bool:
+def _is_made(folder: Path, index: LatentIndex, source: Source, bucket: Bucket, shard: int) -> bool:
     """Whether a shard is there, of the clips and captions that there are now."""
     if not shards.is_finished(folder, str(bucket), shard):
         return False
@@ -227,8 +229,8 @@ def made_with(release: Path, tae: TAE | None, *, labelled: bool) -> dict[str, st
     `tae` is the one it has, None where the latents are pixels; clips that are `labelled` have no texts.
     """
     return {
-        "tae": shards.PIXELS if tae is None else fingerprint(tae.state_dict()),
-        "text": shards.LABELS if labelled else _made_with_texts(release),
+        "tae": PIXELS if tae is None else fingerprint(tae.state_dict()),
+        "text": LABELS if labelled else _made_with_texts(release),
     }
 
 
@@ -248,13 +250,19 @@ def _encode(
 ) -> shards.Shard:
     size = bucket.batch_size or config.batch_size
     groups = [clips[i : i + size] for i in range(0, len(clips), size)]
-    encoded, captions, stamps, labels, keyframes = [], [], [], [], []
+    encoded, captions, stamps, labels, keyframes, smaller = [], [], [], [], [], []
     texts: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
     pooled: list[list[np.ndarray]] = [[] for _ in encoders.text.widths]
     get, tae = partial(source.get, bucket), f"{config.release}/tae"
-    for group in prefetch(lambda i: source.workers.map(get, groups[i]), range(len(groups)), workers=1):
+    read = prefetch(lambda i: source.workers.map(get, groups[i]), range(len(groups)), workers=1)
+    for numbers, group in zip(groups, read, strict=True):
         video = to_tensor([clip.frames for clip in group])
-        encoded.append(stored(encoders.latent(video), tae))
+        if config.upsample:
+            found = _twins(encoders, config, bucket, numbers, video)
+            encoded.append(stored(found.latent, tae))
+            smaller.append(stored(found.smaller, tae))
+        else:
+            encoded.append(stored(encoders.latent(video), tae))
         if config.keyframes and bucket.frames > 1:
             keyframes.append(stored(_alone(encoders, video), tae))
         captions += [clip.captions for clip in group]
@@ -268,7 +276,20 @@ def _encode(
     return shards.Shard(
         latent=np.concatenate(encoded), texts=texts, captions=captions, stamps=stamps, labels=labels,
         keyframes=np.concatenate(keyframes) if keyframes else None, pooled=pooled,
+        smaller=np.concatenate(smaller) if smaller else None,
     )  # fmt: skip
+
+
+def _twins(
+    encoders: Encoders | Unencoded,
+    config: PrecomputeConfig,
+    bucket: Bucket,
+    clips: Sequence[int],
+    video: Float[Tensor, "b 3 frames height width"],
+) -> Twins:
+    assert encoders.tae is not None, "the configuration asks for a release"
+    made = generated(config.seed, str(bucket).partition(" ")[0], clips)
+    return twins(encoders.latent, encoders.tae, video, config.upsample, made)
 
 
 def _alone(

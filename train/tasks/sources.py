@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from kinoflow.configs import launch
 from kinoflow.configs.errors import UserError
-from kinoflow.data.clips.buckets import Bucket, admissible
+from kinoflow.data.clips.buckets import Bucket, admissible, parse
 from kinoflow.data.clips.fit import Clips, fit, pad
 from kinoflow.data.clips.manifest import Manifest
 from kinoflow.data.clips.sets import ClipSets
@@ -52,6 +52,8 @@ class PrecomputeConfig:
     """Pictures of other sizes: their centre, or all amid background."""
     keyframes: bool = False
     """Keep latents of single frames, for known.first, known.both, known.prefix."""
+    upsample: int = 0
+    """For an upsampler: of frames, and of twins so many times smaller."""
     channels: int | None = None
     """Of pictures stored as pixels, 1 or 3; null: as they need."""
     clips: int | None = None
@@ -87,8 +89,20 @@ class PrecomputeConfig:
         if self.channels is not None and (self.images is None or self.release):
             raise UserError("channels: an autoencoder takes three; leave it out, or store labelled images "
                             "without a release")  # fmt: skip
+        if self.upsample:
+            self._check_upsample()
         if self.channels not in (None, 1, 3):
             raise UserError(f"channels: {self.channels} is neither 1 nor 3")
+
+    def _check_upsample(self) -> None:
+        if self.upsample < 2:
+            raise UserError(f"upsample: {self.upsample} times is not larger; use 2 or more, or leave it out")
+        if not self.release or self.keyframes:
+            raise UserError("upsample: its latents are of single frames of an autoencoder; give a release, "
+                            "and leave keyframes out")  # fmt: skip
+        for bucket in map(parse, self.buckets):
+            if bucket.height % self.upsample or bucket.width % self.upsample:
+                raise UserError(f"upsample: {self.upsample} does not divide the sides of {bucket}")
 
     @property
     def split(self) -> Split | None:

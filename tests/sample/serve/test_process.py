@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from kinoflow.__main__ import main
+from kinoflow.configs.errors import UserError
+from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.serve.command import listening
 from tests.sample.serve.fake import FORM, until
 
@@ -113,3 +115,17 @@ def test_a_port_that_is_taken_is_one_line(capsys):
     with listening("127.0.0.1", 0) as taken:
         assert main(["sample", "serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "already in use; choose another with --port" in capsys.readouterr().err
+
+
+def test_a_release_is_served_with_its_adapters(monkeypatch, tmp_path, capsys):
+    asked = {}
+
+    def opened(source, **more):
+        asked.update(more, source=source)
+        raise UserError("opened")
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", opened)
+    words = ["--weights", "mini", "--lora", "eight", "--lora", "own:0.5", "--folder", str(tmp_path), "--port"]
+    assert main(["sample", "serve", *words, "0"]) == 2
+    assert "opened" in capsys.readouterr().err
+    assert (asked["source"], asked["lora"]) == ("mini", ["eight", "own:0.5"])

@@ -1,0 +1,123 @@
+"""A student of few steps: one pass of it crosses what its teacher crosses in several, with guidance.
+
+Progressive distillation (Salimans and Ho 2022, arXiv:2202.00512) in one stage, of guided models (Meng et al.
+2023, arXiv:2210.03142): the student's velocity at the beginning of an interval of its grid is regressed onto
+the mean velocity of the teacher's way to the interval's end. Where the interval begins lies on the path of a
+clip or, in a share of the steps, where the student itself has come to from noise: there it learns to correct
+what it does.
+
+Letters: b clips, c channels, t h w latent sizes.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinoflow.configs.files import seeded
+from kinoflow.configs.pretrained import part_folder
+from kinoflow.dit_video.backbone import BACKBONES, Backbone
+from kinoflow.dit_video.flow.known import Known
+from kinoflow.dit_video.flow.matching import perturb
+from kinoflow.dit_video.lora import read_adapter
+from kinoflow.dit_video.parallel import parallelize
+from kinoflow.dit_video.unet import UNet
+from kinoflow.sample.generate import Sampling
+from kinoflow.sample.guidance import guided_velocity
+from kinoflow.sample.known import Reader
+from kinoflow.sample.solver import VelocityFn, euler
+from kinoflow.train.run.config import RunConfig
+from kinoflow.train.run.spread import Spread
+from kinoflow.train.tasks.flow import FlowBatch, counted_mean, velocity_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """What a step is about: the times of an interval, those before it, and how it starts."""
+
+    begin: float
+    end: float
+    before: tuple[float, ...]
+    """Times of the grid up to `begin`."""
+    rolled: bool
+    """Whether the student itself goes there from noise."""
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """How the student of a run is sampled."""
+    choice = config.distill
+    return Sampling(guidance_scale=1.0, num_steps=choice.steps, schedule="shifted", shift=choice.shift,
+                    path=config.flow.path)  # fmt: skip
+
+
+class Distillation:
+    """The loss of a student beside its teacher, which every process holds whole and frozen."""
+
+    def __init__(self, config: RunConfig, spread: Spread) -> None:
+        self._config, choice = config, config.distill
+        source = choice.teacher or config.init_from
+        assert source is not None, "the configuration asks for it"
+        self._times: list[float] = sampling_of(config).times().tolist()
+        adapters = [read_adapter(words) for words in choice.adapters]
+        kind, kernel = BACKBONES[config.model], getattr(config.backbone, "attention", None)
+        teacher: Backbone = kind.from_pretrained(part_folder(source, config.model), kernel, adapters)
+        self.teacher = teacher.to(spread.processes.device, config.deepspeed.low).requires_grad_(False)
+        if not isinstance(self.teacher, UNet):
+            parallelize(self.teacher, replace(config.parallel, checkpoint_every=0), spread.group)
+
+    def interval(self, step: int) -> Interval:
+        """One for the whole batch, from (seed, step) alone: each comes once in as many steps as there are."""
+        count, choice = len(self._times) - 1, self._config.distill
+        shuffled = np.random.default_rng(seeded("intervals", self._config.seed, step // count))
+        at = int(shuffled.permutation(count)[step % count])
+        rolled = np.random.default_rng(seeded("rollout", self._config.seed, step)).random() < choice.rollout
+        begin, end = self._times[at : at + 2]
+        return Interval(
+            begin=begin, end=end, before=tuple(self._times[: at + 1]), rolled=bool(rolled) and at > 0
+        )
+
+    def loss(self, student: nn.Module, batch: FlowBatch, step: int) -> tuple[Float[Tensor, " b"], Tensor]:
+        """The mean squared error of each clip's velocity, in float32, and the flow time of each.
+
+        Of clips of which something is kept it is the mean over the other places.
+        """
+        interval = self.interval(step)
+        time = batch.time.new_full(batch.time.shape, interval.begin)
+        with torch.no_grad():
+            x = self._start(student, batch, interval, time)
+            target = self.way(x, batch, interval.begin, interval.end)
+        error = velocity_of(student, x, time, batch) - target
+        return counted_mean(error.float().square(), batch.known), time
+
+    def way(self, x: Tensor, batch: FlowBatch, begin: float, end: float) -> Float[Tensor, "b c t h w"]:
+        """The teacher's mean velocity between two times, by even Euler steps, guided."""
+        assert batch.null is not None, "the batches of a distillation have it"
+        choice, path = self._config.distill, self._config.flow.gaussian_path
+        like = next(self.teacher.parameters())
+        guided = guided_velocity(
+            Reader(self.teacher, batch.known), batch.condition, batch.null, choice.guidance_scale, path=path
+        )
+        velocity = _keeping(lambda x, t: guided(x.to(like.dtype), t).float(), batch, self._config)
+        grid = torch.linspace(begin, end, choice.substeps + 1, dtype=torch.float64)
+        return (euler(velocity, x, grid) - x) / (end - begin)
+
+    def _start(self, student: nn.Module, batch: FlowBatch, interval: Interval, time: Tensor) -> Tensor:
+        """x where the interval begins."""
+        if not interval.rolled:
+            return perturb(batch.latent, batch.noise, time, self._config.flow.gaussian_path).x_t
+
+        def own(x: Tensor, t: Tensor) -> Tensor:
+            return velocity_of(student, x, t.expand(len(x)), batch).float()
+
+        grid = torch.tensor(interval.before, dtype=torch.float64)
+        return euler(_keeping(own, batch, self._config), batch.noise, grid)
+
+
+def _keeping(velocity_fn: VelocityFn, batch: FlowBatch, config: RunConfig) -> VelocityFn:
+    """The same, with the kept places on the path of the clip."""
+    known, path = batch.known, config.flow.gaussian_path
+    if not isinstance(known, Known):
+        return velocity_fn
+    return lambda x, t: known.velocity(velocity_fn(x, t), batch.noise, t.expand(len(x)), path)
