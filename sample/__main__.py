@@ -125,6 +125,14 @@ def _parser() -> argparse.ArgumentParser:
         "delete the folder to free its space",
     )
     add("--crf", type=float, help=f"H.264 quality, 0 best to 51 worst (default {_CRF:g})")
+    _add_memory(add)
+    add_hardware(add)
+    add("--json", action="store_true", help="print one JSON object with every figure")
+    _add_preview(add)
+    return parser
+
+
+def _add_memory(add: Callable[..., object]) -> None:
     add(
         "--memory",
         type=argument(_bytes),
@@ -133,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         "other, and a GPU gets the transformer's blocks one by one (default: as much as they take); and for "
         "the tiles in which large clips are decoded (default 4GiB)",
     )
-    add_hardware(add)
-    add("--json", action="store_true", help="print one JSON object with every figure")
+
+
+def _add_preview(add: Callable[..., object]) -> None:
     add(
         "--preview",
         choices=("auto", "off"),
@@ -142,7 +151,6 @@ def _parser() -> argparse.ArgumentParser:
         help="while a clip is made, what it is going to be, in a terminal of 24-bit colours (default auto: "
         "where stderr is one)",
     )
-    return parser
 
 
 def _add_settings(add: Callable[..., object]) -> None:

@@ -193,7 +193,7 @@ class Sampler:
             if self._previews is not None:
                 self._previews.drop(task)
         seconds = time.perf_counter() - started
-        self._say(f"{output.path}{ready.note}  {seconds:.1f} s")
+        self._say(f"{output.path}{ready.note}  {seconds:.1f} s", bar)
         figures = {"seed": plan.seed, "seconds": round(seconds, 3), "parts": clock.figures(seconds)}
         words = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return {"path": str(output.path)} | ready.metadata | figures | words
@@ -231,8 +231,11 @@ class Sampler:
         how = ["--weights", weights, "--crf", str(self._crf)]
         return ["kinoflow", "tae", "decode", str(file), str(clip), *how]
 
-    def _say(self, line: str) -> None:
-        print(line, file=self._stream)
+    def _say(self, line: str, bar: Progress | None = None) -> None:
+        if bar is not None and bar.console.is_terminal and self._stream.isatty():
+            bar.console.out(line, highlight=False)  # above what is going to be wiped off the terminal
+        else:
+            print(line, file=self._stream)
 
 
 class _Clock:
