@@ -1,6 +1,7 @@
 """What a terminal shows of a clip that is being made: colours of latents, half blocks, and where nothing."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,36 @@ def test_the_command_shows_it_in_a_terminal_and_nowhere_else(run, monkeypatch):
     assert "▀" not in run("a star", "--out", "d.mp4")[2]
     clips = [Path(f"{name}.mp4").read_bytes() for name in "abcd"]
     assert clips[1:] == clips[:1] * 3
+
+
+def on_screen(text: str) -> list[str]:
+    """Lines that a terminal shows in the end: colours aside, it is told to go up and to wipe lines off."""
+    lines, at = [""], 0
+    for code, char in re.findall(r"\x1b\[\??([\d;]*[A-Za-z])|([^\x1b])", text):
+        if code.endswith("A"):
+            at -= int(code[:-1])
+        elif code == "2K":
+            lines[at] = ""
+        elif char == "\n":
+            at += 1
+            lines += [""] * (at == len(lines))
+        elif char.strip():
+            lines[at] += char
+    return [line for line in lines if line]
+
+
+def test_only_the_line_that_says_where_the_clip_is_stays_in_the_terminal(run, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    for name, value in {"COLORTERM": "truecolor", "TERM": "xterm-256color", "FORCE_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stderr", screen)
+    assert run("a star", "--out", "a.mp4")[0] == 0
+    assert "▀" in screen.getvalue()
+    (line,) = on_screen(screen.getvalue())
+    assert line.startswith("a.mp4")
