@@ -65,8 +65,8 @@ class Distillation:
         kind, kernel = BACKBONES[config.model], getattr(config.backbone, "attention", None)
         teacher: Backbone = kind.from_pretrained(part_folder(source, config.model), kernel, adapters)
         if getattr(config.backbone, "known", False) and not getattr(teacher.config, "known", False):
-            raise UserError(f"distill.teacher: {source} reads nothing that is known of a clip, its student does; "
-                            "give one that does, or set dit.known=false")  # fmt: skip
+            line = f"{source} reads nothing that is known of a clip, and its student does"
+            raise UserError(f"distill.teacher: {line}; give one that does, or set dit.known=false")
         self.teacher = teacher.to(spread.processes.device, config.deepspeed.low).requires_grad_(False)
         if not isinstance(self.teacher, UNet):
             parallelize(self.teacher, replace(config.parallel, checkpoint_every=0), spread.group)
