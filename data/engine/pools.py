@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-from kinoflow.configs.errors import UserError
+from kinoflow.configs.errors import UserError, one_line
 from kinoflow.data.clips.workers import Workers
 
 
@@ -77,13 +77,20 @@ class RayPool:
 
     All of them must see the videos and the folder that is written, under the same paths. One that is killed
     is replaced, and what it did is done again.
+
+    Raises:
+        UserError: there is no cluster at the address, or it does not start.
     """
 
     def __init__(self, address: str, count: int, seconds: float) -> None:
         import ray
 
         where: dict[str, Any] = {"num_cpus": max(1, count)} if address == "local" else {"address": address}
-        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # of no common kind: no cluster there, or a node too slow to start
+            remedy = "run it again" if address == "local" else "see that `ray status` finds it"
+            raise UserError(f"ray: {address} did not start ({one_line(error)}); {remedy}") from None
         self._ray, self._seconds = ray, seconds
         self._remote = ray.remote(num_cpus=1, max_retries=3)(_in_ray)
 
