@@ -77,9 +77,9 @@ class PrecomputeConfig:
     clip_seconds: float = 60.0
     """A clip that takes a worker longer is set aside."""
     ray: str | None = None
-    """Address of a Ray cluster whose actors make the shards; local starts one here."""
+    """Address of a Ray cluster that makes the shards, or local."""
     actors: int | None = None
-    """Of these; null: one for each GPU of the cluster, or else for each machine."""
+    """Of the cluster; null: one a GPU, or else a machine."""
 
     def __post_init__(self) -> None:
         for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads", "actors"):
