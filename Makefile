@@ -55,9 +55,10 @@ test: .venv/.dev
 chaos: .venv/.dev
 	@PYTHONPATH=. $(BIN)/python tests/chaos.py $(ARGS)
 
-# Every sound codec, pixel format and colour tag of the installed FFmpeg; two nodes of a Ray cluster.
+# Every sound codec, pixel format and colour tag of the installed FFmpeg; two nodes of a Ray cluster; curation
+# killed at random moments.
 sweeps: .venv/.dev
-	@$(BIN)/python -m pytest -m slow tests/data/test_sweeps.py tests/data/engine/test_pools.py $(ARGS)
+	@$(BIN)/python -m pytest -m slow tests/data/test_sweeps.py tests/data/engine/test_pools.py tests/data/engine/test_kills.py tests/train/test_precompute_ray.py $(ARGS)
 
 check: .venv/.dev
 	@$(BIN)/ruff check .

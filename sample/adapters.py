@@ -42,11 +42,10 @@ def shipped(release: Path) -> tuple[str, ...]:
 def _located(words: str, release: Path) -> str:
     """The same words with the folder of a release's own adapter in the place of its name."""
     name, scale = split_scale(words)
-    own = release / FOLDER / name
-    if Path(name).is_dir() or not own.is_dir():
-        if len(Path(name).parts) == 1 and not Path(name).is_dir():
-            there = shipped(release)
-            has = f"{release} has {', '.join(there)}" if there else f"{release} has none of its own"
-            raise UserError(f"lora: {name}: no such folder, and {has}")
+    if Path(name).is_dir() or len(Path(name).parts) > 1:  # a folder, or a hub id such as owner/name
         return words
+    own = release / FOLDER / name
+    if not own.is_dir():
+        has = f"has {', '.join(there)}" if (there := shipped(release)) else "has none of its own"
+        raise UserError(f"lora: {name}: no such folder, and {release} {has}")
     return f"{own}:{scale}"

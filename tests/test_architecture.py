@@ -16,7 +16,7 @@ PACKAGE = "kinoflow"
 FOLDERS = ("configs", "data", "conditioning", "tae", "dit_video", "sample", "train")
 
 TAE = {"tae", "tae.model", "tae.cpu", "tae.training", "tae.tiles", "tae.codec"}
-DIT = {"dit_video", "dit_video.attention", "dit_video.flow"}
+DIT, TASK = {"dit_video", "dit_video.attention", "dit_video.flow"}, {"data.engine", "train.run", "train.plan"}
 DATA = {"data", "data.video", "data.clips", "data.labelled", "data.world", "data.latents"}  # not data.engine
 SAMPLE, SERVED = {"sample", "sample.evaluation"}, {"sample.evaluation", "sample.serve"}
 CONDITIONS = ("TextEmbedding", "embedding.TextEmbedding", "embedding.Condition", "labels.Labels",
@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "sample.serve": {"configs", "conditioning", "data.clips", "sample", "tae.model", "tae.tiles"},
     "train.run": {"configs", "data", *TAE, *DIT, "train.mini"},
     "train.plan": {"configs", "data.clips", *TAE, *DIT, "train.run"},
-    "train.tasks": {"configs", "conditioning", *DATA, *TAE, *DIT, *SAMPLE, "train.run", "train.plan"},
+    "train.tasks": {"configs", "conditioning", *DATA, *TAE, *DIT, *SAMPLE, *TASK},
     "train.mini": {"configs", "conditioning", *DATA, *TAE, *SAMPLE, "train.run", "train.tasks"},
     "train": {"configs", "train.run", "train.tasks", "train.plan", "train.mini"},
     "kinoflow": {"configs", "conditioning", "data", "dit_video", "sample", "tae", "tae.codec", "train"},
@@ -65,6 +65,7 @@ FROM_ONLY: dict[tuple[str, str], set[str]] = {
 TO_ONLY: dict[tuple[str, str], set[str]] = {
     ("dit_video", "conditioning"): {f"conditioning.{name}" for name in CONDITIONS},
     ("train.run", "train.mini"): {"train.mini.config.TextTrainConfig"},
+    ("train.tasks", "data.engine"): {"data.engine.pools.Actors"},
     ("train.tasks", "train.plan"): {f"train.plan.flops.{n}" for n in ("dit_flops", "mmdit_flops", "total")},
 }
 DEEPSPEED = {"train/run/engine.py", "train/run/spread.py", "train/run/masters.py", "dit_video/parallel.py"}
@@ -82,8 +83,7 @@ LIBRARIES: dict[str, set[str]] = {
     **{key: {"sample/serve/"} for key in ("fastapi", "starlette", "uvicorn", "prometheus_client")},
     "xformers": {"dit_video/attention/kernels.py"},
 }
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
-MAX_TEST_FUNCTION_LINES = 60
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_TEST_FUNCTION_LINES = 400, 50, 60
 IMPORTERS = {"import_module", "__import__"}
 
 

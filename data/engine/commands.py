@@ -42,8 +42,8 @@ def add_to(commands: Any) -> None:
     curating.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster; local starts one here")
     curating.add_argument("--retry", action="store_true", help="try again what failed or took too long")
     curating.add_argument("--latents", nargs="+", metavar="FILE_OR_KEY=VALUE",
-                          help="then make latents of what is kept: the words of kinoflow train precompute, "
-                               "without source")  # fmt: skip
+                          help="then make latents of what is kept, on the same Ray cluster if there is one: "
+                               "the words of kinoflow train precompute, without source")  # fmt: skip
     curating.set_defaults(run=_curate)
     deciding = commands.add_parser(
         "select", help="choose anew among the scored shots of OUT, without decoding",
@@ -151,12 +151,15 @@ def _curate(arguments: argparse.Namespace) -> int:
         else:
             figures = _look(arguments.out, config, arguments.workers)
         figures |= _cut(arguments, pool)
+        _tell(figures, arguments.json)
+        if arguments.latents is None:
+            return 0
+        if pool.address is None:
+            pool.close()  # the models want the memory
+        listing = arguments.out / selection.MANIFEST
+        return output.precompute(listing, arguments.latents, ray=pool.address, quiet=arguments.json)
     finally:
         pool.close()
-    _tell(figures, arguments.json)
-    if arguments.latents is None:
-        return 0
-    return output.precompute(arguments.out / selection.MANIFEST, arguments.latents, quiet=arguments.json)
 
 
 def _require(config: CurateConfig) -> None:

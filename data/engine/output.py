@@ -62,10 +62,11 @@ def _name(entry: ClipEntry) -> str:
     return f"{Path(entry.path).stem[:80]}-{folder:08x}-{entry.first_frame}-{entry.frames}.mp4"
 
 
-def precompute(listing: Path, words: Sequence[str], *, quiet: bool) -> int:
-    """Make the latents of a list by `kinoflow train precompute`; its exit status.
+def precompute(listing: Path, words: Sequence[str], *, ray: str | None, quiet: bool) -> int:
+    """Make the latents of a list by `kinoflow train precompute`, on a Ray cluster's actors; its exit status.
 
     It is a process of its own: it wants the memory of the models, and this one knows nothing of them.
     """
     command = [sys.executable, "-m", "kinoflow.train", "precompute", *words, f"source={listing}"]
+    command += [] if ray is None or any(word.startswith("ray=") for word in words) else [f"ray={ray}"]
     return subprocess.run(command, stdout=sys.stderr if quiet else None, check=False).returncode

@@ -58,15 +58,15 @@ def test_planted_answers_give_these_shares():
 
 
 def test_the_command_has_it_where_the_release_has_a_strict_judge(tiny_release, tmp_path, capsys):
-    argv = ["evaluate", "--prompts", "3", "--steps", "1", "--json", "--release"]
-    assert main([*argv, str(tiny_release.folder)]) == 0
+    argv = ["evaluate", "--prompts", "3", "--steps", "1", "--json"]
+    assert main([*argv, "--release", str(tiny_release.folder)]) == 0
     assert json.loads(capsys.readouterr().out)["strict"] is None
     folder = shutil.copytree(tiny_release.folder, tmp_path / "release")
     torch.manual_seed(0)
     judge = StrictJudge(StrictConfig(widths=(4, 4, 4, 8), reading_width=4, hidden=(8, 8)))
     judge.init_weights()
     judge.save_pretrained(folder / "strict")
-    assert main([*argv, str(folder)]) == 0
+    assert main([*argv, "--release", str(folder)]) == 0
     strict = json.loads(capsys.readouterr().out)["strict"]
     assert strict["wholly"].keys() == strict["unasked"].keys() == {"share", "low", "high", "count", "real"}
     assert {"color", "shape", "motion", "background"} <= strict["attributes"].keys()
@@ -80,5 +80,5 @@ def test_the_command_has_it_where_the_release_has_a_strict_judge(tiny_release, t
     shown = capsys.readouterr().out
     assert "strict judge" in shown and "nothing unasked" in shown and "wholly right" in shown
     assert sheet.stat().st_size > 0
-    assert main([*argv, "--sweep", "guidance=1,2"]) == 0
+    assert main([*argv[:-1], "--release", str(folder), "--sweep", "guidance=1,2"]) == 0
     assert "wholly right" in capsys.readouterr().out

@@ -237,3 +237,9 @@ def test_previews_are_sampled_as_the_student_is(sources, monkeypatch):
     found = [tuple(settings[name] for name in names) for settings in asked]
     assert found == [(4, 1.0, "shifted", 2.0), (25, 4.0, "linear-quadratic", 3.0)]
     assert [settings["seeds"] for settings in asked] == [[3], [3]]
+
+
+def test_a_teacher_that_reads_less_is_refused(sources, tmp_path):
+    VideoDiT(load(RunConfig, BACKBONE).dit).save_pretrained(tmp_path / "dit")
+    with pytest.raises(UserError, match=r"distill\.teacher: .* reads nothing that is known"):
+        prepared([*sources, f"distill.teacher={tmp_path}"])

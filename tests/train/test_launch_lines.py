@@ -143,7 +143,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [f"out={folder / 'latents'}", f"release={folder / 'release'}", "source=world", "clips=4",
              f"buckets=[{BUCKET},1x16x16@16]", "keyframes=true"]  # fmt: skip
     held_out = [f"out={folder / 'held_out'}", "source=world:heldout", f"buckets=[{BUCKET}]"]
-    for more in ([], held_out):
+    twins = [f"out={folder / 'twins'}", "keyframes=false", "upsample=2"]
+    for more in ([], held_out, twins):
         config = load(PrecomputeConfig, [*words, *more, "workers=0"])
         precompute(config, load_encoders(config))
     rows = []
@@ -181,11 +182,15 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
         words += [f"data.latents={desk / 'pictures'}", "data.batch_size=2", "log_every=1"]
         words += [f"validation.latents={desk / 'held_out_pictures'}", "validation.every=1"]
     elif config.model == "dit":
-        small = load(RunConfig, [*DIT, "dit.max_tokens=[1,1,1]"]).dit
+        known = config.distill.steps and config.dit.known  # a teacher reads what its student reads
+        small = load(RunConfig, [*DIT, "dit.max_tokens=[1,1,1]", f"dit.known={str(bool(known)).lower()}"]).dit
         VideoDiT(small).save_pretrained(start / "dit")
-        words += [*DIT, f"data.latents={desk / 'latents'}", "data.buckets=null", "data.workers=1",
+        latents = "twins" if config.known.upsample else "latents"
+        words += [*DIT, f"data.latents={desk / latents}", "data.buckets=null", "data.workers=1",
                   f"data.batch_size={2 * config.deepspeed.accumulation}",
                   f"parallel.sequence={min(config.parallel.sequence, 2)}"]  # fmt: skip
+        if config.distill.adapters or config.lora.init_from:
+            words += ["distill.adapters=[]", "lora.init_from=null"]
         if config.validation.every:
             words += [f"validation.latents={desk / 'held_out'}", "validation.every=1", "log_every=1"]
     elif config.model == "mmdit":

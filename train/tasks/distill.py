@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
 from kinoflow.configs.pretrained import part_folder
 from kinoflow.dit_video.backbone import BACKBONES, Backbone
@@ -63,6 +64,9 @@ class Distillation:
         adapters = [read_adapter(words) for words in choice.adapters]
         kind, kernel = BACKBONES[config.model], getattr(config.backbone, "attention", None)
         teacher: Backbone = kind.from_pretrained(part_folder(source, config.model), kernel, adapters)
+        if getattr(config.backbone, "known", False) and not getattr(teacher.config, "known", False):
+            line = f"{source} reads nothing that is known of a clip, and its student does"
+            raise UserError(f"distill.teacher: {line}; give one that does, or set dit.known=false")
         self.teacher = teacher.to(spread.processes.device, config.deepspeed.low).requires_grad_(False)
         if not isinstance(self.teacher, UNet):
             parallelize(self.teacher, replace(config.parallel, checkpoint_every=0), spread.group)

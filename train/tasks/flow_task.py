@@ -43,6 +43,7 @@ class FlowTask:
     """
 
     discriminator: nn.Module | None = None
+    _distillation: Distillation | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -55,7 +56,6 @@ class FlowTask:
         self._earlier: Mapping[str, Tensor] | None = None
         self._adapters: Adapter | None = None
         self._slices = config.deepspeed.accumulation
-        self._distillation: Distillation | None = None
         if config.init_from is not None:
             self._earlier = _weights_of(config.init_from, config.model, self.model)
             if config.lora.rank:

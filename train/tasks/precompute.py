@@ -31,6 +31,7 @@ from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.schema import load
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.data.clips.workers import Workers
+from kinoflow.data.engine.pools import Actors
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.latents.index import LABELS, PIXELS, LatentIndex
 from kinoflow.data.prefetch import prefetch
@@ -131,6 +132,9 @@ def main(sources: Sequence[str]) -> int:
     for key, remedy in _NEEDED.items():
         if not getattr(config, key) and (key != "release" or config.images is None):
             raise UserError(f"{key}: {remedy}")
+    if config.ray is not None:
+        _on_actors(config, config.ray)
+        return 0
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     precompute(config, load_encoders(config))
@@ -177,40 +181,94 @@ def precompute(config: PrecomputeConfig, encoders: Encoders | None) -> None:
 
     Without `encoders` the source's pixels are stored.
     """
+    me = launch.current()
     with closing(Workers(config.workers, config.clip_seconds)) as workers:
-        buckets = [parse(text) for text in config.buckets]
-        source = open_source(config, buckets, workers)
-        pixels = Unencoded(channels=config.channels or (1 if source.grey else 3))
-        _write(config, encoders or pixels, buckets, source)
+        work = _Work.of(config, encoders, workers)
+        todo = _begun(work, me.rank, me.size)
+        print(todo, flush=True)
+        for done, each in enumerate(todo.shards, 1):
+            print(f"{_made(work, *each)} ({done} of {len(todo.shards)})", flush=True)
 
 
-def _write(
-    config: PrecomputeConfig, encoders: Encoders | Unencoded, buckets: Sequence[Bucket], source: Source
-) -> None:
-    me, folder = launch.current(), Path(config.out)
-    index = LatentIndex(
-        buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
-        widths=encoders.text.widths, latent_mean=encoders.latent_mean, latent_std=encoders.latent_std,
-        made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
-        | made_with(Path(config.release), encoders.tae, labelled=config.images is not None),
-        classes=source.classes, keyframes=config.keyframes, upsample=config.upsample,
-        pooled=encoders.text.pooled_widths if any(encoders.text.pooled_widths) else (),
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """All that a shard is made with."""
+
+    config: PrecomputeConfig
+    encoders: Encoders | Unencoded
+    source: Source
+    index: LatentIndex
+
+    @classmethod
+    def of(cls, config: PrecomputeConfig, encoders: Encoders | None, workers: Workers) -> "_Work":
+        source = open_source(config, [parse(text) for text in config.buckets], workers)
+        coding = encoders or Unencoded(channels=config.channels or (1 if source.grey else 3))
+        index = LatentIndex(
+            buckets=source.counts, shard_size=config.shard_size, captions_per_clip=config.captions_per_clip,
+            widths=coding.text.widths, latent_mean=coding.latent_mean, latent_std=coding.latent_std,
+            made_from={"source": ", ".join(config.source), "seed": str(config.seed)} | dict(source.made_from)
+            | made_with(Path(config.release), coding.tae, labelled=config.images is not None),
+            classes=source.classes, keyframes=config.keyframes, upsample=config.upsample,
+            pooled=coding.text.pooled_widths if any(coding.text.pooled_widths) else (),
+        )  # fmt: skip
+        return cls(config=config, encoders=coding, source=source, index=index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Todo:
+    """The shards that are to be made, by bucket and number, `of` so many; `again` are there already."""
+
+    folder: str
+    shards: Sequence[tuple[str, int]]
+    of: int
+    again: int
+
+    def __str__(self) -> str:
+        again = f"{self.again} of them again: their clips or captions are not those of before"
+        said = f"{self.folder}: {len(self.shards)} of {self.of} shards to make"
+        return f"{said}, {again}" if self.again else said
+
+
+def _begun(work: _Work, rank: int, size: int) -> _Todo:
+    """Write the index where there is none; what is to be done by the process of this rank among so many."""
+    folder, text = Path(work.config.out), work.encoders.text
     with torch.inference_mode():
-        null = encoders.text.null()
+        null = text.null()
         pooled = [None if one.pooled is None else _array(one.pooled[0]) for one in null]
-        shards.begin(folder, index, [_real(one.hidden[0], one.mask[0]) for one in null], pooled)
-    every = [(bucket, shard) for bucket in buckets for shard in range(index.num_shards(str(bucket)))]
-    mine = [each for each in every[me.rank :: me.size] if not _is_made(folder, index, source, *each)]
-    again = sum(shards.is_finished(folder, str(bucket), shard) for bucket, shard in mine)
-    reason = f", {again} of them again: their clips or captions are not those of before" if again else ""
-    print(f"{folder}: {len(mine)} of {len(every)} shards to make{reason}", flush=True)
-    for done, (bucket, shard) in enumerate(mine, 1):
-        began, clips = time.perf_counter(), index.shard_clips(str(bucket), shard)
-        content = _encode(encoders, config, bucket, clips, source)
-        shards.write_shard(folder, str(bucket), shard, content)
-        speed = len(clips) / (time.perf_counter() - began)
-        print(f"{bucket} shard {shard} ({done} of {len(mine)}): {speed:.1f} clips/s", flush=True)
+        shards.begin(folder, work.index, [_real(one.hidden[0], one.mask[0]) for one in null], pooled)
+    buckets = [parse(text) for text in work.config.buckets]
+    every = [(bucket, shard) for bucket in buckets for shard in range(work.index.num_shards(str(bucket)))]
+    mine = [each for each in every[rank::size] if not _is_made(folder, work.index, work.source, *each)]
+    named = [(str(bucket), shard) for bucket, shard in mine]
+    again = sum(shards.is_finished(folder, *each) for each in named)
+    return _Todo(folder=str(folder), shards=named, of=len(every), again=again)
+
+
+def _made(work: _Work, name: str, shard: int) -> str:
+    """Make a shard; what is said of it."""
+    bucket = next(each for each in map(parse, work.config.buckets) if str(each) == name)
+    began, clips = time.perf_counter(), work.index.shard_clips(name, shard)
+    content = _encode(work.encoders, work.config, bucket, clips, work.source)
+    shards.write_shard(Path(work.config.out), name, shard, content)
+    return f"{name} shard {shard}: {len(clips) / (time.perf_counter() - began):.1f} clips/s"
+
+
+def _on_actors(config: PrecomputeConfig, address: str) -> None:
+    """As `precompute`, by the actors of a Ray cluster; this process sees neither models nor clips."""
+    if launch.current().size > 1:
+        raise UserError("ray: is for one process, torchrun started several; leave out one of them")
+    with closing(Actors(address, config.actors, _opened, (config,))) as actors:
+        (todo,) = actors.run(_begun, [(0, 1)])
+        print(todo, flush=True)
+        for done, said in enumerate(actors.run(_made, todo.shards), 1):
+            print(f"{said} ({done} of {len(todo.shards)})", flush=True)
+
+
+def _opened(config: PrecomputeConfig) -> _Work:
+    """What an actor keeps until it ends."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return _Work.of(config, load_encoders(config), Workers(config.workers, config.clip_seconds))
 
 
 def _is_made(folder: Path, index: LatentIndex, source: Source, bucket: Bucket, shard: int) -> bool:

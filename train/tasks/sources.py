@@ -76,9 +76,13 @@ class PrecomputeConfig:
     """Background processes that decode and draw clips; 0 does it in turn with encoding."""
     clip_seconds: float = 60.0
     """A clip that takes a worker longer is set aside."""
+    ray: str | None = None
+    """Address of a Ray cluster that makes the shards, or local."""
+    actors: int | None = None
+    """Of the cluster; null: one a GPU, or else a machine."""
 
     def __post_init__(self) -> None:
-        for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads"):
+        for key in ("clips", "captions_per_clip", "shard_size", "batch_size", "threads", "actors"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}: {value} is too small, the least is 1")

@@ -13,7 +13,7 @@ import pytest
 from kinoflow.configs.errors import UserError
 from kinoflow.data.__main__ import main
 from kinoflow.data.engine import curate, selection
-from kinoflow.data.engine.pools import Call, LocalPool
+from kinoflow.data.engine.pools import Call, LocalPool, RayPool
 from tests.data.engine import calls
 from tests.data.engine.planting import shot, write
 from tests.data.making import real_clip
@@ -79,6 +79,21 @@ def test_a_killed_command_goes_on(raw: Path, wanted: list[dict], tmp_path: Path)
     assert main(["curate", str(raw), str(tmp_path), "--workers", "0", *KEYS]) == 0
     assert table(tmp_path) == wanted
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was there is not made again"
+
+
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        UserError, match=r"^ray: local did not start \(.*timed out during startup.*run it again"
+    ):
+        RayPool("local", 2, 60.0)
+    with pytest.raises(UserError, match=r"^ray: 10\.0\.0\.1:6379 did not start .*see that `ray status`"):
+        RayPool("10.0.0.1:6379", 2, 60.0)
 
 
 def test_ray_gives_the_same_table(raw: Path, wanted: list[dict], tmp_path: Path) -> None:
