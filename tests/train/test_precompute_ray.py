@@ -13,6 +13,7 @@ from tests.train.tiny import BUCKET, write_release
 
 pytest.importorskip("cv2")
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # a node that starts on busy cores may be given up by Ray
 ROOT = Path(__file__).parents[2]
 KEYS = ["scan.text=none", "select.shake=null", "select.sharpness=null", "select.motion=null"]
 
@@ -57,7 +58,6 @@ def test_actors_make_the_same_shards(tmp_path: Path) -> None:
     assert len(alone) > 10 and actors == alone
 
 
-@pytest.mark.slow
 def test_what_an_actor_cannot_open_is_told_in_one_line(tmp_path: Path) -> None:
     words = ["source=world", "clips=2", f"buckets=[{BUCKET}]", "out=latents", "release=gone", "ray=local"]
     status, said = run("train", "precompute", *words, cwd=tmp_path)
