@@ -28,6 +28,7 @@ from kinoflow.sample.release import CARD_NAME, DEFAULT_RELEASE, Release, Release
 if TYPE_CHECKING:
     from kinoflow.conditioning.clip_t5 import ClipT5Encoder
     from kinoflow.dit_video.mmdit import MMDiT, MMDiTConfig
+    from kinoflow.tae.model.config import TAEConfig
     from kinoflow.tae.model.tae import TAE
 
 INDEX = "model_index.json"
@@ -150,6 +151,13 @@ class StableDiffusion(Release):
         from kinoflow.tae.model.inflate import inflate
 
         return accelerate(inflate(self.folder / "vae").to(device))
+
+    @property
+    def tae_config(self) -> TAEConfig:
+        """The shape of its autoencoder."""
+        from kinoflow.tae.model.inflate import inflated_config
+
+        return inflated_config(self.folder / "vae")
 
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> MMDiT:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read the transformer, in fp32 without a `dtype`. Raises UserError for a damaged file."""

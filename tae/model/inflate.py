@@ -60,14 +60,7 @@ def inflate(source: str | Path) -> TAE:
         UserError: a missing or damaged file, or an architecture that is not latent diffusion's.
     """
     folder = _folder(source)
-    path = folder / CONFIG_NAME
-    try:
-        image = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; give the folder of an AutoencoderKL, often vae/") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
-    config = _config(image, path)
+    config = inflated_config(folder)
     state = {_renamed(name): tensor for name, tensor in Weights(folder, STEM).items()}
     model = TAE(config)
     with torch.random.fork_rng(devices=[]):  # what the source has no value for: the same at every inflation
@@ -79,6 +72,22 @@ def inflate(source: str | Path) -> TAE:
         raise UserError(f"{folder}: no weight {error}; fetch the folder again") from None
     load_state(model, weights, source)
     return model.to(memory_format=torch.channels_last_3d).eval()  # pyright: ignore[reportCallIssue]
+
+
+def inflated_config(folder: Path) -> TAEConfig:
+    """The shape of what `inflate` makes of a folder.
+
+    Raises:
+        UserError: a missing or damaged file, or an architecture that is not latent diffusion's.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        image = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; give the folder of an AutoencoderKL, often vae/") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch the folder again") from None
+    return _config(image, path)
 
 
 def _folder(source: str | Path) -> Path:
