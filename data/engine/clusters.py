@@ -37,8 +37,10 @@ def centres(points: Float[np.ndarray, "shots d"], count: int, seed: int = 0) -> 
     cv2.setRNGSeed(seed)
     stop = (cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS, _ROUNDS, _MOVES)
     labels = np.empty((len(points), 1), np.int32)
-    _, _, found = cv2.kmeans(points, count, labels, stop, _ATTEMPTS, cv2.KMEANS_PP_CENTERS)
-    cv2.setNumThreads(threads)
+    try:
+        _, _, found = cv2.kmeans(points, count, labels, stop, _ATTEMPTS, cv2.KMEANS_PP_CENTERS)
+    finally:
+        cv2.setNumThreads(threads)
     return found
 
 

@@ -6,6 +6,7 @@ Letters: b clips, f frames, c channels, h w sides.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional
 from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
 from kinoflow.data.world import COLORS, MOTIONS, SHAPES, WORDS
 from kinoflow.tae.model.pixels import from_bytes
+
+J = TypeVar("J", bound="Judging")
 
 ALPHABET = " ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Classes of one letter; the blank ends a word, and four blanks are no sign at all."""
@@ -53,8 +56,40 @@ class Verdict:
     features: Float[Tensor, "b d"]
 
 
-class Judge(nn.Module):
+class Judging(nn.Module):
+    """What both judges are beside their layers: starting values, and a model folder."""
+
+    config_type: ClassVar[type[Any]]
+    config: Any
+
+    def init_weights(self) -> None:
+        """Give every parameter its starting value."""
+        init_weights(self)
+
+    @classmethod
+    def from_pretrained(cls: type[J], source: str | Path) -> J:
+        """Read a model folder or hub id; fp32, in evaluation mode.
+
+        Raises:
+            UserError: a missing or damaged file.
+        """
+        config, state = load_pretrained(source, cls.config_type)
+        with torch.device("meta"):
+            judge = cls(config)
+        load_state(judge, state, source)
+        channels_last(judge)
+        return judge.eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
+        """Write config.json and safetensors weights into `folder`."""
+        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
+
+
+class Judge(Judging):
     """Spatio-temporal convolutions, a question each for color, shape and motion, and a reader of signs."""
+
+    config_type = JudgeConfig
+    config: JudgeConfig
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -71,10 +106,6 @@ class Judge(nn.Module):
         self.row = nn.Conv2d(config.reading_width, 1, 1)
         cells = config.reading_width * (config.side // 4)
         self.letters = nn.Linear(cells, config.letters * len(ALPHABET))
-
-    def init_weights(self) -> None:
-        """Give every parameter its starting value."""
-        init_weights(self)
 
     def forward(self, video: Float[Tensor, "b 3 f h w"]) -> Verdict:
         """Judge clips of exactly the configured frames and side, RGB in [-1, 1]."""
@@ -118,24 +149,6 @@ class Judge(nn.Module):
             for i, word in enumerate(words)
         )
         return Judgement(labels=labels, features=verdict.features.double().numpy(force=True))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Judge":
-        """Read a model folder or hub id; fp32, in evaluation mode.
-
-        Raises:
-            UserError: a missing or damaged file.
-        """
-        config, state = load_pretrained(source, JudgeConfig)
-        with torch.device("meta"):
-            judge = cls(config)
-        load_state(judge, state, source)
-        channels_last(judge)
-        return judge.eval()
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
-        """Write config.json and safetensors weights into `folder`."""
-        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ h w sides, k places.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from kinoflow.configs.pretrained import load_pretrained, load_state, save_pretrained
 from kinoflow.data.world import WORDS
 from kinoflow.data.world.questions import QUESTIONS
 from kinoflow.sample.evaluation.judge import (
     ALPHABET,
-    channels_last,
-    init_weights,
+    Judging,
     level,
     prepared,
     read_sign,
@@ -73,8 +70,11 @@ class Answers:
     letters: Float[Tensor, "b letters classes"]
 
 
-class StrictJudge(nn.Module):
+class StrictJudge(Judging):
     """Spatio-temporal convolutions; places found by attention, whose features and positions answer."""
+
+    config_type = StrictConfig
+    config: StrictConfig
 
     def __init__(self, config: StrictConfig) -> None:
         super().__init__()
@@ -95,10 +95,6 @@ class StrictJudge(nn.Module):
         self.reader = sign_reader(first, config.reading_width)
         self.row = nn.Conv2d(config.reading_width, 1, 1)
         self.letters = nn.Linear(config.reading_width * (config.side // 4), config.letters * len(ALPHABET))
-
-    def init_weights(self) -> None:
-        """Give every parameter its starting value."""
-        init_weights(self)
 
     def forward(self, video: Float[Tensor, "b 3 f h w"], seconds: Float[Tensor, " b"]) -> Answers:
         """Judge clips of exactly the configured frames and side, RGB in [-1, 1].
@@ -148,21 +144,3 @@ class StrictJudge(nn.Module):
             {key: self.config.questions[key][chosen[key][index]] for key in chosen} | {"word": spell(word)}
             for index, word in enumerate(seen.letters.argmax(dim=2).tolist())
         ]
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path) -> "StrictJudge":
-        """Read a model folder or hub id; fp32, in evaluation mode.
-
-        Raises:
-            UserError: a missing or damaged file.
-        """
-        config, state = load_pretrained(source, StrictConfig)
-        with torch.device("meta"):
-            judge = cls(config)
-        load_state(judge, state, source)
-        channels_last(judge)
-        return judge.eval()
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
-        """Write config.json and safetensors weights into `folder`."""
-        save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
