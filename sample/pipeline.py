@@ -359,8 +359,7 @@ class Pipeline:
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
         """The frames; before and around them those of the clip that they go on from, or change."""
         if plan.stills:
-            assert isinstance(self.decoder, TAE), "what is shown was encoded"
-            yield from (frame[0].numpy() for frame in decode_stills(self.decoder, latent, self.memory))
+            yield from (frame[0].numpy() for frame in decode_stills(self._tae(), latent, self.memory))
             return
         if plan.source is not None and plan.added:
             yield from plan.source.earlier()
