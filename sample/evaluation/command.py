@@ -14,6 +14,7 @@ import torch
 from kinoflow.configs.devices import name_of
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.terminal import print_json, progress_bar
+from kinoflow.data.clips.buckets import Bucket
 from kinoflow.sample.evaluation.judge import ATTRIBUTES
 from kinoflow.sample.evaluation.plot import plot
 from kinoflow.sample.evaluation.statistics import Share
@@ -35,13 +36,15 @@ def main(argv: list[str]) -> int:
         plans = [pipeline.plan(request) for _, request in asked]
     torch.set_num_threads(args.threads)  # of what is done beside sampling
     started, rows = time.perf_counter(), []
-    held_out = HeldOut(pipeline, args.prompts, kept=args.keep)
+    held_out = HeldOut(pipeline, args.prompts, kept=args.keep, frames=args.frames)
     with progress_bar() as bar:
         task = bar.add_task("clips", total=args.prompts * len(asked))
         for settings, request in asked:
             found, costs = held_out.evaluate(request, sheet=args.sheet, progress=lambda: bar.advance(task))
             rows.append(Row(settings=settings, evaluation=found, costs=costs))
-    known = _known(pipeline, args.seed) | {"seconds": round(time.perf_counter() - started, 1)}
+    known = _known(pipeline, held_out.bucket, args.seed) | {
+        "seconds": round(time.perf_counter() - started, 1)
+    }
     if args.plot is not None:
         plot(args.plot, rows, title=f"{known['release']}, {known['clip']}, {args.prompts} prompts")
     if args.sweep:
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_lora(add)
     add("--prompts", type=int, default=200, help="number of held-out scenes (default 200)")
     add("--seed", type=int, default=0, help="seed of the first clip; the others follow")
+    add("--frames", type=int, help="of each clip (default: the release's); 1 makes pictures")
     add("--steps", type=int, help="intervals of the time grid")
     add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
     add("--guidance", type=float, help="weight of the prompt")
@@ -116,15 +120,15 @@ def _pipeline(args: argparse.Namespace) -> Pipeline:
 
 def _common(args: argparse.Namespace) -> ClipRequest:
     return ClipRequest(
-        prompt="a scene", seed=args.seed, steps=args.steps, solver=args.solver, guidance=args.guidance,
-        guidance_kind=args.guidance_kind, guidance_interval=args.guidance_interval,
+        prompt="a scene", seed=args.seed, frames=args.frames, steps=args.steps, solver=args.solver,
+        guidance=args.guidance, guidance_kind=args.guidance_kind, guidance_interval=args.guidance_interval,
         guidance_rescale=args.guidance_rescale, cache=args.cache,
     )  # fmt: skip
 
 
-def _known(pipeline: Pipeline, seed: int) -> dict[str, Any]:
+def _known(pipeline: Pipeline, bucket: Bucket, seed: int) -> dict[str, Any]:
     """What every figure depends on beside the settings."""
-    release, bucket = pipeline.release, pipeline.release.bucket()
+    release = pipeline.release
     return {
         "release": release.name,
         "weights": release.weights_hash,

@@ -1,7 +1,8 @@
 """Does a release make what prompts ask for? A judge answers on held-out scenes, beside its own accuracy.
 
 The scenes hold combinations of colour, shape and motion that no training clip shows. Their captions name all
-three. The judge sees the generated clips and real renders of the same scenes.
+three. The judge sees the generated clips and real renders of the same scenes. Captions of pictures name no
+motion; the judge, which knows clips, sees a picture for as long as the release's clips last.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ _SHEET_FRAMES = 8
 class Evaluation:
     """How well generated clips show what their prompts say.
 
-    `joint` asks for colour, shape and motion at once; `word` only of prompts with a written word (None when
-    there is none). `frechet` is the distance of generated from real clips in the judge's features,
-    `frechet_real` that of other real clips: the least one can expect at this number of clips.
-    `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's autoencoder: no generated
-    clip can be sharper. `strict` is what the strict judge says of everything that the prompts name
-    (None where the release has none).
+    `joint` asks for colour, shape and motion at once; pictures have no motion (None). `word` asks only of
+    prompts with a written word (None when there is none). `frechet` is the distance of generated from real
+    clips in the judge's features, `frechet_real` that of other real clips: the least one can expect at this
+    number of clips. `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's
+    autoencoder: no generated clip can be sharper. `strict` is what the strict judge says of everything that
+    the prompts name (None where the release has none).
     """
 
     prompts: int
     color: Share
     shape: Share
-    motion: Share
+    motion: Share | None
     joint: Share
     word: Share | None
     frechet: float
@@ -66,17 +67,23 @@ def measure(
     generated: Sequence[Clip],
     real: Sequence[Clip],
     other: Sequence[Clip],
+    *,
+    still: bool = False,
 ) -> Evaluation:
-    """Judge `generated` and `real` clips of `scenes`; `other` are real clips of other scenes."""
+    """Judge `generated` and `real` clips of `scenes`; `other` are real clips of other scenes.
+
+    Of clips that stand `still`, as pictures do, nobody asks how they move.
+    """
     if not len(scenes) == len(generated) == len(real) >= 2 or len(other) < 2:
         raise UserError(f"prompts: {len(scenes)}; an evaluation needs at least 2, each with its clips")
     truth = [labels(scene) for scene in scenes]
     seen, known, apart = judge.judge(generated), judge.judge(real), judge.judge(other)
-    shares: dict[str, Any] = {key: _share([key], truth, seen, known) for key in ATTRIBUTES}
+    asked = [key for key in ATTRIBUTES if not (still and key == "motion")]
+    shares: dict[str, Any] = dict.fromkeys(ATTRIBUTES) | {k: _share([k], truth, seen, known) for k in asked}
     return Evaluation(
         prompts=len(scenes),
         **shares,
-        joint=_share(ATTRIBUTES, truth, seen, known),
+        joint=_share(asked, truth, seen, known),
         word=_share(["word"], truth, seen, known) if any(label["word"] for label in truth) else None,
         frechet=frechet_distance(seen.features, known.features),
         frechet_real=frechet_distance(apart.features, known.features),
@@ -109,28 +116,39 @@ class HeldOut:
 
     Args:
         kept: a folder in which clips stay: those that are there already are not made again.
+        frames: of each clip (default: the release's); 1 makes pictures.
     """
 
-    def __init__(self, pipeline: Pipeline, prompts: int, *, kept: Path | None = None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, prompts: int, *, kept: Path | None = None, frames: int | None = None
+    ) -> None:
         if prompts < 2:
             raise UserError(f"prompts: {prompts}; an evaluation needs at least 2")
         self._pipeline, self._kept = pipeline, kept
+        self.bucket = pipeline.release.bucket(frames=frames)
         folder = pipeline.release.folder
         self._judge = Judge.from_pretrained(folder / "judge")
         strict = folder / "strict"
         self._strict = StrictJudge.from_pretrained(strict) if strict.is_dir() else None
         self.scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
-        self.texts = [caption(scene, index, complete=True) for index, scene in enumerate(self.scenes)]
+        self._still = self.bucket.frames == 1
+        words = {"complete": True, "image": self._still}
+        self.texts = [caption(scene, index, **words) for index, scene in enumerate(self.scenes)]
 
     @cached_property
     def _real(self) -> list[Clip]:
-        return renders(self.scenes, self._pipeline.release.bucket())
+        return renders(self.scenes, self.bucket)
 
     @cached_property
     def _other(self) -> list[Clip]:
         count = len(self.scenes)
         others = [sample_scene(count + index, split="heldout") for index in range(count)]
-        return renders(others, self._pipeline.release.bucket())
+        return renders(others, self.bucket)
+
+    def _shown(self, clips: Sequence[Clip]) -> list[UInt8[np.ndarray, "shown height width 3"]]:
+        """As the judges see them: a picture as often as the release's clips have frames."""
+        times = self._pipeline.release.bucket().frames if self._still else 1
+        return [np.repeat(clip, times, axis=0) for clip in clips]
 
     @cached_property
     def _psnr(self) -> float | None:
@@ -156,7 +174,8 @@ class HeldOut:
 
         made = []
         for index, text in enumerate(self.texts):
-            request = replace(common, prompt=text, seed=common.seed + index)
+            seed = common.seed + index
+            request = replace(common, prompt=text, seed=seed, frames=self.bucket.frames)
             made.append(make(self._pipeline, self._pipeline.plan(request), self._kept))
             if progress is not None:
                 progress()
@@ -165,7 +184,9 @@ class HeldOut:
         if sheet is not None:
             captions = [_captioned(text, whole) for text in self.texts[:_SHEET_CLIPS]]
             contact_sheet(sheet, clips[:_SHEET_CLIPS], columns=_SHEET_FRAMES, captions=captions)
-        found = measure(self._judge, self.scenes, clips, self._real, self._other)
+        found = measure(
+            self._judge, self.scenes, *map(self._shown, (clips, self._real, self._other)), still=self._still
+        )
         costs = Costs(
             seconds=round(fmean(clip.seconds for clip in made), 3),
             passes=fmean(clip.passes for clip in made),
@@ -176,7 +197,8 @@ class HeldOut:
     def _whole(self, clips: Sequence[Clip]) -> Whole | None:
         if self._strict is None:
             return None
-        return measure_whole(self._strict, self.texts, clips, self._real, self._pipeline.release.bucket().fps)
+        fps = self._pipeline.release.bucket().fps
+        return measure_whole(self._strict, self.texts, self._shown(clips), self._shown(self._real), fps)
 
 
 def _captioned(text: str, whole: Whole | None) -> str:

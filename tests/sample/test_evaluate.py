@@ -76,6 +76,7 @@ def test_measure_counts_each_question_and_reads_words_only_where_there_is_one():
     seen[2] |= {"color": "none", "word": "SEEN"}
     clips = [np.zeros((16, 8, 8, 3), np.uint8)] * 4
     result = measure(Oracle(seen, truth, truth), scenes, clips, clips, clips)
+    assert result.motion is not None
     shares = (result.color.share, result.shape.share, result.motion.share, result.joint.share)
     assert shares == (0.5, 0.75, 1.0, 0.25)
     assert result.word is not None
@@ -83,6 +84,33 @@ def test_measure_counts_each_question_and_reads_words_only_where_there_is_one():
     assert (result.color.real, result.word.real, result.joint.real) == (1, 1, 1)
     assert (result.color.low, result.color.high) == wilson(2, 4)
     assert result.frechet > 0
+
+
+def test_nobody_asks_how_a_picture_moves():
+    scenes = [sample_scene(seed, split="heldout") for seed in range(2)]
+    truth = [labels(scene) for scene in scenes]
+    seen = [label | {"motion": "none"} for label in truth]
+    clips = [np.zeros((16, 8, 8, 3), np.uint8)] * 2
+    assert measure(Oracle(seen, truth, truth), scenes, clips, clips, clips).joint.share == 0
+    result = measure(Oracle(seen, truth, truth), scenes, clips, clips, clips, still=True)
+    assert result.motion is None
+    assert result.joint.share == 1
+
+
+def test_pictures_are_judged_as_long_as_clips(capsys):
+    held_out = HeldOut(Pipeline.from_pretrained(), 4, frames=1)
+    assert not [text for text in held_out.texts for word in ("moves", "spins", "camera") if word in text]
+    found, costs = held_out.evaluate(ClipRequest(prompt="", steps=8))
+    assert found.motion is None and found.color.real == found.shape.real == 1
+    assert found.strict is not None and found.strict.wholly.real >= 0.75
+    assert not {"motion", "speed"} & found.strict.attributes.keys()
+    assert costs.passes == 16
+    argv = ["evaluate", "--prompts", "2", "--steps", "1", "--frames", "1"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "clip 1x128x128@16" in said and "motion" not in said
+    assert main([*argv[:-1], "7"]) == 2
+    assert "makes no such clips" in capsys.readouterr().err
 
 
 def test_measure_wants_clips_for_each_scene():
