@@ -210,15 +210,15 @@ class DriftConfig:
     release: str | None = None
     """Folder or hub id of the release that samples; null: none does."""
     manifest: tuple[str, ...] | None = None
-    """Captioned clip lists of its kind; null: the toy world."""
+    """Clip lists, with captions, that its backbone knows; null: the toy world."""
     share: float = 0.5
-    """Share of the steps that learn from such latents, in [0, 1]."""
+    """Share of the steps that learn from such latents, in [0, 1]; the others from the clips' own."""
     begin: tuple[float, float] = (0.15, 0.6)
-    """Flow times, 0 noise and 1 data, between which sampling begins."""
+    """Flow times, 0 noise and 1 data, between which sampling goes on from a clip's noised latent."""
     steps: int = 8
     """Of the sampler, from there to the end."""
     every: int = 16
-    """Steps that share what was sampled, and cut other places of it."""
+    """Steps that share clips, and cut other places of them: sampling costs more than a step."""
 
     def __post_init__(self) -> None:
         _at_least("drift.", 1, steps=self.steps, every=self.every)
