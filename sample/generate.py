@@ -98,11 +98,6 @@ class Sampling:
         return (grids.linear if self.schedule == "linear" else grids.linear_quadratic)(self.num_steps)
 
     @property
-    def gaussian_path(self) -> GaussianPath:
-        """The path that `path` names."""
-        return {"cond_ot": cond_ot, "cosine": cosine}[self.path]
-
-    @property
     def is_shifted(self) -> bool:
         """Whether `shift` has an effect."""
         return self.schedule in ("shifted", "stable-diffusion-3")
@@ -227,7 +222,10 @@ def sample_latent(
     than `windows` is made in as many. Places that are shown `lean` on what is shown, or know of it alone.
     `seen` is shown after each velocity where the flow seems to lead.
     """
-    like, path = _values_of(backbone), sampling.gaussian_path
+    like = torch.empty(0)
+    if isinstance(backbone, torch.nn.Module):
+        like = next(backbone.parameters(), like)
+    path = {"cond_ot": cond_ot, "cosine": cosine}[sampling.path]
     read = backbone if known is None and windows is None else Reader(backbone, known, windows)
     conditions = _like(condition, like), _like(null, like)
     count = Passes() if passes is None else passes
@@ -252,23 +250,6 @@ def sample_latent(
     velocity = held(told, known, noise, path)
     latent = _solve(velocity, noise, times, sampling=sampling, path=path, draw=draw)
     return torch.where(known.kept > 0, known.latent, latent)
-
-
-@torch.no_grad()
-def carried(
-    backbone: VelocityModel, condition: Condition, null: Condition, x: Float[Tensor, "b c t h w"], *,
-    times: Float[Tensor, " points"], sampling: Sampling,
-) -> Float[Tensor, "b c t h w"]:  # fmt: skip
-    """Normalized latents `x` at times[0] of the flow, carried to times[-1] by Euler steps, in fp32.
-
-    Of `sampling` it takes the guidance and what the backbone gives, not its grid, solver and cache.
-    """
-    like = _values_of(backbone)
-    velocity = _guided(
-        backbone, _like(condition, like), _like(null, like), dtype=like.dtype,
-        sampling=replace(sampling, cache=0.0), path=sampling.gaussian_path, passes=Passes(),
-    )  # fmt: skip
-    return solvers.euler(velocity, x, times)
 
 
 def _guided(
@@ -339,12 +320,6 @@ def decode_pieces(
         for part in piece.split(tae.config.factors[0], dim=2):
             yield to_bytes(part).cpu()
         del piece, part  # not held while the next tile is decoded
-
-
-def _values_of(backbone: VelocityModel) -> Tensor:
-    """A tensor of the number type and the device that a backbone computes with."""
-    plain = torch.empty(0)
-    return next(backbone.parameters(), plain) if isinstance(backbone, torch.nn.Module) else plain
 
 
 def _like(condition: Condition, like: Tensor) -> Condition:

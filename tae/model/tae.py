@@ -59,12 +59,9 @@ class Posterior:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What one pass gives: the posterior, the latent that was decoded, and the decoded video.
+    """What one pass gives: the posterior, the latent that was decoded, and the decoded video."""
 
-    There is no posterior where the latent was given.
-    """
-
-    posterior: Posterior | None
+    posterior: Posterior
     latent: Float[Tensor, "b c t h w"]
     video: Float[Tensor, "b 3 frames height width"]
 
@@ -223,17 +220,9 @@ class TAE(nn.Module):
         nn.init.constant_(bias[self.config.latent_channels :], INITIAL_LOGVAR)
 
     def forward(
-        self,
-        video: Float[Tensor, "b 3 frames height width"],
-        noise: Float[Tensor, "b c t h w"] | None = None,
-        latent: Float[Tensor, "b c t h w"] | None = None,
+        self, video: Float[Tensor, "b 3 frames height width"], noise: Float[Tensor, "b c t h w"] | None = None
     ) -> Reconstruction:
-        """Encode, draw mean + std · `noise` (the mean without it), decode: one training pass.
-
-        A `latent` that is given is decoded in place of the video's own.
-        """
-        if latent is not None:
-            return Reconstruction(posterior=None, latent=latent, video=self.decode(latent, video.shape[2]))
+        """Encode, draw mean + std · `noise` (the mean without it), decode: one training pass."""
         posterior = self.encode(video)
         latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return Reconstruction(posterior=posterior, latent=latent, video=self.decode(latent, video.shape[2]))

@@ -204,32 +204,6 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftConfig:
-    """A decoder that learns from latents as a sampler ends with them, beside the clips' own."""
-
-    release: str | None = None
-    """Folder or hub id of the release that samples; null: none does."""
-    manifest: tuple[str, ...] | None = None
-    """Clip lists, with captions, that its backbone knows; null: the toy world."""
-    share: float = 0.5
-    """Share of the steps that learn from such latents, in [0, 1]; the others from the clips' own."""
-    begin: tuple[float, float] = (0.15, 0.6)
-    """Flow times, 0 noise and 1 data, between which sampling goes on from a clip's noised latent."""
-    steps: int = 8
-    """Of the sampler, from there to the end."""
-    every: int = 16
-    """Steps that share clips, and cut other places of them: sampling costs more than a step."""
-
-    def __post_init__(self) -> None:
-        _at_least("drift.", 1, steps=self.steps, every=self.every)
-        if not 0 <= self.share <= 1:
-            raise UserError(f"drift.share: {self.share} must lie in [0, 1]")
-        first, last = self.begin
-        if not 0 <= first <= last < 1:
-            raise UserError(f"drift.begin: [{first}, {last}] are not two times in order in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
@@ -263,8 +237,6 @@ class RunConfig:
     """Adapters of the transformer of init_from."""
     text: TextTrainConfig = field(default_factory=TextTrainConfig)
     """The mini text encoders."""
-    drift: DriftConfig = field(default_factory=DriftConfig)
-    """What its decoder learns from beside clips' own latents."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The autoencoder's opponent."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -318,10 +290,6 @@ class RunConfig:
             raise UserError("freeze_encoder: needs model: tae and an init_from whose encoder is to stay")
         if self.freeze_encoder and self.grow.encoder_blocks:
             raise UserError("grow.encoder_blocks: a frozen encoder stays as it is; leave out freeze_encoder")
-        if self.drift.release is not None and not self.freeze_encoder:
-            raise UserError(
-                "drift.release: what it samples are latents of the encoder; set freeze_encoder=true"
-            )
         if self.grow != Growth() and not goes_on:
             raise UserError("grow: needs model: tae and an init_from that is to grow")
         if self.lora.rank and (self.model != "dit" or self.init_from is None):

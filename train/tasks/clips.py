@@ -84,24 +84,17 @@ class ClipSource:
 
     def batch(self, step: int, index: int, slices: int) -> Float[Tensor, "b 3 frames height width"]:
         """Slice `index` of `slices` of the clips of a step, RGB in [-1, 1]."""
-        clips, _ = self.captioned(step, index, slices)
-        positions = self.positions(step, index, slices)
-        return to_tensor([self._cropped(clip, at) for clip, at in zip(clips, positions, strict=True)])
-
-    def captioned(
-        self, step: int, index: int, slices: int
-    ) -> tuple[list[UInt8[np.ndarray, "frames height width 3"]], list[str]]:
-        """The same clips whole, as bytes, and their captions."""
         bucket, positions = self.bucket(step), self.positions(step, index, slices)
         if self.listed is None or self._from_world(step):
-            scenes = [sample_scene(self._world_index(at), split="train") for at in positions]
-            clips = self.workers.map(partial(self.workers.call, renderer(bucket)), scenes)
-            return clips, [
-                describe(scene, at, bucket, 0) for scene, at in zip(scenes, positions, strict=True)
-            ]
-        turns = self._turns(step, index, slices, self.listed.count(bucket))
-        samples = list(self.workers.map(partial(self._listed, bucket), turns))
-        return [sample.video for sample in samples], [sample.caption for sample in samples]
+            clips = self.workers.map(partial(self._drawn, bucket), positions)
+        else:
+            turns = self._turns(step, index, slices, self.listed.count(bucket))
+            clips = [sample.video for sample in self.workers.map(partial(self._listed, bucket), turns)]
+        return to_tensor([self._cropped(clip, at) for clip, at in zip(clips, positions, strict=True)])
+
+    def _drawn(self, bucket: Bucket, position: int) -> UInt8[np.ndarray, "frames height width 3"]:
+        scene = sample_scene(self._world_index(position), split="train")
+        return self.workers.call(renderer(bucket), scene)
 
     def _listed(self, bucket: Bucket, turn: int) -> Sample:
         assert self.listed is not None

@@ -31,7 +31,6 @@ from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
 from kinoflow.train.run.task import Loss, Parts
 from kinoflow.train.tasks.clips import ClipSource
-from kinoflow.train.tasks.drift import Drift
 
 PREVIEW_CLIPS = 6
 STATISTICS_CLIPS = 256
@@ -39,11 +38,10 @@ STATISTICS_CLIPS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class TAEBatch:
-    """RGB clips in [-1, 1] with the noise that the posterior is sampled with, or a latent in its place."""
+    """RGB clips in [-1, 1] and the noise that the posterior is sampled with."""
 
     video: Float[Tensor, "b 3 frames height width"]
-    noise: Float[Tensor, "b c t h w"] | None = None
-    latent: Float[Tensor, "b c t h w"] | None = None
+    noise: Float[Tensor, "b c t h w"]
 
 
 class TAETask:
@@ -70,7 +68,6 @@ class TAETask:
             self.discriminator = PatchDiscriminator(config.discriminator)
             self.discriminator.init_weights()
         self.clips = ClipSource(config.data, config.seed, Path(config.run) / "quarantine.jsonl")
-        self.drift = None if config.drift.release is None else Drift(config)
         self.perceptual = None
         if config.loss.perceptual > 0:
             self.perceptual = PerceptualDistance.from_file(config.loss.perceptual_weights)
@@ -82,15 +79,10 @@ class TAETask:
             UserError: processes that the clips of a bucket's batch do not divide among.
         """
         check_batches(self.clips.buckets, self.config.data.batch_size, spread.slices)
-        warnings = (
-            self.clips.warnings if self.drift is None else [*self.clips.warnings, *self.drift.clips.warnings]
-        )
-        for warning in warnings if spread.processes.rank == 0 else ():
+        for warning in self.clips.warnings if spread.processes.rank == 0 else ():
             print(f"warning: {warning}", file=sys.stderr)
         if self.perceptual is not None:
             self.perceptual.to(spread.processes.device)
-        if self.drift is not None:
-            self.drift.prepare(self.model, spread)
         if self.config.parallel.compile:
             for part in (self.model.encoder, self.model.decoder):
                 # A graph for each bucket. Not the sum of encoder and shortcut: inductor 2.13 writes the equal
@@ -104,18 +96,13 @@ class TAETask:
     @property
     def source(self) -> str:
         """Of the clip list, or the toy world."""
-        return self.clips.source if self.drift is None else f"{self.clips.source} {self.drift.clips.source}"
+        return self.clips.source
 
     def names(self, step: int, index: int, slices: int) -> list[str]:
         """Paths in the list, or numbers of the world's clips."""
-        if self.drift is not None and self.drift.takes(step):
-            return self.drift.clips.names(self.drift.first(step), index, slices)
         return self.clips.names(step, index, slices)
 
     def batch(self, step: int, index: int, slices: int) -> TAEBatch:
-        if self.drift is not None and self.drift.takes(step):
-            pair = self.drift.pair(step, index, slices)
-            return TAEBatch(video=pair.video, latent=pair.latent)
         video = self.clips.batch(step, index, slices)
         shape = self.model.config.latent_shape(*video.shape[2:])
         size = (shape.channels, shape.frames, shape.height, shape.width)
@@ -126,14 +113,13 @@ class TAETask:
 
     def loss(self, model: nn.Module, batch: TAEBatch, step: int) -> Loss:
         weights = self.config.loss
-        output = cast(Reconstruction, model(batch.video, batch.noise, batch.latent))
+        output = cast(Reconstruction, model(batch.video, batch.noise))
         terms = {
             "l1": (weights.l1, F.l1_loss(output.video, batch.video)),
             "l2": (weights.l2, F.mse_loss(output.video, batch.video)),
+            "kl": (weights.kl, kl_loss(output.posterior)),
         }
-        if output.posterior is not None:
-            terms["kl"] = (weights.kl, kl_loss(output.posterior))
-        if weights.outlier > 0 and output.posterior is not None:
+        if weights.outlier > 0:
             terms["outlier"] = (weights.outlier, outlier_penalty(output.latent, weights.outlier_radius))
         if self.perceptual is not None:
             some = every_nth(batch.video.shape[2], weights.perceptual_every, step)
@@ -181,8 +167,6 @@ class TAETask:
     def close(self) -> None:
         """End the processes that read clips."""
         self.clips.close()
-        if self.drift is not None:
-            self.drift.clips.close()
 
     def samples(self, batch: TAEBatch) -> int:
         """Clips of the batch."""
@@ -190,9 +174,7 @@ class TAETask:
 
     def tokens(self, batch: TAEBatch) -> int:
         """Latent positions of the batch."""
-        latent = batch.noise if batch.latent is None else batch.latent
-        assert latent is not None
-        return latent[:, 0].numel()
+        return batch.noise[:, 0].numel()
 
     def flops(self, batch: TAEBatch) -> float:  # noqa: ARG002
         """Not counted: discriminator and perceptual network would have to be."""
