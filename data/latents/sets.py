@@ -11,7 +11,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.remote import Url, place
 from kinoflow.data.clips.sets import locate, parse
 from kinoflow.data.latents.index import LatentIndex
-from kinoflow.data.latents.shards import Batch, LatentDataset, each_encoder
+from kinoflow.data.latents.shards import Batch, LatentDataset, PaddedText, each_encoder
 
 
 class LatentSets:
@@ -101,6 +101,10 @@ class LatentSets:
             row = folder.row(name, own, [c if c < 0 else c % captions for c in choice])
             rows.append(row if self.index.keyframes else replace(row, keyframes=None))
         return Batch.of(rows, self.index)
+
+    def null(self, count: int) -> tuple[PaddedText, ...]:
+        """The null prompt for so many clips, the same in all folders."""
+        return self._folders[0].null(count)
 
     def _find(self, bucket: str, index: int) -> tuple[LatentDataset, str, int]:
         """The folder of a clip, the bucket's name there, and the clip's index there."""

@@ -172,10 +172,7 @@ class Batch:
         keyframes = torch.from_numpy(np.stack(stills)).float() if stills else None
         twins = [row.smaller for row in rows if row.smaller is not None]
         smaller = (torch.from_numpy(np.stack(twins)).float() - mean) / std if twins else None
-        texts = tuple(map(_pad, zip(*(row.texts for row in rows), strict=True)))
-        if index.pooled:
-            pooled = map(_stack, zip(*(row.pooled for row in rows), strict=True))
-            texts = tuple(replace(text, pooled=one) for text, one in zip(texts, pooled, strict=True))
+        texts = _padded([row.texts for row in rows], [row.pooled for row in rows] if index.pooled else None)
         labels = torch.tensor([row.label for row in rows]) if index.classes else None
         if keyframes is not None:
             keyframes = (keyframes - mean[..., 0]) / std[..., 0]
@@ -250,6 +247,10 @@ class LatentDataset:
         return Batch.of([self.row(bucket, *each) for each in zip(indices.tolist(), choices, strict=True)],
                         self.index)  # fmt: skip
 
+    def null(self, count: int) -> tuple[PaddedText, ...]:
+        """The null prompt for so many clips."""
+        return _padded([self._null] * count, [self._null_pooled] * count if self.index.pooled else None)
+
     def row(self, bucket: str, index: int, choices: Sequence[int]) -> Row:
         """One clip, with the caption that `choices` name for each encoder; -1 is the null prompt."""
         texts = [self._text(bucket, index, encoder, choice) for encoder, choice in enumerate(choices)]
@@ -314,6 +315,18 @@ def each_encoder(
 ) -> Int64[np.ndarray, "b _"]:
     """A choice of captions for each encoder, where there may be one for all of them, or for none."""
     return np.repeat(choice[:, None], encoders, axis=1) if choice.ndim == 1 else choice[:, :encoders]
+
+
+def _padded(
+    states: Sequence[Sequence[Float[np.ndarray, "_ _"]]],
+    pooled: Sequence[Sequence[Float[np.ndarray, " p"] | None]] | None,
+) -> tuple[PaddedText, ...]:
+    """Of clips' states of each encoder, and their pooled texts, a batch for each encoder."""
+    texts = tuple(map(_pad, zip(*states, strict=True)))
+    if pooled is None:
+        return texts
+    whole = map(_stack, zip(*pooled, strict=True))
+    return tuple(replace(text, pooled=one) for text, one in zip(texts, whole, strict=True))
 
 
 def _pad(states: Sequence[Float[np.ndarray, "_ d"]]) -> PaddedText:

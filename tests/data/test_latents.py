@@ -72,6 +72,8 @@ def test_null_prompt_for_one_encoder_or_all(folder):
     assert some[0].hidden[1][some[0].mask[1]].tolist() == NULL[0].tolist()
     assert some[1].hidden[0][some[1].mask[0]].tolist() == NULL[1].tolist()
     assert some[0].hidden[0, 0, 0] >= 1
+    for alone, read in zip(data.null(3), data.get(NAMES[0], np.arange(3), np.full(3, -1)).texts, strict=True):
+        assert alone.hidden.equal(read.hidden) and alone.mask.equal(read.mask)
 
 
 def test_missing_shard_and_index(folder):

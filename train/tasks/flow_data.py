@@ -143,8 +143,7 @@ class FlowData:
         dropped, classes = torch.from_numpy(choices[:, 0] < 0), len(self.latents.index.classes)
         null = None
         if self.config.distill.steps:
-            name, none = self.latents.buckets[draw.bucket], np.full_like(choices, -1)
-            nothing = self.latents.get(name, draw.indices, none)
+            nothing = replace(clips, texts=self.latents.null(count))
             null = condition_of(nothing, classes, torch.ones_like(dropped))
         return FlowBatch(
             latent=clips.latent,
