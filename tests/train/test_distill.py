@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,7 +110,7 @@ def test_the_target_is_the_way_of_the_guided_teacher(sources):
         batch, noise=batch.noise.double(), known=batch.known.to(torch.empty(0).double()),
         condition=doubled(batch.condition), null=doubled(batch.null),
     )  # fmt: skip
-    x, begin, end = batch.noise, 0.25, 0.75
+    x, times = batch.noise, (0.25, 0.5, 0.75)
     told, kept = batch.known, batch.known.kept > 0
     assert kept.any() and told.shown.any() and not kept.all()
 
@@ -124,7 +125,7 @@ def test_the_target_is_the_way_of_the_guided_teacher(sources):
     half = x + 0.25 * velocity(x, 0.25)
     expected = (half + 0.25 * velocity(half, 0.5) - x) / 0.5
     with torch.no_grad():
-        found = distillation.way(x, batch, begin, end)
+        found = distillation.way(x, batch, times)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -144,7 +145,10 @@ def test_steps_go_through_all_intervals_and_begin_in_both_ways(sources):
     found = [distillation.interval(step) for step in range(80)]
     for first in range(0, 80, 4):
         own = sorted((each.begin, each.end) for each in found[first : first + 4])
-        assert own == list(pairwise(times))
+        assert np.allclose(own, list(pairwise(times)), atol=1e-12)
+    fine = replace(sampling_of(config), num_steps=8).times().tolist()
+    ways = sorted({each.within for each in found})
+    assert np.allclose(ways, [fine[i : i + 3] for i in range(0, 8, 2)], atol=1e-12)
     assert all(each.before[-1] == each.begin and not (each.rolled and each.begin == 0) for each in found)
     rolled = [each.rolled for each in found if each.begin > 0]
     assert 0.3 < sum(rolled) / len(rolled) < 0.7

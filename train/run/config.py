@@ -180,7 +180,7 @@ class DistillConfig:
     guidance_scale: float = 4.0
     """Of the teacher; 1 for one that needs none."""
     substeps: int = 3
-    """Steps of the teacher in each of the student's."""
+    """Steps of the teacher in each of the student's, on the same schedule."""
     shift: float = 2.0
     """Of the student's steps: above 1 more of them lie near the noise."""
     rollout: float = 0.5

@@ -9,6 +9,7 @@ what it does.
 Letters: b clips, c channels, t h w latent sizes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from kinoflow.dit_video.unet import UNet
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.guidance import guided_velocity
 from kinoflow.sample.known import Reader
+from kinoflow.sample.schedule import shifted
 from kinoflow.sample.solver import VelocityFn, euler
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.spread import Spread
@@ -36,14 +38,24 @@ from kinoflow.train.tasks.flow import FlowBatch, counted_mean, velocity_of
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """What a step is about: the times of an interval, those before it, and how it starts."""
+    """What a step is about: an interval of the student's grid, how it is reached, and the teacher's way."""
 
-    begin: float
-    end: float
     before: tuple[float, ...]
-    """Times of the grid up to `begin`."""
+    """Times of the student's grid up to where it begins."""
+    within: tuple[float, ...]
+    """Times of the teacher's steps, from there to where it ends."""
     rolled: bool
     """Whether the student itself goes there from noise."""
+
+    @property
+    def begin(self) -> float:
+        """Where it begins."""
+        return self.within[0]
+
+    @property
+    def end(self) -> float:
+        """Where it ends."""
+        return self.within[-1]
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -60,7 +72,8 @@ class Distillation:
         self._config, choice = config, config.distill
         source = choice.teacher or config.init_from
         assert source is not None, "the configuration asks for it"
-        self._times: list[float] = sampling_of(config).times().tolist()
+        # The teacher's steps lie as the student's do: of as many on the same schedule.
+        self._fine: list[float] = shifted(choice.steps * choice.substeps, choice.shift).tolist()
         adapters = [read_adapter(words) for words in choice.adapters]
         kind, kernel = BACKBONES[config.model], getattr(config.backbone, "attention", None)
         teacher: Backbone = kind.from_pretrained(part_folder(source, config.model), kernel, adapters)
@@ -73,14 +86,13 @@ class Distillation:
 
     def interval(self, step: int) -> Interval:
         """One for the whole batch, from (seed, step) alone: each comes once in as many steps as there are."""
-        count, choice = len(self._times) - 1, self._config.distill
+        choice = self._config.distill
+        count, each = choice.steps, choice.substeps
         shuffled = np.random.default_rng(seeded("intervals", self._config.seed, step // count))
         at = int(shuffled.permutation(count)[step % count])
         rolled = np.random.default_rng(seeded("rollout", self._config.seed, step)).random() < choice.rollout
-        begin, end = self._times[at : at + 2]
-        return Interval(
-            begin=begin, end=end, before=tuple(self._times[: at + 1]), rolled=bool(rolled) and at > 0
-        )
+        before, within = self._fine[: at * each + 1 : each], self._fine[at * each : (at + 1) * each + 1]
+        return Interval(before=tuple(before), within=tuple(within), rolled=bool(rolled) and at > 0)
 
     def loss(self, student: nn.Module, batch: FlowBatch, step: int) -> tuple[Float[Tensor, " b"], Tensor]:
         """The mean squared error of each clip's velocity, in float32, and the flow time of each.
@@ -91,12 +103,12 @@ class Distillation:
         time = batch.time.new_full(batch.time.shape, interval.begin)
         with torch.no_grad():
             x = self._start(student, batch, interval, time)
-            target = self.way(x, batch, interval.begin, interval.end)
+            target = self.way(x, batch, interval.within)
         error = velocity_of(student, x, time, batch) - target
         return counted_mean(error.float().square(), batch.known), time
 
-    def way(self, x: Tensor, batch: FlowBatch, begin: float, end: float) -> Float[Tensor, "b c t h w"]:
-        """The teacher's mean velocity between two times, by even Euler steps, guided."""
+    def way(self, x: Tensor, batch: FlowBatch, times: Sequence[float]) -> Float[Tensor, "b c t h w"]:
+        """The teacher's mean velocity from the first to the last of the times, by Euler steps, guided."""
         assert batch.null is not None, "the batches of a distillation have it"
         choice, path = self._config.distill, self._config.flow.gaussian_path
         like = next(self.teacher.parameters())
@@ -104,8 +116,8 @@ class Distillation:
             Reader(self.teacher, batch.known), batch.condition, batch.null, choice.guidance_scale, path=path
         )
         velocity = _keeping(lambda x, t: guided(x.to(like.dtype), t).float(), batch, self._config)
-        grid = torch.linspace(begin, end, choice.substeps + 1, dtype=torch.float64)
-        return (euler(velocity, x, grid) - x) / (end - begin)
+        grid = torch.tensor(times, dtype=torch.float64)
+        return (euler(velocity, x, grid) - x) / (times[-1] - times[0])
 
     def _start(self, student: nn.Module, batch: FlowBatch, interval: Interval, time: Tensor) -> Tensor:
         """x where the interval begins."""
