@@ -1,6 +1,6 @@
 """How well does a release use what it is given? First and last frames, going on, changing in places.
 
-    python tests/bench/known.py --release releases/known --prompts 40 [--steps 16] [--sheet known.png]
+    python tests/bench/known.py --release RELEASE --prompts 40 [--steps 16] [--lora eight] [--sheet PNG]
 
 Pictures and clips are real renders of held-out scenes, whose captions are the prompts. `seam` is how much
 changes from the last frame given to the first frame made, over how much changes between neighbours in the
@@ -27,7 +27,7 @@ WAYS = ("text", "image", "both", "extend", "edit")
 
 def main() -> None:
     args = options()
-    pipeline = Pipeline.from_pretrained(args.release)
+    pipeline = Pipeline.from_pretrained(args.release, lora=args.lora)
     judge = Judge.from_pretrained(pipeline.release.folder / "judge")
     bucket = pipeline.release.bucket()
     size = {"height": bucket.height, "width": bucket.width, "fps": bucket.fps}
@@ -118,6 +118,7 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--release", help="default: the shipped one")
+    parser.add_argument("--lora", action="append", default=[], help="adapters, a student's for example")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--steps", type=int, help="default: the release's")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)

@@ -178,7 +178,7 @@ def test_an_exported_student_says_how_it_is_sampled(runs, sources, tmp_path):
     release = tmp_path / "release"
     folder = release / "adapters" / "four"
     assert main(["export", str(runs / "zero0"), str(folder), "--adapter"]) == 0
-    wanted = Sampling(guidance_scale=1.0, num_steps=4, schedule="shifted", shift=2.0)
+    wanted = Sampling(guidance_scale=1.0, num_steps=4, schedule="shifted", shift=5.0)
     adapters, sampling = read_adapters([str(folder)], release)
     assert sampling == wanted and len(adapters) == 1
     named, _ = read_adapters(["four:0.5"], release)
@@ -239,7 +239,7 @@ def test_previews_are_sampled_as_the_student_is(sources, monkeypatch):
         task.previews._generate(task.model, "a fox", 3, torch.device("cpu"))
     names = ("num_steps", "guidance_scale", "schedule", "shift")
     found = [tuple(settings[name] for name in names) for settings in asked]
-    assert found == [(4, 1.0, "shifted", 2.0), (25, 4.0, "linear-quadratic", 3.0)]
+    assert found == [(4, 1.0, "shifted", 5.0), (25, 4.0, "linear-quadratic", 3.0)]
     assert [settings["seeds"] for settings in asked] == [[3], [3]]
 
 

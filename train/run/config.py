@@ -181,7 +181,7 @@ class DistillConfig:
     """Of the teacher; 1 for one that needs none."""
     substeps: int = 3
     """Steps of the teacher in each of the student's, on the same schedule."""
-    shift: float = 2.0
+    shift: float = 5.0
     """Of the student's steps: above 1 more of them lie near the noise."""
     rollout: float = 0.5
     """Share of the training steps that begin where the student has come to by itself."""
