@@ -6,7 +6,7 @@ training export and a hub repository all look the same.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,20 +117,21 @@ class Weights(Mapping[str, Tensor]):
     """The tensors of a folder's safetensors files, which are named `stem`, in one file or sharded.
 
     Each is read when it is asked for, and none is kept: what has more weights than memory holds is taken
-    over one by one. Those in 8 bits are given as the fp32 values that they stand for.
+    over one by one. Those in 8 bits are given as the fp32 values that they stand for. Those named in
+    `without` are passed over.
 
     Raises:
         UserError: a missing or damaged file.
     """
 
-    def __init__(self, folder: Path, stem: str = STEM) -> None:
+    def __init__(self, folder: Path, stem: str = STEM, without: Container[str] = ()) -> None:
         self._files: dict[str, Path] = {}
         for path in weight_files(folder, stem):
             with _opened(path) as file:
                 self._files |= dict.fromkeys(file.keys(), path)
         scales = {name for name in self._files if name.endswith(SCALE)}
         self._scaled = {name.removesuffix(SCALE) for name in scales}
-        for name in scales:
+        for name in [*scales, *(name for name in self._files if name in without)]:
             del self._files[name]
 
     def __getitem__(self, name: str) -> Tensor:

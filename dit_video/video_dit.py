@@ -16,8 +16,9 @@ from kinoflow.conditioning.embedding import Condition, TextEmbedding
 from kinoflow.conditioning.labels import LabelEmbedding, Labels
 from kinoflow.configs.files import seeded
 from kinoflow.dit_video.attention.kernels import KernelName, Segments, Who, choose, packs
-from kinoflow.dit_video.flow.known import MASKS, Known
+from kinoflow.dit_video.flow.known import MASKS, Known, velocity_near
 from kinoflow.dit_video.flow.matching import velocity_from_data
+from kinoflow.dit_video.flow.paths import cond_ot
 from kinoflow.dit_video.layers import (
     Block,
     FactorizedPositions,
@@ -65,6 +66,8 @@ class DiTConfig:
     """What the head gives; of a model of the score velocity."""
     known: bool = False
     """Read what is known of the clip: pictures, a beginning, all but a region."""
+    shown_variance: float = 0.0
+    """Of a clip around what is shown, which the head adds to; 0: it gives all."""
     attention: KernelName = "sdpa"
     """How attention is computed."""
 
@@ -76,6 +79,10 @@ class DiTConfig:
         if self.classes < 0 or bool(self.classes) == bool(self.text_widths):
             raise ValueError("dit.classes: a DiT takes labels or text; give classes and text_widths=[], or "
                              "text_widths alone")  # fmt: skip
+        if self.shown_variance < 0 or (self.shown_variance and not self.known):
+            raise ValueError("dit.shown_variance: a variance above 0, beside dit.known=true; leave it out")
+        if self.shown_variance and self.predicts != "velocity":
+            raise ValueError("dit.shown_variance: the head adds to a velocity; use dit.predicts=velocity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +212,8 @@ class VideoDiT(Model):
     ) -> Float[Tensor, "b c t h w"]:
         """Velocity at flow time `time` in [0, 1] (0 noise, 1 data); `latent` is normalized.
 
-        `known` is what is known of the clip; None is nothing, and costs nothing.
+        `known` is what is known of the clip; None is nothing, and costs nothing. With `shown_variance` the
+        head starts from what it says already (on the straight path): an upsampler need not learn to copy.
 
         Raises:
             ValueError: sides that the patch does not divide or that the position tables do not hold; labels
@@ -219,8 +227,11 @@ class VideoDiT(Model):
         if known is not None:
             x = x + self._read(known.channels.to(patches.dtype))
         seen = {"positions": self.positions(t, h, w), "context": context, "layout": layout}
-        tokens = self._velocity(x, patches, time, **seen)
-        return self._unpatchify(tokens, t, h, w)
+        velocity = self._unpatchify(self._velocity(x, patches, time, **seen), t, h, w)
+        if known is None or not self.config.shown_variance:
+            return velocity
+        near = velocity_near(known.latent, latent, time, cond_ot, self.config.shown_variance)
+        return velocity + known.shown * near
 
     def _read(self, channels: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b l d"]:
         if self.known is None:

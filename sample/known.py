@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinoflow.conditioning.embedding import Condition
-from kinoflow.dit_video.flow.known import Known
+from kinoflow.dit_video.flow.known import Known, velocity_near
 from kinoflow.dit_video.flow.paths import GaussianPath, coefficients
 from kinoflow.sample.guidance import VelocityModel
 from kinoflow.sample.solver import VelocityFn
@@ -98,25 +98,7 @@ def held(velocity_fn: VelocityFn, known: Known, noise: Tensor, path: GaussianPat
         x = known.hold(x, noise, times, path)
         u = velocity_fn(x, time)
         share = (_FALL * coefficients(path, times, x).beta).clamp(max=_MOST)
-        u = torch.lerp(u, picture_velocity(x, known.latent, times, path, _VARIANCE), share * known.shown)
+        u = torch.lerp(u, velocity_near(known.latent, x, times, path, _VARIANCE), share * known.shown)
         return known.velocity(u, noise, times, path)
 
     return velocity
-
-
-def picture_velocity(
-    x: Float[Tensor, "b ..."],
-    picture: Float[Tensor, "b ..."],
-    time: Float[Tensor, " b"],
-    path: GaussianPath,
-    variance: float,
-) -> Float[Tensor, "b ..."]:
-    """E[α̇ z + β̇ ε | x] of x = α z + β ε, for z ~ N(picture, variance) and ε ~ N(0, 1).
-
-    Gaussian conditioning: the mean, and what x is off its own mean times their covariance over x's variance.
-    It is finite at every time in [0, 1].
-    """
-    at = coefficients(path, time, x)
-    covariance = at.alpha_dot * at.alpha * variance + at.beta_dot * at.beta
-    slope = covariance / (at.alpha.square() * variance + at.beta.square())
-    return at.alpha_dot * picture + slope * (x - at.alpha * picture)

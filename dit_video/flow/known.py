@@ -67,6 +67,24 @@ class Known:
         return torch.where(self.kept > 0, at.alpha_dot * self.latent + at.beta_dot * noise, u)
 
 
+def velocity_near(
+    center: Float[Tensor, "b ..."],
+    x: Float[Tensor, "b ..."],
+    time: Float[Tensor, " b"],
+    path: GaussianPath,
+    variance: float,
+) -> Float[Tensor, "b ..."]:
+    """E[α̇ z + β̇ ε | x] of x = α z + β ε, for z ~ N(center, variance) and ε ~ N(0, 1).
+
+    Gaussian conditioning: the mean, and what x is off its own mean times their covariance over x's variance.
+    It is finite at every time in [0, 1].
+    """
+    at = coefficients(path, time, x)
+    covariance = at.alpha_dot * at.alpha * variance + at.beta_dot * at.beta
+    slope = covariance / (at.alpha.square() * variance + at.beta.square())
+    return at.alpha_dot * center + slope * (x - at.alpha * center)
+
+
 def nothing(like: Float[Tensor, "b c t h w"]) -> Known:
     """Nothing of clips of this size."""
     mask = torch.zeros_like(like[:, :1])

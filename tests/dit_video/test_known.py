@@ -9,9 +9,19 @@ import torch
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.dit_video.flow import known as module
-from kinoflow.dit_video.flow.known import KnownConfig, draw, joined, keep, nothing, show, span
+from kinoflow.dit_video.flow.known import (
+    KnownConfig,
+    draw,
+    joined,
+    keep,
+    nothing,
+    show,
+    shown_everywhere,
+    span,
+    velocity_near,
+)
 from kinoflow.dit_video.flow.matching import perturb
-from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.dit_video.flow.paths import coefficients, cond_ot, cosine
 
 CONFIG = DiTConfig(
     width=16, depth=2, heads=2, ffn=24, latent_channels=3, text_widths=(5,), max_tokens=(4, 4, 4)
@@ -166,3 +176,41 @@ def test_regions_are_of_all_sizes_and_both_kinds():
     rng, one = np.random.default_rng(0), clip()[:1]
     shares = [float(draw(KnownConfig(region=1.0), rng, one, None).kept.mean()) for _ in range(200)]
     assert min(shares) < 0.2 and max(shares) > 0.8 and module.MASKS == 2
+
+
+@pytest.mark.parametrize("path", [cond_ot, cosine])
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.9, 1.0])
+def test_the_velocity_near_what_is_shown_is_a_gaussians(path, time):
+    """By the expected data and noise that make up x."""
+    x, k, times = clip(1).double(), clip(2).double(), torch.full((2,), time, dtype=torch.float64)
+    at = coefficients(path, times, x)
+    left = (x - at.alpha * k) / (at.alpha**2 * 0.3 + at.beta**2)
+    data, noise = k + at.alpha * 0.3 * left, at.beta * left
+    assert torch.allclose(at.alpha * data + at.beta * noise, x, atol=1e-12)
+    found = velocity_near(k, x, times, path, 0.3)
+    assert torch.allclose(found, at.alpha_dot * data + at.beta_dot * noise, atol=1e-12)
+
+
+def test_a_head_adds_to_what_is_shown():
+    """A head at zero gives the Gaussian's velocity where something is shown, and elsewhere zero."""
+    reading, time = model(known=True, shown_variance=0.02), torch.tensor([0.2, 0.7])
+    known = show(nothing(clip()), 1, clip(4)[:, :, 1])
+    plain = model(known=True)
+    near = velocity_near(known.latent, clip(), time, cond_ot, 0.02)
+    got, own = (each(clip(), time, TEXT, known) for each in (reading, plain))
+    assert torch.allclose(got[:, :, 1], (own + near)[:, :, 1], atol=1e-5)
+    assert torch.equal(got[:, :, 2:], own[:, :, 2:])
+    for value in (reading.head.weight, reading.head.bias):
+        torch.nn.init.zeros_(value)
+    got = reading(clip(), time, TEXT, shown_everywhere(clip(4)))
+    assert torch.allclose(got, velocity_near(clip(4), clip(), time, cond_ot, 0.02))
+    assert torch.equal(reading(clip(), time, TEXT), torch.zeros_like(clip()))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"shown_variance": 0.1}, {"known": True, "shown_variance": -1.0},
+             {"known": True, "shown_variance": 0.1, "predicts": "data"}],
+)  # fmt: skip
+def test_a_variance_of_nothing_is_refused(keys):
+    with pytest.raises(ValueError, match=r"dit\.shown_variance: "):
+        replace(CONFIG, **keys)

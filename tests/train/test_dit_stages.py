@@ -73,6 +73,26 @@ def test_a_stage_that_reads_what_is_known_goes_on_as_one_that_does(tmp_path: Pat
     assert prepared(task("dit.known=true", f"init_from={tmp_path}")).known is not None
 
 
+def test_a_head_that_begins_to_add_to_what_is_shown_starts_at_zero(tmp_path: Path) -> None:
+    """All else goes on; and the next stage goes on with the head."""
+    before = prepared(task("dit.known=true"))
+    for value in before.parameters():
+        torch.nn.init.normal_(value)
+    before.save_pretrained(tmp_path / "dit")
+    words = ("dit.known=true", "dit.shown_variance=0.01", f"init_from={tmp_path}")
+    made = prepared(task(*words))
+    assert not made.head.weight.any() and not made.head.bias.any()
+    for name, value in made.named_parameters():
+        assert name in ("head.weight", "head.bias") or torch.equal(value, before.get_parameter(name)), name
+    torch.nn.init.ones_(made.head.weight)
+    made.save_pretrained(tmp_path / "dit")
+    assert torch.equal(prepared(task(*words)).head.weight, made.head.weight)
+    with pytest.raises(UserError, match="is another model"):
+        task("dit.known=true", f"init_from={tmp_path}")
+    with pytest.raises(UserError, match=r"dit\.shown_variance: a straight path"):
+        task(*words, "flow.path=cosine")
+
+
 def test_data_buckets_weigh_what_was_precomputed() -> None:
     stored = SimpleNamespace(buckets=["16x64x64@16 weight=0.8", "1x64x64@16 weight=0.2", "16x64x64@24"])
     plain = task().data

@@ -299,6 +299,8 @@ class RunConfig:
                             "score; use dit.predicts=velocity, which turns nothing")  # fmt: skip
         if self.known.any and not (self.model == "dit" and self.dit.known):
             raise UserError("known: only model: dit with dit.known=true reads it; set that, or leave it out")
+        if self.model == "dit" and self.dit.shown_variance and self.flow.path != "cond_ot":
+            raise UserError("dit.shown_variance: a straight path is taken for it; use flow.path=cond_ot")
         self._require_a_teacher()
         if self.validation.every and self.backbone is None:
             line = f"only model: {', '.join(BACKBONES)} are validated, and this run has model:"

@@ -263,10 +263,17 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
     """
     before, config = load_config(folder, BACKBONES[name].config_type), model.config
     grown: dict[str, Any] = {} if isinstance(config, UNetConfig) else {"max_tokens": config.max_tokens}
-    if isinstance(config, DiTConfig) and config.known:
-        grown["known"] = True  # it begins to read it: with weights of zero
-    elif isinstance(config, DiTConfig) and before.known:
-        raise UserError(f"dit.known: {folder} reads what is known of a clip; give this run dit.known=true")
+    fresh: set[str] = set()
+    if isinstance(config, DiTConfig):
+        if before.known and not config.known:
+            line = "reads what is known of a clip; give this run dit.known=true"
+            raise UserError(f"dit.known: {folder} {line}")
+        grown["known"] = config.known  # it begins to read it: with weights of zero
+        if config.known and not before.known:
+            fresh |= {"known.weight"}
+        if config.shown_variance and not before.shown_variance:  # what the head adds: nothing yet
+            grown["shown_variance"] = config.shown_variance
+            fresh |= {"head.weight", "head.bias"}
     if replace(before, attention=config.attention, **grown) != config:
         raise UserError(f"{name}: {folder} is another model ({before}); give this run the same {name}.*")
     lengths = _tables(before), _tables(config)
@@ -274,9 +281,8 @@ def _earlier(folder: Path, name: str, model: Backbone) -> Weights:
         if lengths[1][axis] < old:
             raise UserError(f"{name}.max_tokens: the {axis} table of {folder} has {old} rows and cannot "
                             f"shrink to {lengths[1][axis]}")  # fmt: skip
-    weights = Weights(folder)
-    added = {"known.weight"} if grown.get("known") and not before.known else set()
-    if different := weights.keys() ^ (dict(model.named_parameters()).keys() - added):
+    weights = Weights(folder, without=fresh)
+    if different := weights.keys() ^ (dict(model.named_parameters()).keys() - fresh):
         raise misfit(min(different), folder)
     return weights
 
