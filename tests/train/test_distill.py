@@ -11,7 +11,7 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
 from kinoflow.dit_video import VideoDiT
-from kinoflow.dit_video.lora import read_adapter
+from kinoflow.dit_video.lora import LoRAConfig, read_adapter
 from kinoflow.sample.adapters import read_adapters
 from kinoflow.sample.generate import Sampling
 from kinoflow.train.__main__ import main, task_of
@@ -19,7 +19,7 @@ from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.run.processes import Processes
 from kinoflow.train.run.spread import Spread
-from kinoflow.train.tasks import flow_preview
+from kinoflow.train.tasks import flow_preview, lora
 from kinoflow.train.tasks.distill import Distillation, sampling_of
 from tests.train.plain import plain
 from tests.train.test_tasks import BACKBONE, COMMON, STEPS
@@ -201,9 +201,35 @@ def test_adapters_can_begin_as_earlier_ones(runs, sources, tmp_path):
         assert torch.equal(found[f"{layer}.lora_B.default.weight"], b)
     assert task.loss(task.model, task.batch(1, 0, 1), 1).total < 1e-10
     with pytest.raises(UserError, match=r"lora.init_from: .* has one of rank 2"):
-        prepared([*words, "lora.rank=3", "lora.alpha=3"])
-    with pytest.raises(UserError, match=r"lora.init_from: .* weighs 1, and this run's adapters"):
-        prepared([*words, "lora.alpha=6"])
+        prepared([*words, "lora.rank=3"])
+
+
+def test_earlier_adapters_are_brought_to_a_rank_and_a_weight(tmp_path):
+    """By the closed form: what the largest singular values leave, and s B A as it was."""
+    earlier = LoRAConfig(rank=4, alpha=8)
+    folder, rng = tmp_path / "adapter", torch.Generator().manual_seed(1)
+    with torch.device("meta"):
+        model = VideoDiT(load(RunConfig, BACKBONE).dit)
+    lora.inject(model, earlier, "")
+    state = {
+        name: torch.randn(value.shape, generator=rng)
+        for name, value in model.named_parameters()
+        if "lora_" in name
+    }
+    folder.mkdir()
+    lora.write(model, state, folder)
+    before = read_adapter(str(folder))
+    same = lora.earlier(LoRAConfig(rank=4, alpha=2, init_from=str(folder)))
+    less = lora.earlier(LoRAConfig(rank=2, alpha=2, init_from=str(folder)))
+    for name, (a, b) in before.pairs.items():
+        whole = before.scale * (b.double() @ a.double())
+        u, values, v = torch.linalg.svd(whole)
+        pair, small = same.pairs[name], less.pairs[name]
+        torch.testing.assert_close(same.scale * (pair.b @ pair.a), whole.float())
+        assert small.a.shape[0] == small.b.shape[1] == 2
+        nearest = u[:, :2] * values[:2] @ v[:2]
+        torch.testing.assert_close(less.scale * (small.b @ small.a), nearest.float(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(small.a.norm(dim=1), small.b.norm(dim=0))
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,27 @@ def inject(model: nn.Module, config: LoRAConfig, base: str) -> None:
 
 
 def earlier(config: LoRAConfig) -> Adapter:
-    """The adapters that a run begins with.
+    """The adapters that a run begins with, in its rank and weight.
+
+    Of a larger rank they become the nearest of this one.
 
     Raises:
-        UserError: they can't be read, or would weigh otherwise.
+        UserError: they can't be read.
     """
     assert config.init_from is not None, "the configuration asks for it"
-    found = read_adapter(config.init_from)
-    if found.scale != config.alpha / config.rank:
-        raise UserError(f"lora.init_from: {found.source} weighs {found.scale:g}, and this run's adapters "
-                        f"alpha / rank = {config.alpha / config.rank:g}; give it the same")  # fmt: skip
-    return found
+    found, scale = read_adapter(config.init_from), config.alpha / config.rank
+    pairs = {name: _fitted(pair, found.scale / scale, config.rank) for name, pair in found.pairs.items()}
+    return Adapter(source=found.source, scale=scale, pairs=pairs)
+
+
+def _fitted(pair: Pair, times: float, rank: int) -> Pair:
+    """So many times B A, or the nearest of this rank: its largest singular values, in each the root."""
+    if len(pair.a) <= rank:
+        return Pair(pair.a.float(), times * pair.b.float())
+    (left, b), (right, a) = torch.linalg.qr(pair.b.double()), torch.linalg.qr(pair.a.double().T)
+    u, values, v = torch.linalg.svd(b @ a.T)
+    root = (times * values[:rank]).sqrt()
+    return Pair((root[:, None] * (v[:rank] @ right.T)).float(), (left @ u[:, :rank] * root).float())
 
 
 def base_name(name: str) -> str | None:
@@ -66,7 +76,7 @@ def init_parameter(name: str, value: Float[Tensor, "..."], earlier: Adapter | No
     As in peft, and from torch's seed and the name alone, as the values of `VideoDiT.init_parameter` are.
 
     Raises:
-        UserError: `earlier` has none for this layer, or one of another rank.
+        UserError: `earlier` has none for this layer, or one of a smaller rank.
     """
     if earlier is not None:
         layer, half, _ = name.partition(_A if _A in name else _B)
