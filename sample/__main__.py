@@ -181,7 +181,13 @@ def _add_given(add: Callable[..., object]) -> None:
     add("--seconds", type=float, help="with --extend: how much is added (default: half a clip)")
     add("--edit", metavar="CLIP", help="change this clip where --mask is white")
     add("--mask", metavar="PICTURE", help="with --edit: white is made anew, black stays")
-    add("--upsample", metavar="UPSAMPLER", help="make the clip larger, with a release of known.upsample=1")
+    add(
+        "--upsample",
+        metavar="UPSAMPLER",
+        nargs="?",
+        const="upsampler",
+        help="make the clip larger, with the release's own upsampler or, by its folder or hub id, another",
+    )
 
 
 def _add_lists(add: Callable[..., object]) -> None:

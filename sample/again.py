@@ -17,6 +17,7 @@ from kinoflow.data.clips.buckets import parse
 from kinoflow.data.video import read
 from kinoflow.sample.given import Given
 from kinoflow.sample.job import Job, Sampler
+from kinoflow.sample.larger import upsampler_of
 from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
 from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import Pipeline
@@ -47,7 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("clip", type=Path, metavar="CLIP", help="made by kinoflow sample, its server or a Pipeline")
     add("--weights", metavar="RELEASE", help="what it was made with (default: the shipped mini release)")
-    add("--upsample", metavar="UPSAMPLER", help="of a clip that was made larger: what did it")
+    add(
+        "--upsample",
+        metavar="UPSAMPLER",
+        nargs="?",
+        const="upsampler",
+        help="of a clip that was made and then made larger: what did that (default: the release's own)",
+    )
     add("--out", type=Path, help="keep what is made, under this name")
     add("--json", action="store_true", help="print one JSON object with every figure")
     return parser
@@ -103,7 +110,7 @@ def _pipeline(args: argparse.Namespace, written: Mapping[str, str], team: Team |
         made = written.get("upsampler", "nothing")
         raise UserError(f"{clip}: {made} made it larger; name just that in --upsample")
     pipeline = Pipeline.from_pretrained(
-        args.weights,
+        upsampler_of(args.weights) if "upsample" in written else args.weights,
         lora=_words(clip, written.get("lora", "")),
         device=written.get("device", "cpu"),
         dtype=written.get("dtype", "fp32"),

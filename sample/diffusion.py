@@ -25,9 +25,10 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import load_config
 from kinoflow.configs.schema import from_dict
 from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import SolverName
 from kinoflow.sample.pipeline import Pipeline, Plan
-from kinoflow.sample.release import Release, ReleaseConfig
+from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.config import TAEConfig

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kinoflow.configs.terminal import argument, one_line_warnings, print_json
 from kinoflow.sample.job import Job, Sampler
+from kinoflow.sample.larger import upsampler_of
 from kinoflow.sample.options import add_hardware, named_as_options
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
     """Write the larger clip; 0."""
     args = _parser().parse_args(argv)
     pipeline = Pipeline.from_pretrained(
-        args.weights,
+        upsampler_of(args.weights),
         device=args.device,
         dtype=args.dtype,
         threads=args.threads,
@@ -43,7 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("clip", type=Path, metavar="CLIP", help="of a size that the upsampler takes")
     add("out", type=Path, metavar="OUT", help="file to write: .mp4, .gif, .webp, or .png of a picture")
-    add("--weights", metavar="UPSAMPLER", required=True, help="release folder or hub id of an upsampler")
+    add(
+        "--weights",
+        metavar="UPSAMPLER",
+        help="release folder or hub id of an upsampler, or of a release that has one (default: the shipped)",
+    )
     add("--prompt", default="", help="what the clip shows, if you can say it")
     add("--seed", type=int, default=0, help="another seed, other details (default 0)")
     add("--steps", type=int, help="intervals of the time grid (default: the release's, 20)")

@@ -20,7 +20,8 @@ from kinoflow.configs.files import replacing_folder, write_json, write_text
 from kinoflow.configs.pretrained import CONFIG_NAME, weight_files
 from kinoflow.configs.schema import dump, to_dict
 from kinoflow.configs.terminal import print_json
-from kinoflow.sample.release import CARD_NAME, Release
+from kinoflow.sample.card import CARD_NAME
+from kinoflow.sample.release import Release
 from kinoflow.sample.stable_diffusion import INDEX, StableDiffusion, open_release
 
 PIPELINE = "pipeline"

@@ -20,7 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.terminal import print_json
 from kinoflow.sample.adapters import FOLDER as ADAPTERS
-from kinoflow.sample.release import CARD_NAME, PARTS, Release
+from kinoflow.sample.card import CARD_NAME
+from kinoflow.sample.release import PARTS, UPSAMPLER, Release
 from kinoflow.sample.stable_diffusion import StableDiffusion, open_release
 
 README, FIGURES = "README.md", "figures.json"
@@ -120,7 +121,7 @@ def push(release: Release, card: str, repo_id: str, *, private: bool = False) ->
 def _files(folder: Path) -> Iterator[Path]:
     """What belongs to a release, and to diffusers' form of it; no other file that lies there."""
     yield from (folder / name for name in _ALONE if (folder / name).is_file())
-    for part in (*PARTS, ADAPTERS):
+    for part in (*PARTS, ADAPTERS, UPSAMPLER):
         for path in sorted((folder / part).rglob("*")):
             inside = path.relative_to(folder).parts
             if path.is_file() and not any(name.startswith((".", "__")) for name in inside):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kinoflow.configs.errors import UserError
+from kinoflow.configs.pretrained import resolve_folder
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.video import probe, read
 from kinoflow.sample import settings
@@ -18,7 +19,7 @@ from kinoflow.sample.generate import check_negative, check_seed
 from kinoflow.sample.given import Given, Source
 from kinoflow.sample.known import Windows
 from kinoflow.sample.plan import Plan
-from kinoflow.sample.release import Release
+from kinoflow.sample.release import DEFAULT_RELEASE, UPSAMPLER, Release
 from kinoflow.sample.request import ClipRequest
 
 _STILL = Fraction(16)  # frames a second of a picture, as buckets have it
@@ -90,6 +91,29 @@ def with_clip(plan: Plan, small: UInt8[np.ndarray, "frames _ _ 3"]) -> Plan:
     return replace(plan.larger, source=Source(given=Given(), bucket=plan.larger.bucket, clip=small))
 
 
+def own_upsampler(named: str | Path | None, release: Path) -> str | Path | None:
+    """Where the upsampler of this name is: a folder or hub id, or `upsampler`, which lies in a release.
+
+    Raises:
+        UserError: the release has none.
+    """
+    if named is None or str(named) != UPSAMPLER or Path(named).is_dir():
+        return named
+    if not (release / UPSAMPLER).is_dir():
+        raise UserError(f"upsample: {release} has no upsampler of its own; name one, a release or a hub id")
+    return release / UPSAMPLER
+
+
+def upsampler_of(source: str | Path | None) -> str | Path:
+    """The upsampler that a release has, of the shipped one where none is named; else `source` itself.
+
+    Raises:
+        UserError: no such release.
+    """
+    folder = resolve_folder(DEFAULT_RELEASE if source is None else source)
+    return folder / UPSAMPLER if (folder / UPSAMPLER).is_dir() else folder
+
+
 def require_upsampler(release: Release) -> None:
     """Refuse a release that makes clips of prompts where an upsampler is wanted.
 
@@ -98,7 +122,7 @@ def require_upsampler(release: Release) -> None:
     """
     if not release.config.upsample.factor:
         raise UserError(
-            f"upsample: {release.name} makes clips of prompts and none larger; name an upsampler, "
+            f"upsample: {release.name} makes clips of prompts, and has no upsampler; name one, "
             "of configs/mini/mini_upsampler.yaml for example"
         )
 

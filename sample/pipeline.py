@@ -28,7 +28,7 @@ from kinoflow.sample.cache import Passes
 from kinoflow.sample.generate import SolverName, decode_pieces, null_condition, sample_latent
 from kinoflow.sample.given import extended, known_of, last_alone
 from kinoflow.sample.guidance import GuidanceKind
-from kinoflow.sample.larger import enlarged, require_upsampler, upsampled, with_clip
+from kinoflow.sample.larger import enlarged, own_upsampler, require_upsampler, upsampled, with_clip
 from kinoflow.sample.metadata import metadata
 from kinoflow.sample.models import Models
 from kinoflow.sample.plan import Plan, Video, planned
@@ -114,7 +114,7 @@ class Pipeline:
     ) -> Pipeline:
         """Open a folder or hub id, by default the shipped mini release; Stable Diffusion 3's are taken too.
 
-        `upsample` is the release of an upsampler, which makes each clip larger once it is there.
+        `upsample` is an upsampler's release, or "upsampler", the release's own; it makes each clip larger.
         `revision` is a branch, tag or commit of a hub id; `device` and `dtype` are as the command has them:
         "auto" takes the GPU where there is one, and bf16 on it.
 
@@ -125,8 +125,9 @@ class Pipeline:
         number = parse_dtype(dtype, on)
         alike: dict[str, Any] = {"device": on, "dtype": number, "threads": threads, "memory": memory,
                                  "text_cache": text_cache}  # fmt: skip
-        upsampler = None if upsample is None else cls(open_release(upsample, dtype=number), **alike)
         release = open_release(source, lora, number, revision)
+        named = own_upsampler(upsample, release.folder)
+        upsampler = None if named is None else cls(open_release(named, dtype=number), **alike)
         return cls(release, lora=lora, rewrite=rewrite, team=team, upsampler=upsampler, **alike)
 
     def __call__(

@@ -8,15 +8,18 @@ text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that 
 judge/          (optional) the judge that evaluates the release
 strict/         (optional) the one that asks for everything that a caption names
 adapters/       (optional) adapters of the backbone by name, such as students of few steps
+upsampler/      (optional) a release of its own, which makes the clips larger
+
+What a release lacks of these parts is taken from the release that its folder lies in, if it lies in one: an
+upsampler need not have the autoencoder and the text encoders again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from kinoflow.conditioning.checkpoints import (
     LIMITS,
-    TextConfig,
     clip_t5_fingerprint,
     clip_t5_folder,
     find,
@@ -34,15 +36,14 @@ from kinoflow.conditioning.checkpoints import (
 from kinoflow.conditioning.labels import LabelEncoder
 from kinoflow.conditioning.vocabulary import Vocabulary, known_words
 from kinoflow.configs.errors import UserError
-from kinoflow.configs.files import replacing_folder
+from kinoflow.configs.files import folder_fingerprint, replacing_folder
 from kinoflow.configs.pretrained import CONFIG_NAME, load_config, resolve_folder, weight_files
-from kinoflow.configs.schema import dump, load
+from kinoflow.configs.schema import dump
 from kinoflow.data.clips.buckets import Bucket, parse
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.adapters import read_adapters
-from kinoflow.sample.generate import Sampling
-from kinoflow.sample.upsample import UpsampleConfig
+from kinoflow.sample.card import CARD_NAME, ReleaseConfig, read_card, require_card
 from kinoflow.tae.model.config import LatentShape, TAEConfig
 from kinoflow.tae.model.pixels import Pixels
 
@@ -55,57 +56,9 @@ if TYPE_CHECKING:
     from kinoflow.dit_video.lora import Adapter
     from kinoflow.tae.model.tae import TAE
 
-CARD_NAME = "kinoflow.yaml"
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
 PARTS = ("tae", *BACKBONES, "text", "judge", "strict")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleaseConfig:
-    """kinoflow.yaml: what a release is called, the clips it can make and its defaults.
-
-    Raises:
-        UserError: a bucket or pattern that cannot be read, or a default bucket that is not among the buckets.
-    """
-
-    name: str
-    """What it is called."""
-    version: str = "1"
-    """Of the release."""
-    trained_from: str = ""
-    """What its training went on from: name and version of a release, or where that lies."""
-    buckets: tuple[str, ...] = ("16x64x64@16",)
-    """Clips that it can make: frames x height x width @ fps."""
-    default_bucket: str = "16x64x64@16"
-    """The one that is made unless others are asked for."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """Default settings."""
-    text: TextConfig = field(default_factory=TextConfig)
-    """Text encoders that lie elsewhere."""
-    written: str = ""
-    """Regular expression for the quoted words that it can write; empty: any."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes that it makes, by label; none: it reads prompts."""
-    pixels: int = 0
-    """Channels of the pixels that its backbone makes, 1 grey or 3 RGB; 0: latents of tae/."""
-    upsample: UpsampleConfig = field(default_factory=UpsampleConfig)
-    """Of an upsampler: what it does to a clip."""
-
-    def __post_init__(self) -> None:
-        if self.pixels not in (0, 1, 3):
-            raise UserError(f"pixels: {self.pixels} is none of 0, 1 and 3")
-        if twice := {name for name in self.classes if self.classes.count(name) > 1}:
-            raise UserError(f"classes: {min(twice)} is listed twice; give each class a name of its own")
-        try:
-            re.compile(self.written)
-        except re.error as error:
-            raise UserError(f"written: {self.written!r} is no regular expression ({error})") from None
-        try:
-            parsed = [parse(text) for text in (*self.buckets, self.default_bucket)]
-        except UserError as error:
-            raise UserError(f"buckets: {error}") from None
-        if parsed[-1] not in parsed[:-1]:
-            raise UserError(f"default_bucket: {self.default_bucket} is not among {', '.join(self.buckets)}")
+UPSAMPLER = "upsampler"
 
 
 @dataclass(frozen=True)
@@ -131,7 +84,7 @@ class Release:
         _refuse_a_part(folder, read_card(folder))
         if not (folder / CARD_NAME).is_file():
             raise UserError(f"{folder / CARD_NAME}: missing; a release has it beside tae/, dit/ and text/")
-        config, (adapters, sampling) = _read_card(folder), read_adapters(lora, folder)
+        config, (adapters, sampling) = require_card(folder), read_adapters(lora, folder)
         release = cls(folder, config if sampling is None else replace(config, sampling=sampling), adapters)
         for path in release._needed():
             if not path.is_file():
@@ -145,10 +98,14 @@ class Release:
         """The release's name."""
         return self.config.name
 
+    def place(self, part: str) -> Path:
+        """Where a part lies, its own or that of the release around it."""
+        return holder(self.folder, part) / part
+
     @property
     def tae_folder(self) -> Path | None:
         """Where its autoencoder lies, for the commands that take it alone."""
-        return self.folder / "tae"
+        return self.place("tae")
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -202,7 +159,7 @@ class Release:
         from kinoflow.tae.cpu.accelerate import accelerate
         from kinoflow.tae.model.tae import TAE
 
-        return accelerate(TAE.from_pretrained(self.folder / "tae").to(device))
+        return accelerate(TAE.from_pretrained(self.place("tae")).to(device))
 
     def backbone(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Backbone:
         """Read the transformer or U-Net, in fp32 without a `dtype`; of int8 see `hold`.
@@ -243,7 +200,7 @@ class Release:
             return states.to(device)
         from kinoflow.conditioning.prompt_encoder import PromptEncoder
 
-        encoder = PromptEncoder.of_release(self.folder, self.config.text, cache=text_cache)
+        encoder = PromptEncoder.of_release(holder(self.folder, "text"), self.config.text, cache=text_cache)
         given, wanted = encoder.widths, backbone.text_widths
         if given != wanted:
             raise UserError(
@@ -257,7 +214,7 @@ class Release:
         """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
         if self.config.classes or self.config.text.clip_t5:
             return None
-        words = known_words(Path(self.config.text.sources(self.folder)["ul2"]))
+        words = known_words(Path(self.config.text.sources(holder(self.folder, "text"))["ul2"]))
         return None if words is None else Vocabulary(words=words, written=self.config.written)
 
     @cached_property
@@ -269,14 +226,14 @@ class Release:
         digest, sources = hashlib.sha256(), []
         elsewhere = [name for name in LIMITS if getattr(self.config.text, name)]
         for part in ("tae", self.part, *self._texts):
-            for path in sorted((self.folder / part).glob("*.safetensors")):
+            for path in sorted(self.place(part).glob("*.safetensors")):
                 digest.update(f"{part}/{path.name}".encode())
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         if self.config.text.clip_t5:
             digest.update(clip_t5_fingerprint(clip_t5_folder(self.config.text.clip_t5)).encode())
         elif elsewhere:
-            sources = find(self.config.text.sources(self.folder))
+            sources = find(self.config.text.sources(holder(self.folder, "text")))
         for source in sources:
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())
@@ -308,7 +265,7 @@ class Release:
     @property
     def tae_config(self) -> TAEConfig:
         """The shape of its autoencoder."""
-        return load_config(self.folder / "tae", TAEConfig)
+        return load_config(self.place("tae"), TAEConfig)
 
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
         """Sizes of the latent of a clip."""
@@ -325,27 +282,27 @@ class Release:
     def _needed(self) -> list[Path]:
         models = [*([] if self.config.pixels else ["tae"]), self.part]
         parts = [*models, *self._texts]
-        needed = [self.folder / part / CONFIG_NAME for part in parts]
-        return needed + [path for part in models for path in weight_files(self.folder / part)]
+        needed = [self.place(part) / CONFIG_NAME for part in parts]
+        return needed + [path for part in models for path in weight_files(self.place(part))]
 
 
-def text_config(folder: Path) -> TextConfig:
-    """The text encoders of a release that need not be whole yet: those of its kinoflow.yaml, if there is one.
-
-    Raises:
-        UserError: a kinoflow.yaml that can't be read.
-    """
-    card = read_card(folder)
-    return TextConfig() if card is None else card.text
+def holder(folder: Path, part: str) -> Path:
+    """The release folder that has a part of a release: its own or, where that lacks it, the one around it."""
+    around, top = folder.resolve().parent, Path(part).parts[0]
+    return around if not (folder / top).exists() and (around / CARD_NAME).is_file() else folder
 
 
-def read_card(folder: Path) -> ReleaseConfig | None:
-    """What a folder's kinoflow.yaml says, None where there is none.
-
-    Raises:
-        UserError: a kinoflow.yaml that can't be read.
-    """
-    return _read_card(folder) if (folder / CARD_NAME).is_file() else None
+def lent(folder: Path, source: Path) -> set[str]:
+    """Parts of the release `source` that one in `folder` need not have: that around it has the same."""
+    around = folder.resolve().parent
+    if not (around / CARD_NAME).is_file():
+        return set()
+    places = {part: (around / part, holder(source, part) / part) for part in PARTS if part not in BACKBONES}
+    return {
+        part
+        for part, (lender, own) in places.items()
+        if lender.is_dir() and own.is_dir() and folder_fingerprint(lender) == folder_fingerprint(own)
+    }
 
 
 def _refuse_a_part(folder: Path, card: ReleaseConfig | None) -> None:
@@ -354,7 +311,8 @@ def _refuse_a_part(folder: Path, card: ReleaseConfig | None) -> None:
     Raises:
         UserError: an autoencoder or a backbone alone, two backbones, or a model's own folder.
     """
-    has = {part: (folder / part).is_dir() for part in ("tae", *BACKBONES)}
+    has = {part: (folder / part).is_dir() for part in BACKBONES}
+    has["tae"] = (holder(folder, "tae") / "tae").is_dir()
     backbones = [name for name in BACKBONES if has[name]]
     if len(backbones) > 1:
         named = " and ".join(f"{name}/" for name in backbones)
@@ -371,10 +329,6 @@ def _refuse_a_part(folder: Path, card: ReleaseConfig | None) -> None:
     if backbones and not has["tae"] and (card is None or not card.pixels):
         release = together.format("the release whose tae/ and text/ made what it was trained on")
         raise UserError(f"{folder}: a backbone only; to sample with it, {release}")
-
-
-def _read_card(folder: Path) -> ReleaseConfig:
-    return load(ReleaseConfig, [str(folder / CARD_NAME)])
 
 
 def write(folder: str | Path, *, config: ReleaseConfig, parts: dict[str, Path]) -> Release:

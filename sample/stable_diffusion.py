@@ -22,8 +22,9 @@ from kinoflow.conditioning.checkpoints import CLIP_T5, CLIP_T5_TOKENIZERS, TextC
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import CONFIG_NAME, resolve_folder, weight_files
 from kinoflow.data.clips.buckets import Bucket
+from kinoflow.sample.card import CARD_NAME, ReleaseConfig
 from kinoflow.sample.generate import Sampling
-from kinoflow.sample.release import CARD_NAME, DEFAULT_RELEASE, Release, ReleaseConfig
+from kinoflow.sample.release import DEFAULT_RELEASE, Release
 
 if TYPE_CHECKING:
     from kinoflow.conditioning.clip_t5 import ClipT5Encoder

@@ -10,7 +10,7 @@ import pytest
 from kinoflow.__main__ import main
 from kinoflow.configs.keys import bare, describe, describe_keys, hints, key_table
 from kinoflow.data.engine.config import CurateConfig
-from kinoflow.sample.release import ReleaseConfig
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.train.plan.config import PlanConfig
 from kinoflow.train.run.config import RunConfig
 from kinoflow.train.tasks.precompute import PrecomputeConfig

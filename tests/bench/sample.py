@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.pretrained import load_config
 from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.output import Output
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.release import Release, ReleaseConfig
+from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae import TAE, TAEConfig, accelerate
 

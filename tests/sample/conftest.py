@@ -14,8 +14,9 @@ from kinoflow.conditioning.encoders import quiet
 from kinoflow.configs.pretrained import save_pretrained
 from kinoflow.dit_video.video_dit import DiTConfig, VideoDiT
 from kinoflow.sample.__main__ import main
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.evaluation.judge import Judge, JudgeConfig
-from kinoflow.sample.release import Release, ReleaseConfig, write
+from kinoflow.sample.release import Release, write
 from kinoflow.tae.model.config import TAEConfig
 from kinoflow.tae.model.tae import TAE
 from tests.conditioning.writing import write_byt5, write_metaclip, write_ul2

@@ -15,9 +15,10 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import dump, load
 from kinoflow.dit_video import DiTConfig, UNet, UNetConfig, VideoDiT
 from kinoflow.sample.__main__ import main
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import generate
 from kinoflow.sample.guidance import stack
-from kinoflow.sample.release import Release, ReleaseConfig, write
+from kinoflow.sample.release import Release, write
 from tests.sample.conftest import tiny_tae
 from tests.shaken import shake
 from tests.standin import DEVICE, Accelerator

@@ -8,9 +8,10 @@ import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.evaluation.judge import Judge
 from kinoflow.sample.generate import generate
-from kinoflow.sample.release import Release, ReleaseConfig, write
+from kinoflow.sample.release import Release, write
 from kinoflow.tae import TAE
 from tests.standin import DEVICE, Accelerator
 

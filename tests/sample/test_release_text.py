@@ -15,7 +15,8 @@ from kinoflow.conditioning.prompt_encoder import PromptEncoder
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import read
 from kinoflow.sample.__main__ import main
-from kinoflow.sample.release import Release, text_config
+from kinoflow.sample.card import text_config
+from kinoflow.sample.release import Release
 from tests.conditioning.writing import to_hub_cache, write_byt5
 
 FPS = Fraction(16)

@@ -8,10 +8,10 @@ import pytest
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
 from kinoflow.sample.__main__ import _parser, main
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.guidance import Guidance
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.release import ReleaseConfig
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.settings import asked, chosen, described, filled
 

@@ -14,11 +14,13 @@ from kinoflow.configs.pretrained import save_pretrained
 from kinoflow.configs.schema import dump
 from kinoflow.data.video import probe, read, write
 from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.sample import hub
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.again import main as again
+from kinoflow.sample.card import CARD_NAME
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.release import CARD_NAME, Release
+from kinoflow.sample.release import UPSAMPLER, Release, lent
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.upsample import UpsampleConfig, shown_small
 from kinoflow.tae.model.tae import TAE
@@ -187,7 +189,7 @@ def test_a_release_that_makes_clips_of_prompts_makes_none_larger(
     plain = Release.load(tiny_release_folder)
     with pytest.raises(UserError, match="upsample: tiny makes clips of prompts and none larger"):
         Pipeline(plain).plan(ClipRequest(prompt=PROMPT, upsample=str(clip(tmp_path))))
-    with pytest.raises(UserError, match="upsample: tiny makes clips of prompts and none larger"):
+    with pytest.raises(UserError, match="upsample: tiny makes clips of prompts, and has no upsampler"):
         Pipeline(plain, upsampler=Pipeline(plain))
     larger = Pipeline(plain, upsampler=Pipeline(Release.load(upsampler_folder)))
     with pytest.raises(UserError, match="upsample: 48x32 pixels, and larger takes 32x32, 16x16"):
@@ -201,3 +203,45 @@ def test_settings_of_an_upsampler_are_checked():
     ):
         with pytest.raises(UserError, match=line):
             UpsampleConfig(**keys)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_release_folder, upsampler_folder, tmp_path_factory):
+    """A release that has an upsampler of its own, which has neither autoencoder nor text encoders."""
+    folder = Path(shutil.copytree(tiny_release_folder, tmp_path_factory.mktemp("whole") / "release"))
+    own = Path(shutil.copytree(upsampler_folder, folder / UPSAMPLER))
+    for part in lent(own, own):
+        shutil.rmtree(own / part)
+    return folder
+
+
+def test_an_upsampler_takes_what_it_lacks_from_the_release_around_it(whole, upsampler_folder, tmp_path):
+    own, alone = Release.load(whole / UPSAMPLER), Release.load(upsampler_folder)
+    assert sorted(path.name for path in own.folder.iterdir()) == ["dit", CARD_NAME]
+    assert own.weights_hash == alone.weights_hash and own.vocabulary == alone.vocabulary
+    path = clip(tmp_path)
+    assert np.array_equal(*(Pipeline(each)(upsample=path).frames for each in (own, alone)))
+    moved = shutil.copytree(whole / UPSAMPLER, tmp_path / "moved")
+    with pytest.raises(UserError, match="moved: a backbone only; to sample with it"):
+        Release.load(moved)
+
+
+def test_the_release_own_is_named_by_no_name(whole, tiny_release_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, weights = clip(tmp_path), ["--weights", str(whole)]
+    assert main(["upsample", str(path), "a.mp4", *weights]) == 0
+    assert main(["upsample", str(path), "b.mp4", "--weights", str(whole / UPSAMPLER)]) == 0
+    assert np.array_equal(read("a.mp4"), read("b.mp4"))
+    assert main([PROMPT, *weights, "--upsample", "--out", "c.mp4"]) == 0
+    assert main([PROMPT, *weights, "--upsample", str(whole / UPSAMPLER), "--out", "d.mp4"]) == 0
+    assert np.array_equal(read("c.mp4"), read("d.mp4"))
+    capsys.readouterr()
+    assert again(["a.mp4", *weights]) == again(["c.mp4", *weights, "--upsample"]) == 0
+    assert capsys.readouterr().out.count("equal, to the byte") == 2
+    with pytest.raises(UserError, match=r"upsample: .* has no upsampler of its own; name one"):
+        Pipeline.from_pretrained(tiny_release_folder, upsample=UPSAMPLER)
+
+
+def test_the_hub_gets_the_upsampler_with_the_release(whole):
+    found = {str(path.relative_to(whole)) for path in hub._files(whole)}
+    assert {f"upsampler/{CARD_NAME}", "upsampler/dit/model.safetensors", "dit/model.safetensors"} <= found

@@ -46,6 +46,20 @@ def test_adapters_stay_with_the_backbone_that_they_are_for(releases, tmp_path):
     assert (tmp_path / "small" / "adapters" / "four" / "sampling.yaml").is_file()
 
 
+def test_what_the_release_around_it_has_is_not_copied_and_comes_along_elsewhere(releases, tmp_path):
+    """As an upsampler is shipped, in 8 bits: its backbone alone."""
+    around = shutil.copytree(releases[0], tmp_path / "around")
+    inside = around / "upsampler"
+    assert main(["average", str(inside), str(releases[1]), "--int8"]) == 0
+    assert sorted(path.name for path in inside.iterdir()) == ["dit", "kinoflow.yaml"]
+    assert Release.load(inside).place("tae") == around / "tae"
+    assert main(["average", str(tmp_path / "out"), str(inside), str(releases[2])]) == 0
+    assert {"tae", "text"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    (around / "tae" / "more.txt").write_text("another autoencoder")
+    assert main(["average", str(around / "other"), str(releases[1]), "--int8"]) == 0
+    assert (around / "other" / "tae").is_dir()
+
+
 def test_every_weight_is_the_mean(releases, tmp_path, capsys):
     assert main(["average", str(tmp_path / "out"), *map(str, releases)]) == 0
     assert "the mean of 3 backbones" in capsys.readouterr().out

@@ -13,7 +13,8 @@ from kinoflow.configs.schema import dump, load
 from kinoflow.data.latents.index import LatentIndex, read_index
 from kinoflow.data.latents.shards import LatentDataset, begin
 from kinoflow.dit_video import UNet
-from kinoflow.sample.release import Release, ReleaseConfig
+from kinoflow.sample.card import ReleaseConfig
+from kinoflow.sample.release import Release
 from kinoflow.train.__main__ import main
 from kinoflow.train.plan.flops import dit_flops, total
 from kinoflow.train.run.config import RunConfig

@@ -12,8 +12,8 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
 from kinoflow.dit_video.flow.matching import FlowConfig, perturb, time_quantile
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
+from kinoflow.sample.card import read_card
 from kinoflow.sample.objective import as_velocity
-from kinoflow.sample.release import read_card
 from kinoflow.sample.schedule import linear
 from kinoflow.sample.solver import euler_maruyama, fading
 from kinoflow.train.run.config import RunConfig

@@ -14,7 +14,7 @@ import torch
 from kinoflow.conditioning.checkpoints import TextConfig
 from kinoflow.configs.schema import dump, load
 from kinoflow.sample.__main__ import main as sample
-from kinoflow.sample.release import ReleaseConfig, read_card
+from kinoflow.sample.card import ReleaseConfig, read_card
 from kinoflow.train.run import checkpoint
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.config import RunConfig
@@ -195,6 +195,8 @@ def test_export(whole, parts, tmp_path):
     assert not (tmp_path / "release" / "figures.json").exists(), "the figures of another model"
     task.model.load_state_dict(torch.load(tmp_path / "release" / "tae" / "toy.pt"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    export.export(whole, parts / "inside", task, config)
+    assert not (parts / "inside" / "text").exists(), "the release around it has the same"
 
 
 def test_an_export_has_a_name_of_its_own_and_says_what_it_was_trained_from(whole, parts, tmp_path, capsys):

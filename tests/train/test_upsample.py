@@ -10,7 +10,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.schema import load
 from kinoflow.data.latents import contents
 from kinoflow.data.latents.sets import LatentSets
-from kinoflow.sample.release import ReleaseConfig
+from kinoflow.sample.card import ReleaseConfig
 from kinoflow.train.plan.config import PlanConfig
 from kinoflow.train.plan.workload import DiTWorkload
 from kinoflow.train.run.config import RunConfig

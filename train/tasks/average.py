@@ -23,7 +23,8 @@ from kinoflow.configs.schema import dump
 from kinoflow.dit_video.backbone import BACKBONES, BackboneConfig
 from kinoflow.dit_video.video_dit import DiTConfig
 from kinoflow.sample.adapters import FOLDER as ADAPTERS
-from kinoflow.sample.release import CARD_NAME, Release
+from kinoflow.sample.card import CARD_NAME
+from kinoflow.sample.release import PARTS, Release, lent
 
 USAGE = """usage: kinoflow train average OUT RELEASE RELEASE … [--int8]
 
@@ -68,7 +69,11 @@ def average(out: Path, releases: Sequence[Release], dtype: torch.dtype = torch.f
     with replacing_folder(out) as aside:
         # Adapters are for a backbone as it was, or nearly.
         left = {*BACKBONES} if len(releases) == 1 else {*BACKBONES, ADAPTERS}
+        left |= lent(out, first.folder)
         shutil.copytree(first.folder, aside, dirs_exist_ok=True, ignore=partial(_ignored, first.folder, left))
+        for other in PARTS:
+            if other not in left and not (aside / other).exists() and first.place(other).is_dir():
+                shutil.copytree(first.place(other), aside / other)  # of the release around it
         save_pretrained(aside / part, config=config, state=state, dtype=dtype,
                         read=lambda names, _: _mean(names, weights))  # fmt: skip
         dump(replace(first.config, name=out.resolve().name, version="1", trained_from=_named(releases)),
@@ -83,9 +88,10 @@ def _compare(first: Release, other: Release, config: BackboneConfig) -> None:
         alike["known"] = True
     if first.part != other.part or replace(found, **alike) != config:
         raise UserError(f"{its}: is another model than {own}; average what went on from the same weights")
-    if folder_fingerprint(other.folder / "tae") != folder_fingerprint(first.folder / "tae"):
-        raise UserError(f"{other.folder / 'tae'}: is another autoencoder than {first.folder / 'tae'}; their "
-                        "backbones' latents have no mean")  # fmt: skip
+    places = first.place("tae"), other.place("tae")
+    if folder_fingerprint(places[0]) != folder_fingerprint(places[1]):
+        raise UserError(f"{places[1]}: is another autoencoder than {places[0]}; their backbones' latents "
+                        "have no mean")  # fmt: skip
 
 
 def _ignored(release: Path, left: Set[str], folder: str | os.PathLike[str], _: list[str]) -> Set[str]:

@@ -18,7 +18,8 @@ from kinoflow.data.latents.index import PIXELS, LatentIndex
 from kinoflow.data.latents.sets import LatentSets
 from kinoflow.dit_video.backbone import BACKBONES
 from kinoflow.sample.adapters import write_sampling
-from kinoflow.sample.release import CARD_NAME, PARTS, Release, ReleaseConfig, read_card
+from kinoflow.sample.card import CARD_NAME, ReleaseConfig, read_card
+from kinoflow.sample.release import PARTS, Release, lent
 from kinoflow.sample.stable_diffusion import is_diffusers, open_release
 from kinoflow.sample.upsample import STEPS, WINDOW_SHARE, UpsampleConfig
 from kinoflow.tae.model.inflate import inflate
@@ -52,10 +53,10 @@ def main(arguments: Sequence[str], build: Callable[[RunConfig], Task]) -> int:
 def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     """Write the task's part of a release from the run's newest checkpoint; the checkpoint's folder.
 
-    Parts that the release folder lacks are copied from `config.release`, if there is one. A kinoflow.yaml
-    that is there or comes with them gets the name of the run's folder, and says what the run went on from and
-    which path and objective it was trained on. A model of labels names their classes there; one that makes
-    pixels needs nothing beside it, and gets one.
+    Parts that the release folder lacks are copied from `config.release`, if there is one, but for those that
+    a release around it has. A kinoflow.yaml that is there or comes with them gets the name of the run's
+    folder, and says what the run went on from and which path and objective it was trained on. A model of
+    labels names their classes there; one that makes pixels needs nothing beside it, and gets one.
     Files already there are replaced only once everything is written.
 
     Raises:
@@ -73,7 +74,8 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
         aside = Path(place)
         task.export(state, aside)
         others = Path(config.release) if config.release else None
-        wanted = [name for name in PARTS if name not in unwanted]
+        spared = unwanted if others is None else unwanted | lent(release, others)
+        wanted = [name for name in PARTS if name not in spared]
         for source in [] if others is None else [others / name for name in wanted]:
             if source.exists() and not any((there / source.name).exists() for there in (aside, release)):
                 shutil.copytree(source, aside / source.name)

@@ -18,9 +18,9 @@ from kinoflow.data.video import read
 from kinoflow.data.video.sheet import contact_sheet
 from kinoflow.data.world import caption, sample_scene
 from kinoflow.dit_video.backbone import Backbone
+from kinoflow.sample.card import text_config
 from kinoflow.sample.generate import Sampling, generate
 from kinoflow.sample.output import Output
-from kinoflow.sample.release import text_config
 from kinoflow.tae import TAE, accelerate
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.train.run.config import RunConfig

@@ -35,7 +35,7 @@ from kinoflow.data.engine.pools import Actors
 from kinoflow.data.latents import shards, stored
 from kinoflow.data.latents.index import LABELS, PIXELS, LatentIndex
 from kinoflow.data.prefetch import prefetch
-from kinoflow.sample.release import text_config
+from kinoflow.sample.card import text_config
 from kinoflow.sample.stable_diffusion import StableDiffusion, is_diffusers, open_release
 from kinoflow.tae.cpu.accelerate import accelerate
 from kinoflow.tae.model.inflate import inflate
