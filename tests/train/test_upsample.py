@@ -107,6 +107,11 @@ def test_the_card_says_what_it_takes_and_how(latents):
     assert card.buckets == ("4x32x32@16", "1x32x32@16") and card.default_bucket == "4x32x32@16"
     assert (card.upsample.factor, card.upsample.overlap) == (2, 1)
     assert (card.sampling.num_steps, card.sampling.guidance_scale) == (20, 1)
+    near = load(
+        RunConfig, [*SHAPE, f"data.latents={latents / 'twins'}", *UPSAMPLER, "dit.shown_variance=0.01"]
+    )
+    card = _of_upsampler(ReleaseConfig(name="x"), near, LatentSets(near.data.latents).index)
+    assert card.sampling.num_steps == 8
 
 
 def test_the_plan_counts_a_latent_for_each_frame_of_a_window():

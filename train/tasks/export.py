@@ -21,7 +21,7 @@ from kinoflow.sample.adapters import write_sampling
 from kinoflow.sample.card import CARD_NAME, ReleaseConfig, read_card
 from kinoflow.sample.release import PARTS, Release, lent
 from kinoflow.sample.stable_diffusion import is_diffusers, open_release
-from kinoflow.sample.upsample import STEPS, WINDOW_SHARE, UpsampleConfig
+from kinoflow.sample.upsample import NEAR_STEPS, STEPS, WINDOW_SHARE, UpsampleConfig
 from kinoflow.tae.model.inflate import inflate
 from kinoflow.train.run.averages import AveragedState
 from kinoflow.train.run.checkpoint import check_base, newest
@@ -177,11 +177,12 @@ def _of_upsampler(card: ReleaseConfig, config: RunConfig, index: LatentIndex) ->
     most = config.known.window or max(bucket.frames for bucket in taken)
     cut = [replace(each, frames=min(each.frames, most), weight=1.0, batch_size=None) for each in taken]
     longest = max(cut, key=lambda bucket: bucket.frames)
+    steps = NEAR_STEPS if config.dit.shown_variance else STEPS
     return replace(
         card,
         buckets=tuple(dict.fromkeys(map(str, cut))),
         default_bucket=str(longest),
-        sampling=replace(card.sampling, guidance_scale=1.0, num_steps=STEPS),
+        sampling=replace(card.sampling, guidance_scale=1.0, num_steps=steps),
         upsample=UpsampleConfig(factor=index.upsample, overlap=round(longest.frames * WINDOW_SHARE)),
     )
 
