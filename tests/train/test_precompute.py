@@ -1,7 +1,6 @@
 """Latents and text states of world clips: what is on disk equals encoding one clip at a time."""
 
 import copy
-import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +19,7 @@ from kinoflow.data import video
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents.shards import LatentDataset
-from kinoflow.data.world import caption, sample_scene
+from kinoflow.data.world import sample_scene
 from kinoflow.train.tasks import precompute as module
 from kinoflow.train.tasks.clips import describe, draw, to_tensor
 from kinoflow.train.tasks.precompute import PrecomputeConfig, precompute
@@ -72,28 +71,6 @@ def test_shards_equal_single_encodings(encoders, tmp_path):
             assert data.captions(name, clip)[1] == caption
             assert batch.texts[1].hidden[0, :, 0].tolist() == [ord(letter) for letter in caption]
             assert batch.texts[1].hidden[0, 0, 1] == float(bucket.fps)
-
-
-def test_only_scenes_whose_caption_holds_a_pattern(encoders, tmp_path):
-    """Each clip has it, and they are the first that have, whatever shard they are in."""
-    pattern = "(above|below|next to) an? (small|little)"
-    words = ("buckets=[8x16x16@16]", "clips=6", "shard_size=2")
-    precompute(config(tmp_path / "only", *words, f"only={pattern}"), encoders)
-    data, seeds = LatentDataset(tmp_path / "only"), []
-    for seed in range(1000 * 10**9, 1000 * 10**9 + 200):
-        if re.search(pattern, caption(sample_scene(seed), seed, complete=True)):
-            seeds.append(seed)
-    (bucket,) = data.buckets
-    for clip, seed in zip(range(6), seeds, strict=False):
-        assert data.captions(bucket, clip)[0] == describe(sample_scene(seed), seed, parse(bucket), 0)
-    with pytest.raises(UserError, match="only: not one caption in 10000 holds 'elephant'"):
-        precompute(config(tmp_path / "none", *words, "only=elephant"), encoders)
-    with pytest.raises(UserError, match="only: made_from was"):
-        precompute(config(tmp_path / "only", *words, "only=above"), encoders)
-    with pytest.raises(UserError, match=r"only: '\(' is no regular expression"):
-        config(tmp_path, "only=(")
-    with pytest.raises(UserError, match="only: it chooses the world's scenes"):
-        config(tmp_path, "source=clips.parquet", "captions_per_clip=1", "only=a")
 
 
 def test_keyframes_are_the_ends_of_latent_frames_encoded_alone(encoders, tmp_path):

@@ -1,6 +1,5 @@
 """What `kinoflow train precompute` makes latents of: a list of clips, the toy world, labelled pictures."""
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,10 @@ from kinoflow.data.clips.manifest import Manifest
 from kinoflow.data.clips.sets import ClipSets
 from kinoflow.data.clips.workers import Workers
 from kinoflow.data.labelled.images import Labelled, Place, read
-from kinoflow.data.world import Scene, Split, caption, sample_scene
+from kinoflow.data.world import Split, sample_scene
 from kinoflow.train.tasks.clips import describe, renderer
 
 _WORLD_CLIPS = 1024
-_RARE = 10_000  # scenes that may pass before one with the pattern is taken not to exist
 _FITS = {"crop": fit, "pad": pad}
 
 
@@ -62,8 +60,6 @@ class PrecomputeConfig:
     """Over all buckets, by weight; null: all of a list that fill one."""
     captions_per_clip: int = 1
     """Captions of each clip; only those of the world have more than one."""
-    only: str = ""
-    """Of the world, scenes whose whole caption holds this regular expression."""
     shard_size: int = 1024
     """Clips of one shard."""
     batch_size: int = 32
@@ -92,7 +88,6 @@ class PrecomputeConfig:
                 raise UserError(f"{key}: {value} is too small, the least is 1")
         if self.split is None and self.captions_per_clip > 1:
             raise UserError("captions_per_clip: a clip of a list has one caption, set captions_per_clip=1")
-        self._check_only()
         if self.images is None and self.fit != "crop":
             raise UserError("fit: clips are cropped, only labelled images (source=images:…) may be padded")
         if self.channels is not None and (self.images is None or self.release):
@@ -102,14 +97,6 @@ class PrecomputeConfig:
             self._check_upsample()
         if self.channels not in (None, 1, 3):
             raise UserError(f"channels: {self.channels} is neither 1 nor 3")
-
-    def _check_only(self) -> None:
-        if self.only and self.split is None:
-            raise UserError("only: it chooses the world's scenes; give a list of the rows that you want")
-        try:
-            re.compile(self.only)
-        except re.error as error:
-            raise UserError(f"only: {self.only!r} is no regular expression ({error})") from None
 
     def _check_upsample(self) -> None:
         if self.upsample < 2:
@@ -187,39 +174,15 @@ def open_source(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Wo
 def _world(config: PrecomputeConfig, split: Split, buckets: Sequence[Bucket], workers: Workers) -> Source:
     """Scenes of a split; buckets and seeds lie far apart, so that none shares a scene."""
     draw = partial(sample_scene, split=split)
-    seeds = {str(bucket): _Seeds((config.seed * 1000 + i) * 10**9, config.only, draw)
-             for i, bucket in enumerate(buckets)}  # fmt: skip
+    first = {str(bucket): (config.seed * 1000 + i) * 10**9 for i, bucket in enumerate(buckets)}
 
     def get(bucket: Bucket, clip: int) -> Clip:
-        seed = seeds[str(bucket)][clip]
+        seed = first[str(bucket)] + clip
         scene = draw(seed)
         captions = [describe(scene, seed, bucket, choice) for choice in range(config.captions_per_clip)]
         return Clip(frames=workers.call(renderer(bucket), scene), captions=captions)
 
-    counts = _shares(config.clips or _WORLD_CLIPS, buckets)
-    made_from = {"only": config.only} if config.only else {}
-    return Source(counts=counts, workers=workers, get=get, made_from=made_from)
-
-
-class _Seeds:
-    """Seeds of scenes from a first one on: all, or those whose caption, nothing left out, holds a pattern."""
-
-    def __init__(self, first: int, only: str, draw: Callable[[int], Scene]) -> None:
-        self._first, self._draw = first, draw
-        self._pattern = re.compile(only) if only else None
-        self._found: list[int] = []
-        self._next = first
-
-    def __getitem__(self, clip: int) -> int:
-        if self._pattern is None:
-            return self._first + clip
-        while len(self._found) <= clip:
-            if self._next - self._first > _RARE * (clip + 1):
-                raise UserError(f"only: not one caption in {_RARE} holds {self._pattern.pattern!r}")
-            if self._pattern.search(caption(self._draw(self._next), self._next, complete=True)):
-                self._found.append(self._next)
-            self._next += 1
-        return self._found[clip]
+    return Source(counts=_shares(config.clips or _WORLD_CLIPS, buckets), workers=workers, get=get)
 
 
 def _listed(config: PrecomputeConfig, buckets: Sequence[Bucket], workers: Workers) -> Source:
