@@ -53,8 +53,8 @@ def read_header(text: str) -> Header:
         lines.append(line.removeprefix("#"))
     joined = "\n".join(lines).replace("\\\n", " ")
     commands = [line for line in joined.splitlines() if line.startswith("   ")]
-    # An export takes no keys; tests/test_readme.py knows its words.
-    ours = r"\bkinoflow[. ](train (?!export)|data (curate|select))"
+    # An export and a mean take no keys; tests/test_readme.py knows their words.
+    ours = r"\bkinoflow[. ](train (?!export|average)|data (curate|select))"
     launches = [launch(line) for line in commands if re.search(ours, line)]
     expected = re.search(r"^ Expected:(.+)", joined, re.MULTILINE | re.DOTALL)
     return Header(launches=launches, expected=" ".join(expected[1].split()) if expected else "")

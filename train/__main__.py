@@ -28,15 +28,17 @@ Clips and captions to latents and text states in out=FOLDER. Shards that are the
 unless a clip of a list or its caption has changed since. Pictures with a class each (source=images:PATH: a
 folder with a folder for each class, an .npz with images and labels, a .csv, MNIST's IDX files) are stored
 with their labels, without release= as pixels; one in ten is held out, for source=images:PATH:heldout."""
-_EXPORT = """usage: kinoflow train export RUN RELEASE [--adapter]
+_EXPORT = """usage: kinoflow train export RUN RELEASE [--adapter [--int8]]
 
   RUN      folder of a training run (its run=FOLDER), with config.yaml and checkpoints/
   RELEASE  folder to write or update: the run's part is made of the averaged weights of the newest checkpoint,
-           parts that RELEASE lacks are copied from the release that the run was trained with (release=);
+           parts that RELEASE lacks are copied from the release that the run was trained with (release=),
+           but for those that a release around RELEASE has;
            its kinoflow.yaml gets the name of RUN's folder, and says what the run went on from (init_from=)
 
 Adapters (lora.rank=) are merged into the weights of init_from. With --adapter they alone are written into a
-folder RELEASE, as peft writes them: kinoflow sample --lora RELEASE adds them to that release."""
+folder RELEASE, as peft writes them: kinoflow sample --lora RELEASE adds them to that release. With --int8
+as well they take half the bytes, and peft does not read them."""
 
 
 def main(argv: list[str] | None = None) -> int:

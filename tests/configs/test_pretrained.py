@@ -57,7 +57,8 @@ def test_bytes_are_within_half_a_level(tmp_path: Path, size: str | int) -> None:
     for name in ("matrix", "a.weight"):
         value, level = found[name], state[name].abs().amax(1, keepdim=True) / 127
         assert value.dtype == torch.float32 and found.shape(name) == value.shape  # type: ignore[attr-defined]
-        assert ((value - state[name]).abs() <= 0.501 * level).all()
+        # A level is stored in bf16, rounded up: at most 2^-7 more.
+        assert ((value - state[name]).abs() <= 0.501 * (1 + 2**-7) * level).all()
     assert (found["matrix"][5] == 0).all()
     assert torch.equal(found["small"], small.half()) and torch.equal(found["vector"], vector.half())
     assert torch.equal(found["steps"], STATE["steps"])

@@ -183,6 +183,10 @@ def test_an_exported_student_says_how_it_is_sampled(runs, sources, tmp_path):
     assert sampling == wanted and len(adapters) == 1
     named, _ = read_adapters(["four:0.5"], release)
     assert named[0].scale == adapters[0].scale / 2 and named[0].digest() == adapters[0].digest()
+    small = tmp_path / "small"
+    assert main(["export", str(runs / "zero0"), str(small), "--adapter", "--int8"]) == 0
+    assert read_adapters([str(small)], release)[1] == wanted
+    assert main(["export", str(runs / "zero0"), str(small), "--int8"]) == 2
     with pytest.raises(UserError, match=r"lora: five: no such folder, and .* has four"):
         read_adapters(["five"], release)
 
@@ -202,6 +206,26 @@ def test_adapters_can_begin_as_earlier_ones(runs, sources, tmp_path):
     assert task.loss(task.model, task.batch(1, 0, 1), 1).total < 1e-10
     with pytest.raises(UserError, match=r"lora.init_from: .* has one of rank 2"):
         prepared([*words, "lora.rank=3"])
+
+
+def test_adapters_in_bytes_are_half_as_large_and_nearly_the_same(tmp_path):
+    config, rng = LoRAConfig(rank=32, alpha=32, targets=("qkv",)), torch.Generator().manual_seed(1)
+    with torch.device("meta"):
+        model = VideoDiT(replace(load(RunConfig, BACKBONE).dit, width=128))
+    lora.inject(model, config, "")
+    state = {n: torch.randn(v.shape, generator=rng) for n, v in model.named_parameters() if "lora_" in n}
+    for folder, dtype in (("half", torch.float16), ("bytes", torch.int8)):
+        (tmp_path / folder).mkdir()
+        lora.write(model, state, tmp_path / folder, dtype)
+    exact, small = (read_adapter(str(tmp_path / name)) for name in ("half", "bytes"))
+    for name, pair in exact.pairs.items():
+        for one, other in zip(pair, small.pairs[name], strict=True):
+            level = one.float().abs().amax(1, keepdim=True) * 1.02 / 127
+            assert ((one.float() - other).abs() <= level / 2 + 1e-3).all() and not torch.equal(
+                one.float(), other
+            )
+    sizes = [(tmp_path / name / "adapter_model.safetensors").stat().st_size for name in ("half", "bytes")]
+    assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_earlier_adapters_are_brought_to_a_rank_and_a_weight(tmp_path):

@@ -1,6 +1,7 @@
 """`kinoflow train export RUN RELEASE`: the averaged weights of a run as a part of a release folder.
 
-With `--adapter` the adapters of a run alone, in a folder of their own.
+With `--adapter` the adapters of a run alone, in a folder of their own; with `--int8` beside it in half the
+bytes, which peft does not read.
 """
 
 import shlex
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import replacing
@@ -33,13 +36,16 @@ from kinoflow.train.tasks.flow_task import FlowTask
 
 def main(arguments: Sequence[str], build: Callable[[RunConfig], Task]) -> int:
     """Export the run that the two words name, whose task `build` makes, and say what for; 0."""
-    words = [word for word in arguments if word != "--adapter"]
+    words = [word for word in arguments if word not in ("--adapter", "--int8")]
     if len(words) != 2:
         raise UserError("export: name the run and the release folder: kinoflow train export RUN RELEASE")
+    alone, small = "--adapter" in arguments, "--int8" in arguments
+    if small and not alone:
+        raise UserError("--int8: is for --adapter; a release gets its 8 bits by kinoflow train average")
     run, release = map(Path, words)
     config = load(RunConfig, [str(run / "config.yaml")])
-    if len(words) < len(arguments):
-        found = export_adapter(run, release, build(config), config)
+    if alone:
+        found = export_adapter(run, release, build(config), config, torch.int8 if small else torch.float16)
         print(f"{release}: adapters from {found}, for {config.init_from}")
         print(f'next: kinoflow sample "PROMPT" --weights {config.init_from} --lora {release}')
         return 0
@@ -91,7 +97,9 @@ def export(run: Path, release: Path, task: Task, config: RunConfig) -> Path:
     return found
 
 
-def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Path:
+def export_adapter(
+    run: Path, folder: Path, task: Task, config: RunConfig, dtype: torch.dtype = torch.float16
+) -> Path:
     """Write the adapters of the run's newest checkpoint, as peft writes them; the checkpoint's folder.
 
     Raises:
@@ -102,7 +110,7 @@ def export_adapter(run: Path, folder: Path, task: Task, config: RunConfig) -> Pa
     found = _newest(run, task, config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
-        task.export_adapter(AveragedState(found), Path(place))
+        task.export_adapter(AveragedState(found), Path(place), dtype)
         if config.distill.steps:
             write_sampling(Path(place), sampling_of(config))
         folder.mkdir(exist_ok=True)

@@ -220,9 +220,9 @@ class FlowTask:
 
         model.save_pretrained(part, dtype=torch.float16, read=read)
 
-    def export_adapter(self, state: AveragedState, folder: Path) -> None:
+    def export_adapter(self, state: AveragedState, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Write the adapters alone into `folder`, as peft does."""
-        lora.write(self.model, state, folder)
+        lora.write(self.model, state, folder, dtype)
 
 
 def _built(config: RunConfig) -> Backbone:

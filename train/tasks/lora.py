@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kinoflow.configs.errors import UserError
 from kinoflow.configs.files import seeded
+from kinoflow.configs.pretrained import packed
 from kinoflow.dit_video.lora import PREFIX, STEM, Adapter, LoRAConfig, Pair, ends_with, read_adapter
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.", ".lora_B.default."
@@ -100,15 +101,18 @@ def trained(config: LoRAConfig, state: Mapping[str, Tensor], source: str) -> Ada
     return Adapter(source=source, scale=config.alpha / config.rank, pairs=pairs)
 
 
-def write(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors in fp16, as peft's own save_pretrained does.
+def write(
+    model: nn.Module, state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, as peft's own save_pretrained does.
 
-    `model` is what `inject` made, on the meta device; `state` has the values.
+    `model` is what `inject` made, on the meta device; `state` has the values. What is written in torch.int8
+    (`save_pretrained`) peft does not read.
     """
     from peft import get_peft_model_state_dict
 
     values = get_peft_model_state_dict(model, dict(state), save_embedding_layers=False)
-    named = {f"{PREFIX}{name}": value.half().contiguous() for name, value in values.items()}
+    named = packed({f"{PREFIX}{name}": value for name, value in values.items()}, dtype)
     save_file(named, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
     adapters: Any = model.peft_config
     settings = copy(adapters["default"])
