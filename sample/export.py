@@ -73,7 +73,7 @@ def export(release: Release, out: Path) -> None:
         raise UserError(f"{release.folder}: a release {kind}; give one of prompts with dit/")
     with replacing_folder(out) as aside:
         for part in ("dit", "tae"):
-            _copy_model(release.folder / part, aside / part)
+            _copy_model(release.place(part), aside / part)
         config = replace(release.config, text=_copy_text(release, aside / "text"))
         for name in _BESIDE:
             if (release.folder / name).is_file():
@@ -104,7 +104,7 @@ def _copy_text(release: Release, target: Path) -> TextConfig:
     """Copy the encoders that lie in folders; what the copy's config says, which is beside them too."""
     config = release.config.text
     target.mkdir()
-    for name, source in config.sources(release.folder).items():
+    for name, source in config.sources(release.place("text").parent).items():
         if Path(source).is_dir():
             shutil.copytree(source, target / name)
     config = replace(config, **{

@@ -289,7 +289,8 @@ class Release:
 def holder(folder: Path, part: str) -> Path:
     """The release folder that has a part of a release: its own or, where that lacks it, the one around it."""
     around, top = folder.resolve().parent, Path(part).parts[0]
-    return around if not (folder / top).exists() and (around / CARD_NAME).is_file() else folder
+    lends = (folder / CARD_NAME).is_file() and (around / CARD_NAME).is_file()
+    return around if lends and not (folder / top).exists() else folder
 
 
 def lent(folder: Path, source: Path) -> set[str]:
