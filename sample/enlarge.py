@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kinoflow.configs.terminal import argument, one_line_warnings, print_json
 from kinoflow.sample.job import Job, Sampler
-from kinoflow.sample.larger import upsampler_of
+from kinoflow.sample.larger import require_upsampler, upsampler_of
 from kinoflow.sample.options import add_hardware, named_as_options
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import CRF
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
         threads=args.threads,
         memory=args.memory,
     )
+    require_upsampler(pipeline.release)
     request = ClipRequest(
         prompt=args.prompt, seed=args.seed, steps=args.steps, guidance=args.guidance, upsample=str(args.clip)
     )
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--prompt", default="", help="what the clip shows, if you can say it")
     add("--seed", type=int, default=0, help="another seed, other details (default 0)")
-    add("--steps", type=int, help="intervals of the time grid (default: the release's, 20)")
+    add("--steps", type=int, help="intervals of the time grid (default: the release's)")
     add("--guidance", type=float, help="weight of the prompt (default: the release's, 1: the fastest)")
     add("--crf", type=float, default=CRF, help=f"H.264 quality, 0 best to 51 worst (default {CRF:g})")
     add(

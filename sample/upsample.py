@@ -20,7 +20,7 @@ from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import TiledTAE
 
 STEPS = 20
-NEAR_STEPS = 8
+NEAR_STEPS = 4
 """Of a backbone whose head adds to what is shown (dit.shown_variance): it is near from the start."""
 WINDOW_SHARE = 4 / 14  # of a window that its neighbour shares
 

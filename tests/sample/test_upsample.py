@@ -18,6 +18,7 @@ from kinoflow.sample import hub
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.again import main as again
 from kinoflow.sample.card import CARD_NAME
+from kinoflow.sample.enlarge import main as enlarge
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import UPSAMPLER, Release, lent
@@ -192,6 +193,8 @@ def test_a_release_that_makes_clips_of_prompts_makes_none_larger(
     with pytest.raises(UserError, match="upsample: tiny makes clips of prompts, and has no upsampler"):
         Pipeline(plain, upsampler=Pipeline(plain))
     larger = Pipeline(plain, upsampler=Pipeline(Release.load(upsampler_folder)))
+    with pytest.raises(UserError, match="upsample: tiny makes clips of prompts, and has no upsampler"):
+        enlarge([str(clip(tmp_path)), str(tmp_path / "x.mp4"), "--weights", str(tiny_release_folder)])
     with pytest.raises(UserError, match="upsample: 48x32 pixels, and larger takes 32x32, 16x16"):
         larger.plan(ClipRequest(prompt=PROMPT, width=48))
 
