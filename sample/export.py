@@ -104,7 +104,7 @@ def _copy_text(release: Release, target: Path) -> TextConfig:
     """Copy the encoders that lie in folders; what the copy's config says, which is beside them too."""
     config = release.config.text
     target.mkdir()
-    for name, source in config.sources(release.place("text").parent).items():
+    for name, source in config.sources(release.text_holder).items():
         if Path(source).is_dir():
             shutil.copytree(source, target / name)
     config = replace(config, **{

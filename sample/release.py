@@ -103,6 +103,11 @@ class Release:
         return holder(self.folder, part) / part
 
     @property
+    def text_holder(self) -> Path:
+        """The release folder that its text encoders are looked for in."""
+        return holder(self.folder, "text")
+
+    @property
     def tae_folder(self) -> Path | None:
         """Where its autoencoder lies, for the commands that take it alone."""
         return self.place("tae")
@@ -200,7 +205,7 @@ class Release:
             return states.to(device)
         from kinoflow.conditioning.prompt_encoder import PromptEncoder
 
-        encoder = PromptEncoder.of_release(holder(self.folder, "text"), self.config.text, cache=text_cache)
+        encoder = PromptEncoder.of_release(self.text_holder, self.config.text, cache=text_cache)
         given, wanted = encoder.widths, backbone.text_widths
         if given != wanted:
             raise UserError(
@@ -214,7 +219,7 @@ class Release:
         """The words that it knows, None where it takes any: small releases have a tokenizer that tells."""
         if self.config.classes or self.config.text.clip_t5:
             return None
-        words = known_words(Path(self.config.text.sources(holder(self.folder, "text"))["ul2"]))
+        words = known_words(Path(self.config.text.sources(self.text_holder)["ul2"]))
         return None if words is None else Vocabulary(words=words, written=self.config.written)
 
     @cached_property
@@ -233,7 +238,7 @@ class Release:
         if self.config.text.clip_t5:
             digest.update(clip_t5_fingerprint(clip_t5_folder(self.config.text.clip_t5)).encode())
         elif elsewhere:
-            sources = find(self.config.text.sources(holder(self.folder, "text")))
+            sources = find(self.config.text.sources(self.text_holder))
         for source in sources:
             if source.name in elsewhere:
                 digest.update(f"{source.name} {fingerprint(source.folder())}".encode())

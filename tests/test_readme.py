@@ -191,7 +191,7 @@ def train_problems(words: list[str]) -> Iterator[str]:
             load(SCHEMAS[verb], sources(verb, words[1:] if verb else words))
         except UserError as error:
             yield str(error)
-    elif verb == "export" and len([word for word in words if not word.startswith("--")]) != 3:
+    elif verb == "export" and len([word for word in words if word not in ("--adapter", "--int8")]) != 3:
         yield "kinoflow train export takes RUN and RELEASE"
 
 

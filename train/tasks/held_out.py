@@ -140,7 +140,7 @@ def main(words: Sequence[str]) -> int:
 def _asked(release: Release, folder: str, processes: Processes) -> tuple[nn.Module, HeldOut, FlowConfig]:
     batches = HeldOut(folder, ValidationConfig().clips, batch_size=_TIMES)
     classes, tae = release.config.classes, None if release.config.pixels else release.tae()
-    encoders = made_with(release.place("text").parent, tae, labelled=bool(classes))
+    encoders = made_with(release.text_holder, tae, labelled=bool(classes))
     batches.require(encoders, classes, str(release.folder), release.config.upsample.factor)
     trained = release.config.sampling
     flow = FlowConfig(path=trained.path, objective=trained.objective)
