@@ -364,12 +364,9 @@ class Pipeline:
             return
         if plan.source is not None and plan.added:
             yield from plan.source.earlier()
-        done = 0
-        for piece in decode_pieces(self.decoder, latent, plan.decoded, self.memory):
-            made = piece[0].numpy()
-            yield made if plan.source is None else plan.source.mixed(made, done)
-            done += piece.shape[1]
-            del piece, made
+        pieces = decode_pieces(self.decoder, latent, plan.decoded, self.memory)
+        made = (piece[0].numpy() for piece in pieces)
+        yield from made if plan.source is None else plan.source.joined(made)
 
     def unknown_words(self, plan: Plan) -> list[str]:
         """Words of a plan that mean nothing to the release."""

@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from kinoflow.dit_video.flow.paths import GaussianPath, coefficients
 
+_RESTS = 0.05  # root mean square of a normalized latent's change, up to which it is none
+_REACH = 3  # cells that something may move through in a latent frame: three pixels a frame
 MASKS = 2  # channels that a backbone reads beside the known latent
 _MODES = ("first", "both", "prefix", "suffix", "region", "upsample")
 
@@ -119,6 +122,26 @@ def shown_everywhere(smaller: Float[Tensor, "b c t h w"]) -> Known:
 def begun(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
     """The first `count` latent frames of a clip, and behind them the latent of their last frame alone."""
     return show(keep(clip, span(clip, 0, count)), count, picture)
+
+
+def going_on(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
+    """As `begun`; where the clip rests, the next latent frame is kept as the picture has it.
+
+    A model draws a background anew that has not moved, a shade or a contour off, and one sees it flicker.
+    Where the last latent frame is that of its own last frame alone, nothing moved in it; a few cells away
+    from all that moves nothing will in the next.
+    """
+    known = begun(clip, count, picture)
+    rests = resting(clip[:, :, count - 1], picture)
+    kept, shown = known.kept.clone(), known.shown.clone()
+    kept[:, :, count], shown[:, :, count] = rests, 1 - rests
+    return replace(known, kept=kept, shown=shown)
+
+
+def resting(last: Float[Tensor, "b c h w"], picture: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """1 at cells of a latent frame farther than `_REACH` from all that moved in it, else 0."""
+    moved = ((last - picture).square().mean(dim=1, keepdim=True) > _RESTS**2).to(last)
+    return 1 - max_pool2d(moved, 2 * _REACH + 1, stride=1, padding=_REACH)
 
 
 def span(like: Float[Tensor, "b c t h w"], first: int, last: int) -> Float[Tensor, "1 1 t h w"]:

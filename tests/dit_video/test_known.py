@@ -11,10 +11,13 @@ from kinoflow.dit_video import DiTConfig, VideoDiT
 from kinoflow.dit_video.flow import known as module
 from kinoflow.dit_video.flow.known import (
     KnownConfig,
+    begun,
     draw,
+    going_on,
     joined,
     keep,
     nothing,
+    resting,
     show,
     shown_everywhere,
     span,
@@ -214,3 +217,21 @@ def test_a_head_adds_to_what_is_shown():
 def test_a_variance_of_nothing_is_refused(keys):
     with pytest.raises(ValueError, match=r"dit\.shown_variance: "):
         replace(CONFIG, **keys)
+
+
+def test_what_rests_is_kept_a_latent_frame_longer():
+    """Cells more than three away from one that moved; all else as training has it."""
+    whole, last = torch.zeros(1, 3, 4, 9, 9), torch.randn(1, 3, 9, 9)
+    picture = last + 0.02  # less than moves
+    picture[:, :, 1, 1] += 1
+    whole[:, :, :2] = torch.stack((torch.randn(1, 3, 9, 9), last), dim=2)
+    known, trained = going_on(whole, 2, picture), begun(whole, 2, picture)
+    moves = torch.zeros(9, 9)
+    moves[:5, :5] = 1
+    assert torch.equal(resting(last, picture)[0, 0], 1 - moves)
+    assert torch.equal(known.latent, trained.latent) and torch.equal(known.latent[:, :, 2], picture)
+    assert torch.equal(known.kept[0, 0, 2], 1 - moves) and torch.equal(known.shown[0, 0, 2], moves)
+    for frame in (0, 1, 3):
+        assert torch.equal(known.kept[:, :, frame], trained.kept[:, :, frame])
+        assert torch.equal(known.shown[:, :, frame], trained.shown[:, :, frame])
+    assert not resting(last, torch.randn(1, 3, 9, 9)).any()
