@@ -26,17 +26,15 @@ from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.clips.fit import fit
 from kinoflow.data.video import probe, read
 from kinoflow.data.video.footage import footage
-from kinoflow.dit_video.flow.known import Known, going_on, keep, nothing, show
+from kinoflow.dit_video.flow.known import Known, keep, nothing, show, went_on
+from kinoflow.sample.seam import going_on
 from kinoflow.tae.model.pixels import from_bytes
 from kinoflow.tae.model.tae import TAE
 
 _CHUNK = 32  # frames read at once
 _MARGIN = 4  # pixels around what is to change, over which the old becomes the new
-_FADE = 8  # frames before what is added, over which the clip becomes what the autoencoder makes; and after
-_LITTLE = 2.0  # of 255: what changes by no more where the added begins is no motion, but the sampler's error
 Frames = UInt8[np.ndarray, "frames height width 3"]
 Piece = UInt8[np.ndarray, "_ height width 3"]
-Frame = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,51 +124,17 @@ class Source:
             left -= len(frames)
 
     def joined(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Frames that were made, a few at a time, with those of the clip that stay.
-
-        Of `edit` these are the places around the mask. Of `extend` they become what the autoencoder makes of
-        them over the last frames, and what is added begins as they end, so that nothing jumps (`little`).
-        """
-        seam = len(self.clip) if self.clip is not None and self.mask is None else -1
-        start, last, offset = 0, None, None
-        for piece in pieces:
-            made, at = self._mixed(piece, start), seam - start
-            if 0 <= at < len(made):
-                before = made[at - 1] if at else last
-                offset = None if before is None else little(made[at], before)
-            if offset is not None:
-                made = eased(made, -at, offset)
-            yield made
-            start, last = start + len(piece), made[-1].copy()
-            del piece, made
-
-    def _mixed(self, made: Frames, start: int) -> Frames:
-        if self.clip is None or start >= len(self.clip):
-            return made
-        own = self.clip[start : start + len(made)]
-        if self.mask is None:
-            number = np.arange(start, start + len(own)) - len(self.clip) + _FADE + 1
-            share = np.clip(number / (_FADE + 1), 0, 1)[:, None, None, None]
+        """Frames that were made, a few at a time, with those of the clip that stay."""
+        if self.clip is None:
+            yield from pieces
+        elif self.mask is None:
+            yield from going_on(self.clip, pieces)
         else:
-            share = _share(self.mask)[..., None]
-        mixed = np.rint(share * made[: len(own)] + (1 - share) * own).astype(np.uint8)
-        return np.concatenate((mixed, made[len(own) :]))
-
-
-def little(frame: Frame, before: Frame) -> Float[np.ndarray, "height width 3"]:
-    """What changes between frames where it is little: up to `_LITTLE` all of it, from twice that on nothing.
-
-    A resting background that comes back a shade lighter would flicker; what moves changes by more.
-    """
-    step = frame.astype(np.float32) - before
-    return step * np.clip(2 - np.abs(step).max(axis=-1, keepdims=True) / _LITTLE, 0, 1)
-
-
-def eased(made: Frames, number: int, offset: Float[np.ndarray, "height width 3"]) -> Frames:
-    """Frames from `number` on, without the offset that frame 0 begins with and the first ones lose again."""
-    place = number + np.arange(len(made), dtype=np.float32)
-    share = np.where(place >= 0, np.clip(1 - place / _FADE, 0, 1), 0)[:, None, None, None]
-    return np.rint(made - share * offset).clip(0, 255).astype(np.uint8)
+            start, share = 0, _share(self.mask)[..., None]
+            for made in pieces:
+                own = self.clip[start : start + len(made)]
+                yield np.rint(share * made + (1 - share) * own).astype(np.uint8)
+                start += len(made)
 
 
 def read_source(given: Given, bucket: Bucket, factor: int) -> Source:
@@ -211,7 +175,7 @@ def known_of(source: Source, tae: TAE, frames: int) -> Known:
         return known if source.last is None else show(known, -1, encoded(source.last)[:, :, 0])
     whole[:, :, : latent.shape[2]] = latent
     if source.mask is None:
-        return going_on(whole, latent.shape[2], encoded(ends[-1:])[:, :, 0])
+        return went_on(whole, latent.shape[2], encoded(ends[-1:])[:, :, 0])
     cells = F.adaptive_max_pool2d(torch.from_numpy(source.mask)[None, None].float(), latent.shape[3:])
     return keep(whole, (1 - cells)[:, :, None].expand(-1, -1, frames, -1, -1))
 
@@ -241,7 +205,7 @@ def extended(
         if turn > 0:
             whole = torch.zeros_like(begin.latent)
             whole[:, :, :end] = latent[:, :, -end:]
-            known = going_on(whole, end, alone(whole[:, :, :end]))
+            known = went_on(whole, end, alone(whole[:, :, :end]))
         latent, turn = torch.cat((latent, make(known, turn)[:, :, end:]), dim=2), turn + 1
     return latent[:, :, :frames]
 

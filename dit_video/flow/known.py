@@ -124,7 +124,7 @@ def begun(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "
     return show(keep(clip, span(clip, 0, count)), count, picture)
 
 
-def going_on(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
+def went_on(clip: Float[Tensor, "b c t h w"], count: int, picture: Float[Tensor, "b c h w"]) -> Known:
     """As `begun`; where the clip rests, the next latent frame is kept as the picture has it.
 
     A model draws a background anew that has not moved, a shade or a contour off, and one sees it flicker.

@@ -13,7 +13,6 @@ from kinoflow.dit_video.flow.known import (
     KnownConfig,
     begun,
     draw,
-    going_on,
     joined,
     keep,
     nothing,
@@ -22,6 +21,7 @@ from kinoflow.dit_video.flow.known import (
     shown_everywhere,
     span,
     velocity_near,
+    went_on,
 )
 from kinoflow.dit_video.flow.matching import perturb
 from kinoflow.dit_video.flow.paths import coefficients, cond_ot, cosine
@@ -225,7 +225,7 @@ def test_what_rests_is_kept_a_latent_frame_longer():
     picture = last + 0.02  # less than moves
     picture[:, :, 1, 1] += 1
     whole[:, :, :2] = torch.stack((torch.randn(1, 3, 9, 9), last), dim=2)
-    known, trained = going_on(whole, 2, picture), begun(whole, 2, picture)
+    known, trained = went_on(whole, 2, picture), begun(whole, 2, picture)
     moves = torch.zeros(9, 9)
     moves[:5, :5] = 1
     assert torch.equal(resting(last, picture)[0, 0], 1 - moves)

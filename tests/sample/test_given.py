@@ -87,44 +87,6 @@ def test_a_clip_goes_on(pipeline, tmp_path, seconds):
     assert sum(told) == plan.num_steps and plan.frames == 21 + added
 
 
-def test_the_clip_fades_into_what_is_made(pipeline, tmp_path):
-    """Against the mixture written out: (n + 1) / 9 of what was made, of the last eight frames."""
-    path = clip(tmp_path, 21)
-    plan = pipeline.plan(ClipRequest(prompt=PROMPT, extend=str(path), steps=2))
-    own, made = read(path)[13:21].astype(float), np.full((8, 32, 32, 3), 200, np.uint8)
-    assert len(plan.source.clip) == 8 and np.array_equal(plan.source.clip, own)
-    share = (np.arange(8)[:, None, None, None] + 1) / 9
-    want = np.rint(share * made + (1 - share) * own)
-    (found,) = plan.source.joined([made])
-    assert np.array_equal(found, want)
-    pieces = list(plan.source.joined(iter((made[:5], made[5:]))))
-    assert np.array_equal(np.concatenate(pieces), want), "in pieces too"
-
-
-def test_what_is_added_begins_as_the_clip_ends(pipeline, tmp_path):
-    """A shade that differs by little is lost over eight frames, what differs more is left; in any pieces."""
-    path = clip(tmp_path, 8)
-    source = pipeline.plan(ClipRequest(prompt=PROMPT, extend=str(path), steps=2)).source
-    made = np.repeat(source.clip[-1:], 20, axis=0).astype(int)
-    made[8:, :16] += 2  # a shade
-    made[8:, 16:] -= 40  # something that moved
-    made = made.clip(0, 255).astype(np.uint8)
-    (whole,) = source.joined([made])
-    before = whole[7].astype(int)
-    lost = whole[8:].astype(int) - made[8:]
-    step = made[8].astype(int) - before
-    small = np.abs(step).max(-1) <= 2
-    assert small[:16].all() and small[16:].mean() < 0.2
-    assert (np.abs(whole[8].astype(int) - before)[small] <= 1).all()
-    for place in range(8):
-        np.testing.assert_allclose(lost[place][small], -(1 - place / 8) * step[small], atol=0.5)
-    assert not lost[8:].any() and not lost[:, np.abs(step).max(-1) > 4].any()
-    for sizes in ([8, 12], [5, 5, 5, 5], [20], [7, 1, 1, 11]):
-        ends = np.cumsum(sizes)[:-1]
-        found = np.concatenate(list(source.joined(np.split(made, ends))))
-        assert np.array_equal(found, whole)
-
-
 def test_each_turn_keeps_the_end_of_the_one_before():
     begin = keep(torch.randn(1, 2, 4, 2, 2), span(torch.zeros(1, 2, 4, 2, 2), 0, 1))
     seen = []
