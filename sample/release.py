@@ -333,6 +333,9 @@ def _refuse_a_part(folder: Path, card: ReleaseConfig | None) -> None:
         use = f"kinoflow tae encode CLIP CLIP.kino --weights {folder / 'tae'}"
         raise UserError(f"{folder}: an autoencoder only, for {use}; to sample with it, {release}")
     if backbones and not has["tae"] and (card is None or not card.pixels):
+        if card is not None and card.upsample.factor:
+            raise UserError(f"{folder}: has no tae/; an upsampler takes it and text/ from the release that "
+                            "its folder lies in: put it back there, or copy both into it")  # fmt: skip
         release = together.format("the release whose tae/ and text/ made what it was trained on")
         raise UserError(f"{folder}: a backbone only; to sample with it, {release}")
 

@@ -225,7 +225,7 @@ def test_an_upsampler_takes_what_it_lacks_from_the_release_around_it(whole, upsa
     path = clip(tmp_path)
     assert np.array_equal(*(Pipeline(each)(upsample=path).frames for each in (own, alone)))
     moved = shutil.copytree(whole / UPSAMPLER, tmp_path / "moved")
-    with pytest.raises(UserError, match="moved: a backbone only; to sample with it"):
+    with pytest.raises(UserError, match="moved: has no tae/; an upsampler takes it and text/"):
         Release.load(moved)
 
 
