@@ -23,26 +23,27 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def going_on(own: Frames, pieces: Iterable[Frames]) -> Iterator[Frames]:
-    """Frames that were made, a few at a time, of which the first are to be those of a clip, its `own`."""
-    rest, held, count = iter(pieces), [], 0
-    for piece in rest:
-        held.append(piece)
-        count += len(piece)
-        if count > len(own):
-            break
-    made, seam = np.concatenate(held), len(own)
-    before, after = made[seam - 1], made[seam]
+    """Frames that were made, a few at a time, of which the first are to be those of a clip, its `own`.
+
+    No more of them are held than `FADE` and a piece.
+    """
+    if len(own) > FADE:
+        yield own[:-FADE]
+    rest, made, added = iter(pieces), own[:0], -len(own)
+    while added <= 0:
+        piece = next(rest)
+        made, added = np.concatenate((made[-FADE:], piece)), added + len(piece)
+    ends, begins = made[:-added][-FADE:], made[-added:]
     still = np.maximum(
-        resting(np.stack((before, after)), _RESTS, _AROUND),
-        resting(own[-FADE:], _RESTED, _FAR) * resting(np.stack((before, after)), _OFF, _AROUND),
+        resting(np.stack((ends[-1], begins[0])), _RESTS, _AROUND),
+        resting(own[-FADE:], _RESTED, _FAR) * resting(np.stack((ends[-1], begins[0])), _OFF, _AROUND),
     )
-    offset = still * (own[-1].astype(np.float32) - made[seam])
-    yield _ended(own, made[:seam], still)
-    yield _begun(made[seam:], 0, offset)
-    done = len(made) - seam
+    offset = still * (own[-1].astype(np.float32) - begins[0])
+    yield _ended(own[-FADE:], ends, still)
+    yield _begun(begins, 0, offset)
     for piece in rest:
-        yield _begun(piece, done, offset)
-        done += len(piece)
+        yield _begun(piece, added, offset) if added < FADE else piece
+        added += len(piece)
 
 
 def resting(frames: Frames, most: float, around: int) -> Float[np.ndarray, "height width 1"]:
@@ -58,9 +59,9 @@ def resting(frames: Frames, most: float, around: int) -> Float[np.ndarray, "heig
 
 
 def _ended(own: Frames, made: Frames, still: Float[np.ndarray, "height width 1"]) -> Frames:
-    """The clip's frames, of which the last become those that were made where it does not rest."""
-    number = np.arange(len(own)) - len(own) + FADE + 1
-    share = np.clip(number / (FADE + 1), 0, 1)[:, None, None, None] * (1 - still)
+    """The clip's last frames, which become those that were made where it does not rest."""
+    share = (np.arange(FADE - len(own), FADE, dtype=np.float32) + 1)[:, None, None, None] / (FADE + 1)
+    share = share * (1 - still)
     return np.rint(share * made + (1 - share) * own).astype(np.uint8)
 
 

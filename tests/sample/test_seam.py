@@ -59,9 +59,9 @@ def test_the_pieces_make_no_difference(sizes):
     assert np.array_equal(went_on(own, made, *sizes), went_on(own, made))
 
 
-def test_frames_come_as_soon_as_the_first_added_is_there():
-    """And those after it one piece for one: memory does not grow with what is added."""
-    own, made = scene(8), scene(40)
+def test_frames_come_as_soon_as_they_can():
+    """The clip's first before any is made, its last with the first added, and then one piece for one."""
+    own, made = scene(20), scene(40)
     asked = []
 
     def pieces():
@@ -70,8 +70,10 @@ def test_frames_come_as_soon_as_the_first_added_is_there():
             yield made[first : first + 4]
 
     found = going_on(own, pieces())
-    assert len(next(found)) == 8 and asked == [0, 4, 8]
-    assert len(next(found)) == 4 and len(next(found)) == 4 and asked[-1] == 12
+    assert len(next(found)) == 12 and asked == []
+    assert len(next(found)) == 8 and asked[-1] == 20
+    assert len(next(found)) == 4 and len(next(found)) == 4 and asked[-1] == 24
+    assert sum(map(len, found)) == 12
 
 
 def test_resting_counts_what_is_near_and_fades_between():
