@@ -21,9 +21,10 @@ from kinoflow.sample.solver import VelocityFn
 
 # How near a picture's latent those of frames that begin or end with it are taken to be, of a variance of 1
 # in all (the shipped release's are at 0.03 to 0.3 by channel; with more than this some noise stays), and how
-# much of the velocity follows from that: near the data less and less, for motion.
+# much of the velocity follows from that: near the data less and less, for motion. Behind a beginning it is
+# less, whose own frames say where things are and how they move.
 _VARIANCE = 0.05
-_MOST, _FALL = 0.9, 2.0
+_MOST, _BEHIND, _FALL = 0.9, 0.6, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +93,13 @@ def held(velocity_fn: VelocityFn, known: Known, noise: Tensor, path: GaussianPat
     the flow it has learnt to go by x_t. Of the shown places' velocity `_MOST` is therefore the picture's, and
     at the end nothing.
     """
+    most = _BEHIND if known.kept.any() else _MOST
 
     def velocity(x: Tensor, time: Tensor) -> Tensor:
         times = time.expand(len(x))
         x = known.hold(x, noise, times, path)
         u = velocity_fn(x, time)
-        share = (_FALL * coefficients(path, times, x).beta).clamp(max=_MOST)
+        share = (_FALL * coefficients(path, times, x).beta).clamp(max=most)
         u = torch.lerp(u, velocity_near(known.latent, x, times, path, _VARIANCE), share * known.shown)
         return known.velocity(u, noise, times, path)
 

@@ -16,7 +16,7 @@ FADE = 8
 """Frames on each side, over which one becomes the other."""
 # Up to which change, of 255, something rests: it and what is around it, in pixels. Where the clip rested
 # already, and so far from what moved in it that nothing comes by, what is made may be off by more.
-_RESTS, _AROUND = 2.0, 5
+_RESTS, _AROUND = 4.0, 5
 _RESTED, _FAR, _OFF = 6.0, 49, 24.0
 Frames = UInt8[np.ndarray, "_ height width 3"]
 Frame = UInt8[np.ndarray, "height width 3"]

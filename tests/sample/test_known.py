@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinoflow.dit_video.flow.known import keep, nothing, show, span, velocity_near
+from kinoflow.dit_video.flow.known import begun, keep, nothing, show, span, velocity_near
 from kinoflow.dit_video.flow.paths import cond_ot, cosine
 from kinoflow.sample.generate import Sampling, sample_latent
 from kinoflow.sample.known import Reader, Windows, held
@@ -77,14 +77,16 @@ def test_what_is_shown_reaches_each_call_and_is_not_put_back():
 
 @pytest.mark.parametrize("path", [cond_ot, cosine])
 def test_shown_places_lean_on_their_picture_and_at_the_end_no_more(path):
-    known, x = show(nothing(clip()), 0, clip(4)[:, :, 0]), clip(5)
-    for time in (0.0, 0.3, 0.9, 1.0):
-        times = torch.tensor([time])
-        share = min(0.9, 2 * float(path(times).beta))
-        got = held(lambda x, _: torch.ones_like(x), known, clip(2), path)(x, times[0])
-        want = 1 + share * (velocity_near(known.latent, x, times.expand(len(x)), path, 0.05) - 1)
-        assert torch.allclose(got[:, :, 0], want[:, :, 0], atol=1e-4)
-        assert (got[:, :, 1:] == 1).all(), "to the bit"
+    picture, x = clip(4)[:, :, 0], clip(5)
+    alone, behind = show(nothing(clip()), 0, picture), begun(clip(1), 1, picture)
+    for known, most, frame in ((alone, 0.9, 0), (behind, 0.6, 1)):
+        for time in (0.0, 0.3, 0.9, 1.0):
+            times = torch.tensor([time])
+            share = min(most, 2 * float(path(times).beta))
+            got = held(lambda x, _: torch.ones_like(x), known, clip(2), path)(x, times[0])
+            want = 1 + share * (velocity_near(known.latent, x, times.expand(len(x)), path, 0.05) - 1)
+            assert torch.allclose(got[:, :, frame], want[:, :, frame], atol=1e-4)
+            assert (got[:, :, frame + 1 :] == 1).all(), "to the bit"
 
 
 def test_what_leans_ends_near_its_picture():
