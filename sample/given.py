@@ -135,6 +135,7 @@ class Source:
                 own = self.clip[start : start + len(made)]
                 yield np.rint(share * made + (1 - share) * own).astype(np.uint8)
                 start += len(made)
+                del made  # not held while the next ones are
 
 
 def read_source(given: Given, bucket: Bucket, factor: int) -> Source:

@@ -365,7 +365,7 @@ class Pipeline:
         if plan.source is not None and plan.added:
             yield from plan.source.earlier()
         pieces = decode_pieces(self.decoder, latent, plan.decoded, self.memory)
-        made = (piece[0].numpy() for piece in pieces)
+        made = map(lambda piece: piece[0].numpy(), pieces)  # holds none while the next one is made
         yield from made if plan.source is None else plan.source.joined(made)
 
     def unknown_words(self, plan: Plan) -> list[str]:

@@ -19,7 +19,6 @@ FADE = 8
 _RESTS, _AROUND = 4.0, 5
 _RESTED, _FAR, _OFF = 6.0, 49, 24.0
 Frames = UInt8[np.ndarray, "_ height width 3"]
-Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def going_on(own: Frames, pieces: Iterable[Frames]) -> Iterator[Frames]:
@@ -34,9 +33,10 @@ def going_on(own: Frames, pieces: Iterable[Frames]) -> Iterator[Frames]:
         piece = next(rest)
         made, added = np.concatenate((made[-FADE:], piece)), added + len(piece)
     ends, begins = made[:-added][-FADE:], made[-added:]
+    pair = np.stack((ends[-1], begins[0]))
     still = np.maximum(
-        resting(np.stack((ends[-1], begins[0])), _RESTS, _AROUND),
-        resting(own[-FADE:], _RESTED, _FAR) * resting(np.stack((ends[-1], begins[0])), _OFF, _AROUND),
+        resting(pair, _RESTS, _AROUND),
+        resting(own[-FADE:], _RESTED, _FAR) * resting(pair, _OFF, _AROUND),
     )
     offset = still * (own[-1].astype(np.float32) - begins[0])
     yield _ended(own[-FADE:], ends, still)
@@ -44,6 +44,7 @@ def going_on(own: Frames, pieces: Iterable[Frames]) -> Iterator[Frames]:
     for piece in rest:
         yield _begun(piece, added, offset) if added < FADE else piece
         added += len(piece)
+        del piece  # not held while the next one is made
 
 
 def resting(frames: Frames, most: float, around: int) -> Float[np.ndarray, "height width 1"]:
