@@ -32,7 +32,7 @@ Read = Callable[[Sequence[str], torch.dtype | None], Mapping[str, Tensor]]
 CONFIG_NAME = "config.json"
 STEM = "model"
 SCALE = ".row_scale"
-"""Behind the name of a matrix in 8 bits: what its levels are worth."""
+"""Behind the name of weights in 8 bits: what their levels are worth."""
 _LEVELS, _MATRIX, _LARGE = 127, 2, 4096
 
 
@@ -48,14 +48,14 @@ def save_pretrained(
     """Write `config` (a dataclass) and `state` into `folder`: all aside, then file by file renamed.
 
     Floating tensors are cast to `dtype` when it is given; others keep theirs. torch.int8 stands for matrices
-    in 8 bits with a scale a row, and fp16 for all else (`Weights` gives their values). Weight files of
-    before that are not replaced are removed. With `read` the tensors of `state` may lie on the meta device:
-    their values are asked for by name and dtype, those of one file at a time, so that the whole is never in
-    memory.
+    and kernels in 8 bits with a scale a row, and fp16 for all else (`Weights` gives their values). Weight
+    files of before that are not replaced are removed. With `read` the tensors of `state` may lie on the meta
+    device: their values are asked for by name and dtype, those of one file at a time, so that the whole is
+    never in memory.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    outline = {name: _cast(tensor.to("meta"), dtype) for name, tensor in state.items()}
+    outline = {name: tensor.to("meta", _stored_dtype(tensor, dtype)) for name, tensor in state.items()}
     files = split_torch_state_dict_into_shards(outline, max_shard_size=max_shard_size)
     old = {file.name for file in folder.glob(f"{STEM}*.safetensors*")}
     with TemporaryDirectory(prefix=".", dir=folder) as aside:
@@ -76,39 +76,45 @@ def save_pretrained(
 
 def packed(values: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """What a file holds of these values, as `save_pretrained` says of `dtype`; `Weights` reads it."""
-    cast = {name: _cast(value, dtype).contiguous() for name, value in values.items()}
-    if dtype == torch.int8:
-        cast |= {name + SCALE: _stored_scale(value) for name, value in values.items() if _in_bytes(value)}
-    return cast
+    held: dict[str, Tensor] = {}
+    for name, value in values.items():
+        stored = _stored_dtype(value, dtype)
+        if stored == torch.int8 and value.is_floating_point():
+            scale = _stored_scale(value)
+            held |= {name: in_bytes(value, scale.float()).contiguous(), name + SCALE: scale}
+        else:
+            held[name] = value.to(stored).contiguous()
+    return held
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if dtype is None or not tensor.is_floating_point():
-        return tensor
+        return tensor.dtype
     if dtype != torch.int8:
-        return tensor.to(dtype)
-    return in_bytes(tensor, _stored_scale(tensor).float()) if _in_bytes(tensor) else tensor.half()
+        return dtype
+    return torch.int8 if _in_bytes(tensor) else torch.float16
 
 
 def _in_bytes(tensor: Tensor) -> bool:
-    """Whether int8 is worth it: of a matrix, which is large; what is small says more in each value."""
-    return tensor.is_floating_point() and tensor.ndim == _MATRIX and tensor.numel() >= _LARGE
+    """Whether int8 is worth it: of a matrix or kernel that is large; what is small says more in a value."""
+    return tensor.ndim >= _MATRIX and tensor.numel() >= _LARGE
 
 
-def row_scale(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 1"]:
-    """What one of 255 levels is worth in each row: they lie around 0, and the largest value has the last."""
-    largest = weight.float().abs().amax(1, keepdim=True)
+def row_scale(weight: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
+    """What one of 255 levels is worth in each row: they lie around 0, and the largest value has the last.
+
+    A row of a convolution's kernel is all that makes one of its outputs.
+    """
+    largest = weight.float().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
     return largest.clamp(min=torch.finfo(torch.float32).tiny * _LEVELS) / _LEVELS
 
 
-def _stored_scale(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 1"]:
+def _stored_scale(weight: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
     """In bf16, and not below the exact one: beside the short rows of an adapter fp32 is an eighth more."""
     return (row_scale(weight) * (1 + 2**-8)).bfloat16()
 
 
-def in_bytes(
-    weight: Float[Tensor, "rows columns"], scale: Float[Tensor, "rows 1"]
-) -> Int8[Tensor, "rows columns"]:
+def in_bytes(weight: Float[Tensor, "rows ..."], scale: Float[Tensor, "rows ..."]) -> Int8[Tensor, "rows ..."]:
     """The nearest of the 255 levels: none is further from its value than half a level."""
     return (weight.float() / scale).round().to(torch.int8)
 
@@ -249,7 +255,7 @@ def load_state(
         value = state[name] if name in own and name in state else None
         if value is None or own[name] != value.shape:
             raise misfit(name, source)
-        taken[name] = _cast(value, dtype)
+        taken[name] = value.to(dtype) if value.is_floating_point() else value
     model.load_state_dict(taken, assign=True)
 
 

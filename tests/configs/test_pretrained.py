@@ -46,16 +46,18 @@ def test_shards_and_the_way_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", ["5GB", 6_000])
 def test_bytes_are_within_half_a_level(tmp_path: Path, size: str | int) -> None:
-    """In one file and sharded; a row of zeros stays, and so does what is small, no matrix or no number."""
+    """In one file and sharded; a row of zeros stays, and so does what is small, a vector or no number."""
     small, vector = torch.randn(3, 5), torch.randn(64)
     matrix = torch.randn(96, 64) * torch.logspace(-3, 3, 96)[:, None]
     matrix[5] = 0
-    state = STATE | {"matrix": matrix, "small": small, "vector": vector}
+    kernel = torch.randn(8, 24, 3, 3, 3) * torch.logspace(-2, 2, 8)[:, None, None, None, None]
+    state = STATE | {"matrix": matrix, "kernel": kernel, "small": small, "vector": vector}
     save_pretrained(tmp_path, config=Shape(), state=state, dtype=torch.int8, max_shard_size=size)
     _, found = load_pretrained(tmp_path, Shape)
     assert found.keys() == state.keys() and len(found) == len(state)
-    for name in ("matrix", "a.weight"):
-        value, level = found[name], state[name].abs().amax(1, keepdim=True) / 127
+    for name in ("matrix", "kernel", "a.weight"):
+        rows = state[name].flatten(1).abs().amax(1) / 127
+        value, level = found[name], rows.view(-1, *[1] * (state[name].ndim - 1))
         assert value.dtype == torch.float32 and found.shape(name) == value.shape  # type: ignore[attr-defined]
         # A level is stored in bf16, rounded up: at most 2^-7 more.
         assert ((value - state[name]).abs() <= 0.501 * (1 + 2**-7) * level).all()
