@@ -17,6 +17,7 @@ from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.launch import current, without_local_rank
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json
 from kinoflow.sample.options import (
+    add_best_of,
     add_guidance,
     add_hardware,
     add_lora,
@@ -167,6 +168,7 @@ def _add_settings(add: Callable[..., object]) -> None:
     add("--diffusion", type=float, help="noise of --solver sde; 0 is euler without noise")
     add("--guidance", type=float, help="weight of the prompt or class; 1 is the plain model and the fastest")
     add_guidance(add)
+    add_best_of(add)
     add("--negative", metavar="PROMPT", help="what to steer away from: a prompt, or a class")
     add("--frames", type=int, help="number of frames; 1 is an image; more than the release makes: in windows")
     add("--size", type=argument(parse_size), metavar="WIDTHxHEIGHT", help="pixels; one number for a square")
@@ -301,8 +303,8 @@ def _request(args: argparse.Namespace, prompt: str) -> ClipRequest:
         prompt=prompt, negative=args.negative, seed=args.seed, frames=args.frames, width=width, height=height,
         fps=args.fps, steps=args.steps, guidance=args.guidance, guidance_kind=args.guidance_kind,
         guidance_interval=args.guidance_interval, guidance_rescale=args.guidance_rescale, cache=args.cache,
-        solver=args.solver, diffusion=args.diffusion, image=args.image, last=args.last, extend=args.extend,
-        seconds=args.seconds, edit=args.edit, mask=args.mask,
+        best_of=args.best_of, solver=args.solver, diffusion=args.diffusion, image=args.image,
+        last=args.last, extend=args.extend, seconds=args.seconds, edit=args.edit, mask=args.mask,
     )  # fmt: skip
 
 

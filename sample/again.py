@@ -144,6 +144,7 @@ def _request(clip: Path, written: Mapping[str, str]) -> ClipRequest:
             prompt=written.get("label", written.get("prompt", "")),
             negative=written.get("negative"),
             seed=int(written["seed"]),
+            best_of=int(written.get("best_of", 1)),
             frames=bucket.frames,
             width=bucket.width,
             height=bucket.height,

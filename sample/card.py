@@ -34,6 +34,8 @@ class ReleaseConfig:
     """The one that is made unless others are asked for."""
     sampling: Sampling = field(default_factory=Sampling)
     """Default settings."""
+    best_of: int = 1
+    """How many clips of a prompt may be made to keep the one that verifier/ finds best; 1 keeps the first."""
     text: TextConfig = field(default_factory=TextConfig)
     """Text encoders that lie elsewhere."""
     written: str = ""
@@ -46,6 +48,7 @@ class ReleaseConfig:
     """Of an upsampler: what it does to a clip."""
 
     def __post_init__(self) -> None:
+        check_best_of(self.best_of)
         if self.pixels not in (0, 1, 3):
             raise UserError(f"pixels: {self.pixels} is none of 0, 1 and 3")
         if twice := {name for name in self.classes if self.classes.count(name) > 1}:
@@ -60,6 +63,16 @@ class ReleaseConfig:
             raise UserError(f"buckets: {error}") from None
         if parsed[-1] not in parsed[:-1]:
             raise UserError(f"default_bucket: {self.default_bucket} is not among {', '.join(self.buckets)}")
+
+
+def check_best_of(count: int) -> None:
+    """Refuse a number of clips that is none, or more than anybody waits for.
+
+    Raises:
+        UserError: it is not in 1 .. 100.
+    """
+    if not 1 <= count <= 100:
+        raise UserError(f"best_of: {count} is not in 1..100; try 4")
 
 
 def text_config(folder: Path) -> TextConfig:

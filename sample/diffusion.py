@@ -25,6 +25,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import load_config
 from kinoflow.configs.schema import from_dict
 from kinoflow.dit_video.video_dit import VideoDiT
+from kinoflow.sample.best import Take
 from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import SolverName
 from kinoflow.sample.pipeline import Pipeline, Plan
@@ -279,7 +280,7 @@ def _output(
     if kind == "latent":
         return torch.cat(list(latents))
     videos = [
-        np.concatenate(list(pipeline.decode(plan, latent)))
+        np.concatenate(list(pipeline.decode(plan, Take(latent=latent))))
         for plan, latent in zip(plans, latents, strict=True)
     ]
     if kind == "pil":

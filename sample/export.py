@@ -74,7 +74,7 @@ def export(release: Release, out: Path) -> None:
     with replacing_folder(out) as aside:
         for part in ("dit", "tae"):
             _copy_model(release.place(part), aside / part)
-        config = replace(release.config, text=_copy_text(release, aside / "text"))
+        config = replace(release.config, text=_copy_text(release, aside / "text"), best_of=1)
         for name in _BESIDE:
             if (release.folder / name).is_file():
                 shutil.copyfile(release.folder / name, aside / name)

@@ -16,6 +16,7 @@ from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.latents import stored
+from kinoflow.sample.best import Take
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
 from kinoflow.sample.pipeline import Pipeline
@@ -184,10 +185,10 @@ class Sampler:
                 conditions = self._pipeline.conditions(plan)
             seen = self._seen(bar, task, plan)
             with clock.part("flow"):
-                latent = self._pipeline.flow(
+                take = self._pipeline.flow(
                     plan, conditions, lambda count: bar.advance(task, count), passes, seen
                 )
-            output.write(clock.each("decode", self._frames(plan, latent, output, bar, task)))
+            output.write(clock.each("decode", self._frames(plan, take, output, bar, task)))
         finally:
             bar.remove_task(task)
             if self._previews is not None:
@@ -207,19 +208,19 @@ class Sampler:
         return self._previews.watch(task, plan.sampling.num_evaluations, bar.refresh)
 
     def _frames(
-        self, plan: Plan, latent: Tensor, output: Output, bar: Progress, task: TaskID
+        self, plan: Plan, take: Take, output: Output, bar: Progress, task: TaskID
     ) -> Iterator[np.ndarray]:
         """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
         decoder = self._pipeline.decoder
         try:
-            yield from self._pipeline.decode(plan, latent, lambda count: bar.advance(task, count))
+            yield from self._pipeline.decode(plan, take, lambda count: bar.advance(task, count))
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(decoder, Pixels):  # there is nothing to decode later with
                 raise
             # What decodes a file knows no frames with a latent each, and no upsampler.
             alone = not plan.stills and plan.larger is None
             folder = self._pipeline.release.tae_folder if alone else None
-            kept = None if folder is None else self._kept(latent, output, decoder, str(folder))
+            kept = None if folder is None else self._kept(take.latent, output, decoder, str(folder))
             again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
             raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kinoflow.configs.files import folder_fingerprint
 from kinoflow.sample import settings
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan
@@ -24,6 +25,7 @@ def metadata(
         "label" if release.config.classes else "prompt": plan.prompt or None,
         "negative": plan.negative,
         "seed": plan.seed,
+        **_chosen(plan, release),
         **settings.described(plan.sampling),
         **({} if plan.source is None else plan.source.given.described),
         "seconds": float(plan.added / plan.bucket.fps) if plan.added else None,
@@ -38,6 +40,13 @@ def metadata(
         "torch": installed("torch"),
     }
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _chosen(plan: Plan, release: Release) -> dict[str, Any]:
+    """Of how many clips it is the best, and what said so."""
+    if plan.best_of == 1:
+        return {}
+    return {"best_of": plan.best_of, "verifier": folder_fingerprint(release.place("verifier"))[:16]}
 
 
 def _larger(plan: Plan, upsampler: Release | None) -> dict[str, Any]:

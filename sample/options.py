@@ -19,6 +19,7 @@ _OPTIONS = {
     "guidance_kind": "--guidance-kind",
     "guidance_interval": "--guidance-interval",
     "guidance_rescale": "--guidance-rescale",
+    "best_of": "--best-of",
 }
 _CLIPS = {".mp4", ".m4v", ".mov", ".png", ".gif", ".webp"}
 
@@ -150,6 +151,18 @@ def add_guidance(add: Callable[..., Any]) -> None:
         metavar="THRESHOLD",
         help="leave out steps whose velocity changes by less than this share, 0.02 for example: faster, and "
         "not quite the same clip; 0 computes all",
+    )
+
+
+def add_best_of(add: Callable[..., Any]) -> None:
+    """The option that says how many clips may be made to keep one."""
+    add(
+        "--best-of",
+        type=int,
+        metavar="N",
+        help="make the clip again, from other noise, while the release's verifier finds that it is not what "
+        "the prompt says, N times at most, and keep the best (default: the release's, of a clip of a prompt "
+        "alone); 1 keeps the first",
     )
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 from kinoflow.conditioning.embedding import Condition
 from kinoflow.configs.devices import name_of, parse_device, parse_dtype
 from kinoflow.configs.errors import UserError
-from kinoflow.dit_video.flow.known import Known
 from kinoflow.sample.batch import alive, in_threads, on_threads
+from kinoflow.sample.best import Take, best_take
 from kinoflow.sample.cache import Passes
-from kinoflow.sample.generate import SolverName, decode_pieces, null_condition, sample_latent
-from kinoflow.sample.given import extended, known_of, last_alone
+from kinoflow.sample.generate import SolverName, decode_pieces, null_condition
 from kinoflow.sample.guidance import GuidanceKind
 from kinoflow.sample.larger import enlarged, own_upsampler, require_upsampler, upsampled, with_clip
+from kinoflow.sample.latents import autoencoder, solved
 from kinoflow.sample.metadata import metadata
 from kinoflow.sample.models import Models
 from kinoflow.sample.plan import Plan, Video, planned
@@ -37,7 +37,7 @@ from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import Prompts
 from kinoflow.sample.stable_diffusion import open_release
-from kinoflow.sample.upsample import decode_stills, shown_small
+from kinoflow.sample.upsample import decode_stills
 from kinoflow.tae.model.pixels import Pixels
 from kinoflow.tae.model.tae import TAE
 from kinoflow.tae.tiles.tiled import DEFAULT_MEMORY
@@ -146,6 +146,7 @@ class Pipeline:
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float | None = None,
         cache: float | None = None,
+        best_of: int | None = None,
         solver: SolverName | None = None,
         diffusion: float | None = None,
         image: str | Path | None = None,
@@ -163,19 +164,19 @@ class Pipeline:
         Settings that are None are the release's. A release that reads what is known of a clip takes pictures
         that it begins and ends with (`image`, `last`), a clip to go on from (`extend`, by `seconds`), or one
         to change where a picture is white (`edit`, `mask`). An upsampler takes a clip alone (`upsample`).
-
+        At most `best_of` clips are made, none after one that the verifier passes, and the best is kept.
         `latent` keeps the latent beside the frames; `progress` is called with 1 after each velocity and with
         the number of frames after each piece that was decoded.
 
         Raises:
             UserError: what the release cannot make, in one line.
         """
-        files = _paths(image=image, last=last, extend=extend, edit=edit, mask=mask, upsample=upsample)
         request = ClipRequest(
             prompt=prompt, negative=negative, seed=seed, frames=frames, width=width, height=height, fps=fps,
             steps=steps, guidance=guidance, guidance_kind=guidance_kind, guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale, cache=cache, solver=solver, diffusion=diffusion,
-            seconds=seconds, **files,
+            guidance_rescale=guidance_rescale, cache=cache, best_of=best_of, solver=solver,
+            diffusion=diffusion, seconds=seconds,
+            **_paths(image=image, last=last, extend=extend, edit=edit, mask=mask, upsample=upsample),
         )  # fmt: skip
         plan, more = self._asked(request)
         return self.make(plan, latent=latent, progress=progress, more=more)
@@ -275,23 +276,26 @@ class Pipeline:
     ) -> Video:
         """The video of a plan, all of its frames in memory; `more` goes into its metadata."""
         passes = Passes()
-        found = self.latent(plan, progress, passes)
-        frames = np.concatenate(list(self.decode(plan, found, progress)))
-        kept = found if latent else None
+        take = self.flow(plan, self.conditions(plan), progress, passes)
+        frames = np.concatenate(list(self.decode(plan, take, progress)))
+        kept = take.latent if latent else None
         metadata = {**self.metadata(plan), **more}
         return Video(frames=frames, fps=plan.bucket.fps, metadata=metadata, latent=kept, passes=passes)
 
     def pieces(
         self, plan: Plan, progress: Progress | None = None, passes: Passes | None = None
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
-        """The frames of a plan, a few at a time, in order: memory does not grow with the clip's length."""
-        return self.decode(plan, self.latent(plan, progress, passes), progress)
+        """The frames of a plan, a few at a time, in order: memory does not grow with the clip's length.
+
+        Of the best of several it does: the frames that were looked at are kept.
+        """
+        return self.decode(plan, self.flow(plan, self.conditions(plan), progress, passes), progress)
 
     def latent(
         self, plan: Plan, progress: Progress | None = None, passes: Passes | None = None
     ) -> Float[Tensor, "1 c t h w"]:
         """The normalized latent of a plan, which takes most of the time."""
-        return self.flow(plan, self.conditions(plan), progress, passes)
+        return self.flow(plan, self.conditions(plan), progress, passes).latent
 
     def conditions(self, plan: Plan) -> tuple[Condition, Condition]:
         """What the backbone is told of the prompt, and of what it is steered away from."""
@@ -307,60 +311,54 @@ class Pipeline:
         progress: Progress | None = None,
         passes: Passes | None = None,
         seen: Callable[[Float[Tensor, "1 c t h w"]], None] | None = None,
-    ) -> Float[Tensor, "1 c t h w"]:
-        """The normalized latent of a plan whose `conditions` are there; see sampling for `passes`, `seen`."""
-        bucket, size = plan.bucket, self.release.latent_shape
-        shape = size(bucket.frames, bucket.height, bucket.width)
-        if plan.stills:
-            shape = replace(size(1, bucket.height, bucket.width), frames=bucket.frames)
+    ) -> Take:
+        """The best take of a plan whose `conditions` are there; of `passes`, `seen` see `sample_latent`."""
 
-        def make(known: Known | None, turn: int = 0) -> Float[Tensor, "1 c t h w"]:
-            return sample_latent(
-                self.models.backbone(), *conditions, shape, seed=(plan.seed + turn) % 2**63,
-                sampling=plan.sampling, progress=lambda: _tell(progress, 1), passes=passes, known=known,
-                windows=plan.windows, lean=not plan.stills, seen=seen,
+        def make(one: Plan) -> Float[Tensor, "1 c t h w"]:
+            return solved(
+                one, self.release, self.models, conditions, told=lambda: _tell(progress, 1), passes=passes,
+                seen=seen,
             )  # fmt: skip
 
-        with on_threads(self.threads):
-            if plan.source is None:
-                return make(None)
-            if plan.stills and plan.source.clip is not None:
-                return make(shown_small(plan.source.clip, self._tae(), bucket.height, bucket.width))
-            known = known_of(plan.source, self._tae(), shape.frames)
-            if not plan.added:
-                return make(known)
-            kept, all_of_it = (size(n, bucket.height, bucket.width).frames for n in (plan.kept, plan.decoded))
-            return extended(make, known, kept, all_of_it, lambda latent: last_alone(self._tae(), latent))
+        def decode(latent: Float[Tensor, "1 c t h w"]) -> UInt8[np.ndarray, "_ height width 3"]:
+            return np.concatenate(list(self._pieces(plan, latent)))
 
-    def _tae(self) -> TAE:
-        decoder = self.decoder
-        assert isinstance(decoder, TAE), "what is given is encoded"
-        return decoder
+        def left_out(takes: int) -> None:
+            _tell(progress, takes * plan.num_velocities)
+
+        with on_threads(self.threads):
+            if plan.best_of == 1:
+                return Take(latent=make(plan))
+            return best_take(plan, self.release.verifier, make, decode, left_out)
 
     def decode(
-        self, plan: Plan, latent: Float[Tensor, "1 c t h w"], progress: Progress | None = None
+        self, plan: Plan, take: Take, progress: Progress | None = None
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
-        """The frames of a latent, a few at a time, in order.
+        """The frames of a take, a few at a time, in order.
 
         Raises:
             UserError: frames too large for the memory, when the first piece is asked for.
         """
         with on_threads(self.threads):
             if plan.larger is not None and self.upsampler is not None:
-                small = np.concatenate(list(self._pieces(plan, latent)))
+                small = np.concatenate(list(self._frames(plan, take)))
                 yield from self.upsampler.pieces(with_clip(plan, small), progress)
                 return
-            for piece in self._pieces(plan, latent):
+            for piece in self._frames(plan, take):
                 yield piece
                 _tell(progress, len(piece))
                 del piece  # not held while the next one is made
+
+    def _frames(self, plan: Plan, take: Take) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
+        return self._pieces(plan, take.latent) if take.frames is None else iter([take.frames])
 
     def _pieces(
         self, plan: Plan, latent: Float[Tensor, "1 c t h w"]
     ) -> Iterator[UInt8[np.ndarray, "_ height width 3"]]:
         """The frames; before and around them those of the clip that they go on from, or change."""
         if plan.stills:
-            yield from (frame[0].numpy() for frame in decode_stills(self._tae(), latent, self.memory))
+            stills = decode_stills(autoencoder(self.models), latent, self.memory)
+            yield from (frame[0].numpy() for frame in stills)
             return
         if plan.source is not None and plan.added:
             yield from plan.source.earlier()

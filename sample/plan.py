@@ -12,6 +12,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.sample import settings
 from kinoflow.sample.cache import Passes
+from kinoflow.sample.card import check_best_of
 from kinoflow.sample.generate import Sampling, check_negative, check_seed
 from kinoflow.sample.given import Given, Source, read_source
 from kinoflow.sample.known import Windows
@@ -51,6 +52,8 @@ class Plan:
     """Whether each frame has a latent of its own: of an upsampler, whose source is the smaller clip."""
     larger: Plan | None = None
     """What an upsampler makes of the clip once it is there."""
+    best_of: int = 1
+    """How many clips may be made to keep the one that the release's verifier finds best."""
 
     @property
     def kept(self) -> int:
@@ -79,9 +82,14 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """How often `Progress` is told of it: each velocity, each frame."""
-        turns = -(-self.added // (self.bucket.frames - self.kept)) if self.added else 1
         after = self.frames if self.larger is None else self.larger.num_steps
-        return turns * self.sampling.num_evaluations + after
+        return self.best_of * self.num_velocities + after
+
+    @property
+    def num_velocities(self) -> int:
+        """Of one take, computed or from a cache."""
+        turns = -(-self.added // (self.bucket.frames - self.kept)) if self.added else 1
+        return turns * self.sampling.num_evaluations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,7 @@ def filled(request: ClipRequest, plan: Plan) -> ClipRequest:
     """The request with the plan's settings, which gives the same plan."""
     bucket = plan.bucket
     size = {"frames": bucket.frames, "width": bucket.width, "height": bucket.height, "fps": bucket.fps}
-    return replace(settings.filled(request, plan.sampling), prompt=plan.prompt, **size)
+    return replace(settings.filled(request, plan.sampling), prompt=plan.prompt, best_of=plan.best_of, **size)
 
 
 def planned(release: Release, request: ClipRequest) -> Plan:
@@ -142,7 +150,22 @@ def planned(release: Release, request: ClipRequest) -> Plan:
     return Plan(
         prompt=prompt, negative=negative, seed=request.seed, bucket=bucket, sampling=sampling,
         windows=windows, source=source, added=added,
+        best_of=_best_of(release, request, plain=source is None and windows is None),
     )  # fmt: skip
+
+
+def _best_of(release: Release, request: ClipRequest, *, plain: bool) -> int:
+    """As many as are asked for; by default the release's, of a `plain` clip: of a prompt alone, in one piece.
+
+    Raises:
+        UserError: it is no number of clips, or the release cannot choose.
+    """
+    if request.best_of is None:
+        return release.config.best_of if plain else 1
+    check_best_of(request.best_of)
+    if request.best_of > 1 and not release.has_verifier:
+        raise UserError(f"best_of: {release.name} has no verifier/ to choose by; leave it out")
+    return request.best_of
 
 
 def _bucket(release: Release, request: ClipRequest) -> tuple[Bucket, Windows | None]:

@@ -45,6 +45,7 @@ _KEYS: dict[str, Callable[[str], Any]] = {
     "guidance-interval": parse_interval,
     "guidance-rescale": float,
     "cache": float,
+    "best-of": int,
     "solver": _solver,
     "diffusion": float,
     "frames": int,

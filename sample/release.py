@@ -7,6 +7,7 @@ text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that 
                 none where it names classes or Stable Diffusion's
 judge/          (optional) the judge that evaluates the release
 strict/         (optional) the one that asks for everything that a caption names
+verifier/       (optional) another of that kind, which chooses among clips of a prompt
 adapters/       (optional) adapters of the backbone by name, such as students of few steps
 upsampler/      (optional) a release of its own, which makes the clips larger
 
@@ -54,10 +55,11 @@ if TYPE_CHECKING:
     from kinoflow.conditioning.prompt_encoder import PromptEncoder
     from kinoflow.dit_video.backbone import Backbone, BackboneConfig
     from kinoflow.dit_video.lora import Adapter
+    from kinoflow.sample.evaluation.verifier import Verifier
     from kinoflow.tae.model.tae import TAE
 
 DEFAULT_RELEASE = Path(__file__).parent / "mini"
-PARTS = ("tae", *BACKBONES, "text", "judge", "strict")
+PARTS = ("tae", *BACKBONES, "text", "judge", "strict", "verifier")
 UPSAMPLER = "upsampler"
 
 
@@ -89,6 +91,9 @@ class Release:
         for path in release._needed():
             if not path.is_file():
                 raise UserError(f"{path}: missing; fetch or export the release again")
+        if release.config.best_of > 1 and not release.has_verifier:
+            asked = f"{folder / CARD_NAME}: best_of: {release.config.best_of}"
+            raise UserError(f"{asked}, and no verifier/ to choose by; fetch it again, or set it to 1")
         if release.adapters:
             release._check_adapters()
         return release
@@ -276,6 +281,22 @@ class Release:
         """Sizes of the latent of a clip."""
         config = Pixels(self.config.pixels).config if self.config.pixels else self.tae_config
         return config.latent_shape(frames, height, width)
+
+    @property
+    def has_verifier(self) -> bool:
+        """Whether it can say which of several clips shows a prompt best."""
+        return (self.place("verifier") / CONFIG_NAME).is_file()
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """What says so, read when it is first asked for.
+
+        Raises:
+            UserError: a missing or damaged file.
+        """
+        from kinoflow.sample.evaluation.verifier import StrictVerifier
+
+        return StrictVerifier.from_pretrained(self.place("verifier"), self.bucket())
 
     @property
     def _texts(self) -> list[str]:

@@ -46,6 +46,8 @@ class ClipRequest:
     """How an interval is crossed."""
     diffusion: float | None = None
     """Noise of the solver "sde"."""
+    best_of: int | None = None
+    """How many clips may be made to keep the one that shows the prompt best."""
     image: str | None = None
     """Picture that the clip begins with."""
     last: str | None = None

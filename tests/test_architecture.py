@@ -57,7 +57,7 @@ FROM_ONLY: dict[tuple[str, str], set[str]] = {
     ("data", "data.engine"): {"data/__main__.py"},
     ("tae", "data.video"): {"tae/__main__.py"},
     ("tae", "data.latents"): {"tae/__main__.py"},
-    ("sample", "sample.evaluation"): {"sample/__main__.py"},
+    ("sample", "sample.evaluation"): {"sample/__main__.py", "sample/best.py", "sample/release.py"},
     ("sample", "sample.serve"): {"sample/__main__.py"},
     ("train.run", "train.mini"): {"train/run/config.py"},
 }

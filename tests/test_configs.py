@@ -85,7 +85,7 @@ def build(config: RunConfig) -> nn.Module:
             return UNet(config.unet)
         if config.model == "mmdit":
             return MMDiT(config.mmdit)
-        if config.model in ("judge", "strict"):
+        if config.model in ("judge", "strict", "verifier"):
             return Judge(JudgeConfig()) if config.model == "judge" else StrictJudge(StrictConfig())
         assert config.model == "text"
         return build_text(config.text)

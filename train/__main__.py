@@ -123,7 +123,7 @@ def _train(sources: list[str]) -> int:
         from kinoflow.train.mini import judge
 
         return judge.main(config)
-    if config.model == "strict":
+    if config.model in ("strict", "verifier"):
         from kinoflow.train.mini import strict
 
         return strict.main(config)

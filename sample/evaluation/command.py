@@ -21,7 +21,7 @@ from kinoflow.sample.evaluation.statistics import Share
 from kinoflow.sample.evaluation.sweep import KEYS, Row, combinations, table
 from kinoflow.sample.evaluation.whole import Whole
 from kinoflow.sample.evaluation.world import HeldOut
-from kinoflow.sample.options import add_guidance, add_hardware, add_lora, named_as_options
+from kinoflow.sample.options import add_best_of, add_guidance, add_hardware, add_lora, named_as_options
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.settings import described
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--solver", choices=("euler", "midpoint", "heun", "sde"), help="how an interval is crossed")
     add("--guidance", type=float, help="weight of the prompt")
     add_guidance(add)
+    add_best_of(add)
     add(
         "--sweep",
         action="append",
@@ -123,6 +124,7 @@ def _common(args: argparse.Namespace) -> ClipRequest:
         prompt="a scene", seed=args.seed, frames=args.frames, steps=args.steps, solver=args.solver,
         guidance=args.guidance, guidance_kind=args.guidance_kind, guidance_interval=args.guidance_interval,
         guidance_rescale=args.guidance_rescale, cache=args.cache,
+        best_of=args.best_of,
     )  # fmt: skip
 
 

@@ -80,8 +80,8 @@ class Judging(nn.Module):
         channels_last(judge)
         return judge.eval()
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16) -> None:
-        """Write config.json and safetensors weights into `folder`."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.int8) -> None:
+        """Write config.json and safetensors weights into `folder`, in 8 bits unless a `dtype` says else."""
         save_pretrained(folder, config=self.config, state=self.state_dict(), dtype=dtype)
 
 

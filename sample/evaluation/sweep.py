@@ -10,7 +10,8 @@ from kinoflow.sample.evaluation.world import Costs, Evaluation
 from kinoflow.sample.prompts import setting
 from kinoflow.sample.request import ClipRequest
 
-KEYS = ("guidance", "guidance-kind", "guidance-interval", "guidance-rescale", "steps", "solver", "cache")
+KEYS = ("guidance", "guidance-kind", "guidance-interval", "guidance-rescale", "steps", "solver", "cache",
+        "best-of")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

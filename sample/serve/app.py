@@ -134,6 +134,7 @@ def settings(request: ClipRequest) -> dict[str, Any]:
         "guidance_interval": interval and interval_text(interval),
         "guidance_rescale": request.guidance_rescale,
         "cache": request.cache,
+        "best_of": request.best_of,
         "num_frames": request.frames,
         "fps": str(request.fps),
         "rewrite": request.rewrite,

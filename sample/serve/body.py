@@ -96,6 +96,7 @@ class CreateVideo(BaseModel):
     guidance_interval: Interval | None = None
     guidance_rescale: Real | None = None
     cache: Real | None = None
+    best_of: Whole | None = None
     fps: Rate | None = None
     num_frames: Whole | None = None
     rewrite: bool | None = None
@@ -211,6 +212,7 @@ def _request(body: CreateVideo, maker: Maker) -> ClipRequest:
         guidance_interval=None if body.guidance_interval is None else parse_interval(body.guidance_interval),
         guidance_rescale=body.guidance_rescale,
         cache=body.cache,
+        best_of=body.best_of,
         rewrite=bool(body.rewrite),
     )
 

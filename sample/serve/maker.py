@@ -74,8 +74,8 @@ class ReleaseMaker:
             show(encoded(self._colors(latent[:, :, latent.shape[2] // 2, None])[0].numpy()))
 
         passes, seen = Passes(), each_few(plan.sampling.num_evaluations, shown)
-        latent = self._pipeline.flow(plan, self._pipeline.conditions(plan), advance, passes, seen)
-        output.write(self._pipeline.decode(plan, latent, advance))
+        take = self._pipeline.flow(plan, self._pipeline.conditions(plan), advance, passes, seen)
+        output.write(self._pipeline.decode(plan, take, advance))
         reworded = {"prompt": plan.prompt, **more} if more else {}
         figures = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return figures | reworded

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from kinoflow.conditioning.embedding import TextEmbedding
 from kinoflow.configs.pretrained import load_config
 from kinoflow.dit_video import DiTConfig, VideoDiT
+from kinoflow.sample.best import Take
 from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.generate import Sampling
 from kinoflow.sample.output import Output
@@ -105,17 +106,19 @@ def shares(steps: int, rounds: int) -> dict[str, float]:
     watch.watch(backbone, "backbone")
     assert isinstance(encoder, nn.Module)
     watch.watch(encoder, "text")
-    plan = pipeline.plan(ClipRequest(prompt="a red star moves left on a gray background", steps=steps))
+    plan = pipeline.plan(
+        ClipRequest(prompt="a red star moves left on a gray background", steps=steps, best_of=1)
+    )
     found: dict[str, list[float]] = {}
     with TemporaryDirectory() as folder:
         for _ in range(rounds + 1):
             watch.seconds.clear()
             started = time.perf_counter()
-            latent = pipeline.latent(plan)
+            take = pipeline.flow(plan, pipeline.conditions(plan))
             b = plan.bucket
             size = {"frames": b.frames, "height": b.height, "width": b.width, "fps": b.fps}
             output = Output(Path(folder, "a.mp4"), **size, crf=18, metadata=pipeline.metadata(plan))
-            output.write(_decoded(pipeline, plan, latent, watch))
+            output.write(_decoded(pipeline, plan, take, watch))
             total = time.perf_counter() - started
             values = {name: seconds / total for name, seconds in watch.seconds.items()}
             overhead = 1 - values["backbone"] - values["decoder"]
@@ -124,8 +127,8 @@ def shares(steps: int, rounds: int) -> dict[str, float]:
     return {name: round(statistics.median(values[1:]), 4) for name, values in found.items()}
 
 
-def _decoded(pipeline: Pipeline, plan: Any, latent: Tensor, watch: Stopwatch) -> Any:
-    pieces = pipeline.decode(plan, latent)
+def _decoded(pipeline: Pipeline, plan: Any, take: Take, watch: Stopwatch) -> Any:
+    pieces = pipeline.decode(plan, take)
     while True:
         with watch("decoder"):
             piece = next(pieces, None)
@@ -205,8 +208,8 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], object], Stopwatch, 
 
     def call() -> None:
         with watch("flow"):
-            latent = pipeline.latent(plan)
-        list(pipeline.decode(plan, latent))
+            take = pipeline.flow(plan, pipeline.conditions(plan))
+        list(pipeline.decode(plan, take))
 
     return call, watch, _weights(dit)
 

@@ -12,6 +12,7 @@ import kinoflow
 from kinoflow.configs.errors import UserError
 from kinoflow.data.video import probe, read, write
 from kinoflow.sample.batch import GivenUpError
+from kinoflow.sample.best import Take
 from kinoflow.sample.generate import generate
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.release import Release
@@ -39,7 +40,7 @@ def test_it_makes_what_generate_makes(pipeline, tiny_release):
     video = pipeline(PROMPT, seed=5, steps=3, negative="a ring", latent=True)
     assert np.array_equal(video.frames, expected.numpy()) and video.fps == 16
     assert torch.get_num_threads() == threads
-    pieces = list(pipeline.decode(pipeline.plan(REQUESTS[0]), video.latent))
+    pieces = list(pipeline.decode(pipeline.plan(REQUESTS[0]), Take(latent=video.latent)))
     assert np.array_equal(np.concatenate(pieces), video.frames)
     assert pipeline(PROMPT, seed=5, steps=3).latent is None
 

@@ -208,7 +208,7 @@ def of_training(config: RunConfig, desk: Path, out: Path) -> list[str]:
         ]
         words += [f"data.manifest={desk / 'clips.jsonl'}"] if config.data.manifest else []
         TAE(replace(config.tae, channels=32)).save_pretrained(start / "tae")
-    elif config.model in ("judge", "strict"):
+    elif config.model in ("judge", "strict", "verifier"):
         Judge(JudgeConfig()).save_pretrained(start / "judge")
         words += ["data.buckets=[16x32x32@16]", "data.batch_size=4", f"release={start}"]
     else:
@@ -253,7 +253,7 @@ def test_a_line_starts(line: Launch, desk: Path, tmp_path: Path, start_job) -> N
         state = json.loads((out / "checkpoints" / "00000001" / "state.json").read_text())
         assert state["processes"] == size
     else:
-        written = ("judge.json", "strict.json", "text/figures.json")
+        written = ("judge.json", "strict.json", "verifier.json", "text/figures.json")
         assert any((out / name).is_file() for name in written)
 
 

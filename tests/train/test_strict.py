@@ -98,29 +98,38 @@ def test_settling_gives_each_layer_the_mean_of_plain_renders(monkeypatch):
     assert not judge.training
 
 
-def test_it_starts_from_the_levels_of_the_judge_and_goes_on_from_its_own(tmp_path):
+@pytest.mark.parametrize("model", ["strict", "verifier"])
+def test_it_starts_from_the_levels_of_the_judge_and_goes_on_from_its_own(tmp_path, model):
     first = Judge(JudgeConfig())
     first.init_weights()
     first.save_pretrained(tmp_path / "judge", dtype=torch.float32)
-    config = load(RunConfig, ["configs/mini/mini_strict.yaml", f"init_from={tmp_path}"])
+    config = load(RunConfig, ["configs/mini/mini_strict.yaml", f"init_from={tmp_path}", f"model={model}"])
     begun = train_strict._start(config)
     for name in ("stem", "level2", "level3", "level4", "reader", "letters"):
         own, given = begun.get_submodule(name).state_dict(), first.get_submodule(name).state_dict()
         assert all(torch.equal(own[key], given[key]) for key in own), name
-    begun.save_pretrained(tmp_path / "strict", dtype=torch.float32)
+    begun.save_pretrained(tmp_path / model, dtype=torch.float32)
     again = train_strict._start(config)
     assert all(torch.equal(value, begun.state_dict()[name]) for name, value in again.state_dict().items())
 
 
-def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", ["strict", "verifier"])
+def test_a_run_writes_the_judge_and_its_accuracy(tmp_path, monkeypatch, model):
     monkeypatch.setattr(train_strict, "_NUM_VALIDATION", 6)
     monkeypatch.setattr(train_strict, "_NUM_SETTLING", 1)
     release, run = tmp_path / "release", tmp_path / "run"
-    overrides = ["steps=2", "log_every=1", "data.batch_size=4", f"run={run}", f"release={release}"]
+    overrides = [
+        f"model={model}",
+        "steps=2",
+        "log_every=1",
+        "data.batch_size=4",
+        f"run={run}",
+        f"release={release}",
+    ]
     assert main(load(RunConfig, ["configs/mini/mini_strict.yaml", *overrides])) == 0
-    figures = json.loads((run / "strict.json").read_text())
+    figures = json.loads((run / f"{model}.json").read_text())
     assert figures["real"]["scenes"] == 6
     assert "reconstructed" not in figures
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
-    again = accuracy(StrictJudge.from_pretrained(release / "strict"), scenes=6, bucket=parse("32x128x128@16"))
-    assert again == figures["real"]
+    again = accuracy(StrictJudge.from_pretrained(release / model), scenes=6, bucket=parse("32x128x128@16"))
+    assert [path.name for path in release.iterdir()] == [model] and again == figures["real"]

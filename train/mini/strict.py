@@ -1,4 +1,6 @@
-"""Training the strict judge on real renders (configs/mini/mini_strict.yaml), by the first judge's loop.
+"""Training strict judges on real renders (configs/mini/mini_strict.yaml), by the first judge's loop.
+
+The one that evaluates is strict/ of a release, the one that chooses among clips verifier/.
 
 What is rare in the world, a moving camera, is drawn more often, and some scenes have what the world never
 draws: a generator's mistakes are no scenes of the world, and the judge must not take from one attribute what
@@ -59,10 +61,10 @@ class Truth:
 
 
 def main(config: RunConfig) -> int:
-    """Train a strict judge, write it to the release's strict/ and its accuracy to the run's strict.json; 0.
+    """Train a strict judge, write it into the release and its accuracy into the run, under one name; 0.
 
-    It starts from the strict judge of `init_from`, where that has none from the levels of its judge.
-    The rest is as in the judge's training.
+    The name is `config.model`, strict or verifier. It starts from what `init_from` has of that name, where
+    that has none from the levels of its judge. The rest is as in the judge's training.
 
     Raises:
         UserError: no release or no buckets.
@@ -77,14 +79,14 @@ def main(config: RunConfig) -> int:
 
     fit(judge, config, folder, loss_of)
     settle(judge, buckets[0])
-    with replacing_folder(release / "strict") as aside:
+    with replacing_folder(release / config.model) as aside:
         judge.save_pretrained(aside)
-    saved = StrictJudge.from_pretrained(release / "strict")
+    saved = StrictJudge.from_pretrained(release / config.model)
     figures: dict[str, Any] = {"steps": config.steps, "seconds": round(time.perf_counter() - started)}
     figures["real"] = accuracy(saved, scenes=_NUM_VALIDATION, bucket=buckets[0])
     if tae is not None:
         figures["reconstructed"] = accuracy(saved, scenes=_NUM_VALIDATION // 8, bucket=buckets[0], tae=tae)
-    write_json(folder / "strict.json", figures)
+    write_json(folder / f"{config.model}.json", figures)
     print(json.dumps(figures))
     return 0
 
@@ -94,9 +96,9 @@ def _start(config: RunConfig) -> StrictJudge:
     judge.init_weights()
     if config.init_from is None:
         return judge
-    folder = resolve_folder(config.init_from, ["strict/*", "judge/*"])
-    if (folder / "strict").is_dir():
-        return StrictJudge.from_pretrained(folder / "strict")
+    folder = resolve_folder(config.init_from, [f"{config.model}/*", "judge/*"])
+    if (folder / config.model).is_dir():
+        return StrictJudge.from_pretrained(folder / config.model)
     _, known = load_pretrained(folder / "judge", JudgeConfig)
     own = judge.state_dict()
     taken = {

@@ -207,7 +207,7 @@ class DistillConfig:
 class RunConfig:
     """One training run: the same command with the same folder resumes it."""
 
-    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge", "strict"] = "tae"
+    model: Literal["tae", "dit", "unet", "mmdit", "text", "judge", "strict", "verifier"] = "tae"
     """What is trained."""
     run: str = ""
     """Folder of the run."""

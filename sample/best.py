@@ -1,0 +1,58 @@
+"""Best of several: clips of one prompt from other noise, until a verifier finds nothing wrong with one.
+
+Random search over noise with a verifier (Ma et al. 2025, arXiv:2501.09732), which ends with the first clip
+that the verifier passes: where most clips are right, few are made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kinoflow.sample.evaluation.verifier import Score, Verifier
+from kinoflow.sample.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float, UInt8
+    from torch import Tensor
+
+SEEDS_APART = 2**32
+"""Between the seeds of one clip's takes: clips of neighbouring seeds share none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """A latent, and its frames where a verifier has looked at them."""
+
+    latent: Float[Tensor, "1 c t h w"]
+    frames: UInt8[np.ndarray, "frames height width 3"] | None = None
+
+
+def best_take(
+    plan: Plan,
+    verifier: Verifier,
+    make: Callable[[Plan], Float[Tensor, "1 c t h w"]],
+    decode: Callable[[Float[Tensor, "1 c t h w"]], UInt8[np.ndarray, "frames height width 3"]],
+    left_out: Callable[[int], None],
+) -> Take:
+    """The best of up to `plan.best_of` takes; of a prompt that the verifier doesn't know the first.
+
+    The first has the plan's own seed. `left_out` is told how many were not needed.
+    """
+    if not verifier.knows(plan.prompt):
+        left_out(plan.best_of - 1)
+        return Take(latent=make(plan))
+    best: tuple[Score, Take] | None = None
+    for index in range(plan.best_of):
+        latent = make(replace(plan, seed=(plan.seed + index * SEEDS_APART) % 2**63))
+        frames = decode(latent)
+        score = verifier.score(plan.prompt, frames, plan.bucket.fps)
+        if best is None or score > best[0]:
+            best = score, Take(latent=latent, frames=frames)
+        if score.passed:
+            left_out(plan.best_of - 1 - index)
+            break
+    assert best is not None, "a plan has at least one take"
+    return best[1]
