@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kinoflow.configs.files import seeded
 from kinoflow.sample.evaluation.verifier import Score, Verifier
 from kinoflow.sample.plan import Plan
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
 
-SEEDS_APART = 2**32
-"""Between the seeds of one clip's takes: clips of neighbouring seeds share none."""
+def seed_of(seed: int, take: int) -> int:
+    """Of a clip's takes the first has the clip's own seed, each other one that no neighbouring clip has.
+
+    Below 2^32: PyTorch's generator of the CPU looks at no more of a seed.
+    """
+    return seed if take == 0 else seeded("take", seed, take) % 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ def best_take(
         return Take(latent=make(plan))
     best: tuple[Score, Take] | None = None
     for index in range(plan.best_of):
-        latent = make(replace(plan, seed=(plan.seed + index * SEEDS_APART) % 2**63))
+        latent = make(replace(plan, seed=seed_of(plan.seed, index)))
         frames = decode(latent)
         score = verifier.score(plan.prompt, frames, plan.bucket.fps)
         if best is None or score > best[0]:

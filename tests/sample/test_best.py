@@ -13,7 +13,7 @@ import torch
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
 from kinoflow.sample.__main__ import main
-from kinoflow.sample.best import SEEDS_APART, best_take
+from kinoflow.sample.best import best_take, seed_of
 from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.evaluation.strict import StrictConfig, StrictJudge
 from kinoflow.sample.evaluation.verifier import Score, StrictVerifier
@@ -93,13 +93,15 @@ def taken(scores, best_of, seed=5):
     ],
 )
 def test_the_first_that_passes_or_the_likeliest_is_kept(scores, best_of, kept, count):
-    seeds = [5, 5 + SEEDS_APART, 5 + 2 * SEEDS_APART]
+    seeds = [5, seed_of(5, 1), seed_of(5, 2)]
     assert taken(scores, best_of) == (kept, seeds[:count], best_of - count)
 
 
-def test_seeds_stay_in_their_range():
-    _, made, _ = taken(Scores(-3.0, -2.0), 2, seed=2**63 - 1)
-    assert made == [2**63 - 1, SEEDS_APART - 1]
+def test_no_two_takes_of_any_clips_share_their_noise():
+    """The generator of the CPU reads 32 bits of a seed."""
+    found = [seed_of(seed, take) for seed in (0, 1, 2, 2**63 - 1) for take in range(50)]
+    assert found[::50] == [0, 1, 2, 2**63 - 1]
+    assert len({torch.randn(1, generator=torch.Generator().manual_seed(s)).item() for s in found}) == 200
 
 
 def test_what_the_verifier_cannot_tell_of_is_made_once():
@@ -124,8 +126,9 @@ def test_the_kept_clip_is_the_one_of_its_seed_alone(choosing, passed):
     count = 2 if passed else 3
     assert len(scores.seen) == count and sum(told) == plan.num_steps == 3 * 2 + 16
     alone = [
-        pipeline(PROMPT, seed=4 + index * SEEDS_APART, steps=2, best_of=1, latent=True) for index in range(3)
+        pipeline(PROMPT, seed=seed_of(4, take), steps=2, best_of=1, latent=True) for take in range(3)
     ]
+    assert len({video.frames.tobytes() for video in alone}) == 3
     assert np.array_equal(video.frames, alone[1].frames) and torch.equal(video.latent, alone[1].latent)
     assert all(np.array_equal(*pair) for pair in zip(scores.seen, [v.frames for v in alone], strict=False))
     assert video.passes.computed == count * alone[0].passes.computed
