@@ -46,7 +46,7 @@ It makes: {offers}.
 _HELD_OUT = """
 ## Figures
 
-{prompts} held-out prompts, seed {seed}, {num_steps} {solver} steps, guidance {guidance_scale:g}, clips of
+{prompts} held-out prompts, seed {seed}, {num_steps} {solver} steps, guidance {guidance_scale:g}{chosen}, clips of
 {clip} (`kinoflow sample evaluate --prompts {prompts} --json`; 95 % intervals; "real" is the judge on real
 renders of the same scenes):
 
@@ -208,7 +208,10 @@ def _written(release: Release, repo_id: str, figures: dict[str, Any]) -> str:
     )
     if not figures:
         return text
-    text += _HELD_OUT.format(rows="\n".join(_row(*pair) for pair in _shares(figures)), **figures)
+    best_of = figures.get("best_of", 1)  # figures of before have none
+    chosen = f", the best of up to {best_of}" if best_of > 1 else ""
+    rows = "\n".join(_row(*pair) for pair in _shares(figures))
+    text += _HELD_OUT.format(rows=rows, chosen=chosen, **figures)
     psnr = figures["autoencoder_psnr"]
     return (
         text if psnr is None else f"{text}\nThe autoencoder gives the same scenes back with {psnr:.1f} dB.\n"

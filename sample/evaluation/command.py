@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
         _print(args, figures, f"{_line(known)}\n\n{table(rows)}")
         return 0
     (row,), (plan,) = rows, plans
+    known |= {"best_of": plan.best_of}
     figures = known | asdict(plan.sampling) | asdict(row.evaluation) | {"costs": asdict(row.costs)}
     _print(args, figures, _table(row, known | described(plan.sampling)))
     return 0
