@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
 
+
 def seed_of(seed: int, take: int) -> int:
     """Of a clip's takes the first has the clip's own seed, each other one that no neighbouring clip has.
 

@@ -46,9 +46,9 @@ It makes: {offers}.
 _HELD_OUT = """
 ## Figures
 
-{prompts} held-out prompts, seed {seed}, {num_steps} {solver} steps, guidance {guidance_scale:g}{chosen}, clips of
-{clip} (`kinoflow sample evaluate --prompts {prompts} --json`; 95 % intervals; "real" is the judge on real
-renders of the same scenes):
+{prompts} held-out prompts, seed {seed}, {num_steps} {solver} steps, guidance {guidance_scale:g}{chosen},
+clips of {clip} (`kinoflow sample evaluate --prompts {prompts} --json`; 95 % intervals; "real" is the judge
+on real renders of the same scenes):
 
 | | generated | real |
 | --- | --- | --- |

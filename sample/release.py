@@ -7,7 +7,8 @@ text/           ul2/, byt5/ and metaclip/: Hugging Face checkpoints, those that 
                 none where it names classes or Stable Diffusion's
 judge/          (optional) the judge that evaluates the release
 strict/         (optional) the one that asks for everything that a caption names
-verifier/       (optional) another of that kind, which chooses among clips of a prompt
+verifier/       (optional) another of that kind, or a CLIP-like model of transformers: it chooses among clips
+                of a prompt (`best_of`)
 adapters/       (optional) adapters of the backbone by name, such as students of few steps
 upsampler/      (optional) a release of its own, which makes the clips larger
 
@@ -294,9 +295,9 @@ class Release:
         Raises:
             UserError: a missing or damaged file.
         """
-        from kinoflow.sample.evaluation.verifier import StrictVerifier
+        from kinoflow.sample.evaluation.verifier import verifier_of
 
-        return StrictVerifier.from_pretrained(self.place("verifier"), self.bucket())
+        return verifier_of(self.place("verifier"), self.bucket())
 
     @property
     def _texts(self) -> list[str]:

@@ -7,18 +7,16 @@ and the embedding of its caption; from these and a linear layer the scores follo
 import base64
 import io
 import json
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from kinoflow.conditioning.clip_model import ClipModel
 from kinoflow.configs.errors import UserError, one_line, os_error_line
-from kinoflow.configs.files import folder_fingerprint, replacing, write_json
-from kinoflow.configs.pretrained import resolve_folder
+from kinoflow.configs.files import replacing, write_json
 from kinoflow.data.clips import manifest
 from kinoflow.data.clips.manifest import ClipEntry
 from kinoflow.data.clips.workers import Workers
@@ -30,58 +28,7 @@ from kinoflow.data.engine.score import CLUSTERED, LEARNED
 _FOLDER = kept.EMBEDDINGS
 _FORMAT, _SIDE = 1, 512  # pixels of the longer side; these models see some 224 to 384
 _THREADS = 4
-_READ = ["*.json", "*.txt", "*.model", "*.safetensors"]
 Shown = Callable[[Iterable[Any], str, int], Iterable[Any]]
-
-
-class ClipModel:
-    """A CLIP or SigLIP of transformers, on the GPU where there is one.
-
-    Raises:
-        UserError: no such folder or hub id, or one that holds no such model.
-    """
-
-    def __init__(self, source: str) -> None:
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoProcessor
-
-        from kinoflow.configs.devices import parse_device
-
-        folder = resolve_folder(source, _READ)
-        self.name = Path(source).name if Path(source).is_dir() else source
-        self.key = folder_fingerprint(folder)
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModel.from_pretrained(folder, dtype="auto", local_files_only=True)
-            self._tokens = int(model.config.text_config.max_position_embeddings)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
-                SafetensorError) as error:  # fmt: skip
-            said = f"clip.model: {source}: holds no CLIP-like model that can be read ({one_line(error)})"
-            raise UserError(f"{said}; give its folder or hub id") from error
-        if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-            raise UserError(f"clip.model: {source}: is no CLIP-like model; give a CLIP or a SigLIP")
-        self._model, self._one_at_a_time = model.to(parse_device("auto")).eval(), threading.Lock()
-
-    def pictures(self, data: Sequence[bytes]) -> Float[np.ndarray, "pictures d"]:
-        """Unit embeddings of JPEG pictures."""
-        from PIL import Image
-
-        shown = [Image.open(io.BytesIO(each)).convert("RGB") for each in data]
-        return self._unit("get_image_features", self._processor(images=shown, return_tensors="pt"))
-
-    def text(self, text: str) -> Float[np.ndarray, " d"]:
-        """Unit embedding of a text, of which the model reads no more than it has places for."""
-        tokens = self._processor(text=[text], padding="max_length", truncation=True,
-                                 max_length=self._tokens, return_tensors="pt")  # fmt: skip
-        return self._unit("get_text_features", tokens)[0]
-
-    def _unit(self, what: str, given: Any) -> np.ndarray:
-        import torch
-
-        with self._one_at_a_time, torch.no_grad():
-            found = getattr(self._model, what)(**given.to(self._model.device, self._model.dtype))
-        found = getattr(found, "pooler_output", found).float()
-        return torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +55,7 @@ def embed(listing: Path, model: ClipModel, frames: int, *, workers: Workers, sho
         before = known[kept.key_of(entry)]
         if before is None:
             shown = workers.call(kept.pictures, entry.path, kept.sampled(entry, frames), _SIDE)
-            picture = _packed(model.pictures(shown).mean(axis=0))
+            picture = _packed(model.pictures([_opened(each) for each in shown]).mean(axis=0))
         else:
             picture = before["picture"]
         text = _packed(model.text(entry.caption)) if entry.caption else None
@@ -250,6 +197,12 @@ class _Head:
 
 def _news(entry: ClipEntry, row: Mapping[str, Any] | None) -> bool:
     return row is None or row["said"] != digest([entry.caption])
+
+
+def _opened(jpeg: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
 def _packed(values: np.ndarray) -> str:

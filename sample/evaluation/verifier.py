@@ -1,11 +1,12 @@
-"""Verifiers, which choose among clips of a prompt; that of the world is a strict judge.
+"""Verifiers, which choose among clips of a prompt: a strict judge of the world, or a CLIP for anything.
 
-It is another one than the judge that evaluates, trained from other starting values on other scenes: a judge
-would find what it chose itself better than it is.
+The strict judge is another one than the judge that evaluates, trained from other starting values on other
+scenes: a judge would find what it chose itself better than it is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,12 +16,18 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
+from kinoflow.conditioning.clip_model import ClipModel
+from kinoflow.configs.errors import UserError
+from kinoflow.configs.pretrained import CONFIG_NAME
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world.questions import asked, wrong
 from kinoflow.sample.evaluation.judge import letter_classes
 from kinoflow.sample.evaluation.strict import Answers, StrictJudge
+
+_CLIP_FRAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -30,7 +37,7 @@ class Score:
     passed: bool
     """Whether nothing is wrong with it."""
     likelihood: float
-    """Natural logarithm of how likely it is that it shows all of it."""
+    """Natural logarithm of how likely it is that it shows all of it; of a CLIP its cosine."""
 
 
 @runtime_checkable
@@ -87,6 +94,45 @@ class StrictVerifier:
         for letter, wanted in enumerate(letter_classes(wants["word"][: config.letters], config.letters)):
             total += _log_share(answers.letters[:, letter], wanted)
         return total
+
+
+class ClipVerifier:
+    """A CLIP-like model as a Verifier: CLIPScore (Hessel et al. 2021, arXiv:2104.08718), meant over frames.
+
+    It tells which of several clips is the nearest to any prompt, and not whether that is near enough: it
+    passes none, so that as many are made as may be.
+    """
+
+    def __init__(self, model: ClipModel) -> None:
+        self._model = model
+
+    def knows(self, prompt: str) -> bool:
+        """All that says something."""
+        return bool(prompt.strip())
+
+    def score(self, prompt: str, frames: UInt8[np.ndarray, "f h w 3"], fps: Fraction) -> Score:
+        """The mean cosine of the text and up to eight frames, of all of the clip."""
+        del fps
+        index = np.linspace(0, len(frames) - 1, min(len(frames), _CLIP_FRAMES)).round().astype(int)
+        pictures = self._model.pictures([Image.fromarray(frame) for frame in frames[index]])
+        return Score(passed=False, likelihood=float((pictures @ self._model.text(prompt)).mean()))
+
+
+def verifier_of(folder: Path, stands: Bucket) -> Verifier:
+    """What lies in a folder, a strict judge or a CLIP-like model of transformers.
+
+    Of `stands` see StrictVerifier.
+
+    Raises:
+        UserError: neither, or a missing or damaged file.
+    """
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG_NAME}: cannot be read ({error}); fetch the folder again") from None
+    if "model_type" in config:  # as transformers writes
+        return ClipVerifier(ClipModel(str(folder), called="verifier"))
+    return StrictVerifier.from_pretrained(folder, stands)
 
 
 def _log_share(logits: Tensor, index: int) -> float:

@@ -4,17 +4,21 @@ import io
 import json
 import shutil
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     ByT5Tokenizer,
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
+    CLIPProcessor,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -70,6 +74,23 @@ def write_metaclip(folder: Path, width: int = 16) -> None:
     text = {**small, **special, "vocab_size": tokens}
     vision = {**small, "image_size": 8, "patch_size": 4}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)  # both towers
+
+
+def write_clip(folder: Path, words: Sequence[str]) -> Path:
+    """Both towers of a CLIP with a processor, of these words and pictures of 16x16."""
+    known = ["<pad>", "<unk>", "</s>", *words]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **names)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = size | {"vocab_size": len(known), "max_position_embeddings": 6, "eos_token_id": 2}
+    seen = size | {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=seen, projection_dim=8)).save_pretrained(folder)
+    shown = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(shown, tokenizer).save_pretrained(folder)
+    return folder
 
 
 def sentencepiece_model() -> bytes:

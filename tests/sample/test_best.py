@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
@@ -23,6 +25,7 @@ from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import Plan
 from kinoflow.sample.release import Release, write
 from kinoflow.sample.request import ClipRequest
+from tests.conditioning.writing import write_clip
 
 PROMPT = "a red star moves left on a gray background"
 BUCKET = parse("16x32x32@16")
@@ -125,9 +128,7 @@ def test_the_kept_clip_is_the_one_of_its_seed_alone(choosing, passed):
     video = pipeline.make(plan, latent=True, progress=told.append)
     count = 2 if passed else 3
     assert len(scores.seen) == count and sum(told) == plan.num_steps == 3 * 2 + 16
-    alone = [
-        pipeline(PROMPT, seed=seed_of(4, take), steps=2, best_of=1, latent=True) for take in range(3)
-    ]
+    alone = [pipeline(PROMPT, seed=seed_of(4, take), steps=2, best_of=1, latent=True) for take in range(3)]
     assert len({video.frames.tobytes() for video in alone}) == 3
     assert np.array_equal(video.frames, alone[1].frames) and torch.equal(video.latent, alone[1].latent)
     assert all(np.array_equal(*pair) for pair in zip(scores.seen, [v.frames for v in alone], strict=False))
@@ -216,3 +217,44 @@ def test_a_score_is_the_likelihood_of_all_that_is_asked(prompt):
     verifier = StrictVerifier(judge, BUCKET)
     still = verifier.score(prompt, np.repeat(frames[:1], 16, axis=0), Fraction(16))
     assert verifier.score(prompt, frames[:1], Fraction(1)) == still
+
+
+@pytest.fixture
+def clip_verifier(tmp_path):
+    return write_clip(tmp_path / "clip", ["a", "red", "star"])
+
+
+def test_a_clip_model_chooses_by_its_own_cosines(tiny_release, clip_verifier, tmp_path):
+    """By transformers' own forward pass, of eight frames of sixteen."""
+    folder = Path(shutil.copytree(tiny_release.folder, tmp_path / "choosing"))
+    shutil.copytree(clip_verifier, folder / "verifier")
+    pipeline = Pipeline(write(folder, config=replace(tiny_release.config, best_of=3), parts={}))
+    prompt, seeds = "a red kite", [seed_of(2, take) for take in range(3)]
+    clips = [pipeline(prompt, seed=seed, steps=2, best_of=1).frames for seed in seeds]
+    processor, model = AutoProcessor.from_pretrained(clip_verifier), AutoModel.from_pretrained(clip_verifier)
+    pictures = [Image.fromarray(clip[i]) for clip in clips for i in (0, 2, 4, 6, 9, 11, 13, 15)]
+    given = processor(text=[prompt], images=pictures, padding="max_length", max_length=6, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**given).logits_per_image.view(3, 8).mean(dim=1) / model.logit_scale.exp()
+    verifier = pipeline.release.verifier
+    scores = [verifier.score(prompt, clip, Fraction(16)) for clip in clips]
+    assert [score.likelihood for score in scores] == pytest.approx(found.tolist(), abs=1e-5)
+    assert not any(score.passed for score in scores) and len(set(found.tolist())) == 3
+    video = pipeline(prompt, seed=2, steps=2)
+    assert np.array_equal(video.frames, clips[int(found.argmax())])
+    assert verifier.knows("anything") and not verifier.knows(" ")
+
+
+@pytest.mark.parametrize("damage", ["no json", "no weights", "gone"])
+def test_a_damaged_verifier_is_named(choosing, clip_verifier, damage):
+    folder = choosing.folder / "verifier"
+    if damage == "no json":
+        (folder / "config.json").write_text("{")
+    elif damage == "no weights":
+        (folder / "model.safetensors").unlink()
+    else:
+        shutil.rmtree(folder)
+        shutil.copytree(clip_verifier, folder)
+        (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="verifier"):
+        Pipeline(choosing)(PROMPT, steps=1)

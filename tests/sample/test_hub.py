@@ -96,10 +96,10 @@ def test_figures_become_a_table_and_the_hubs_results(release, capsys):
     (release / "figures.json").write_text(json.dumps(figures | {"autoencoder_psnr": None, "best_of": 1}))
     assert push(release, "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "dB" not in said and "guidance 4, clips of" in said
+    assert "dB" not in said and "guidance 4,\nclips of" in said
     (release / "figures.json").write_text(json.dumps(figures | {"best_of": 3}))
     assert push(release, "--dry-run") == 0
-    assert "guidance 4, the best of up to 3, clips of" in capsys.readouterr().out
+    assert "guidance 4, the best of up to 3,\nclips of" in capsys.readouterr().out
 
 
 def test_the_shipped_card_comes_along_without_pictures_that_do_not(capsys):

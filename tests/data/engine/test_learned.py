@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from kinoflow.conditioning.clip_model import ClipModel
 from kinoflow.data.__main__ import main
 from kinoflow.data.clips import manifest
 from kinoflow.data.engine import kept, learned
-from kinoflow.data.engine.learned import ClipModel
+from tests.conditioning.writing import write_clip
 from tests.data.engine.planting import shot, write
 
 pytest.importorskip("cv2")
@@ -22,30 +23,7 @@ NAMES = ("car", "rabbit", "street")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessorPil,
-        CLIPModel,
-        CLIPProcessor,
-        PreTrainedTokenizerFast,
-    )
-
-    folder = tmp_path_factory.mktemp("clip")
-    words = ["<pad>", "<unk>", "</s>", *WORDS]
-    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **names)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = size | {"vocab_size": len(words), "max_position_embeddings": 6, "eos_token_id": 2}
-    seen = size | {"image_size": 16, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=seen, projection_dim=8)).save_pretrained(folder)
-    shown = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    CLIPProcessor(shown, tokenizer).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"), WORDS)
 
 
 @pytest.fixture(scope="module")
