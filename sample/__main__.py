@@ -17,6 +17,7 @@ from kinoflow.configs.errors import UserError, run
 from kinoflow.configs.launch import current, without_local_rank
 from kinoflow.configs.terminal import argument, one_line_warnings, parse_rate, print_json
 from kinoflow.sample.options import (
+    CRF,
     add_best_of,
     add_guidance,
     add_hardware,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from kinoflow.sample.processes import Team
     from kinoflow.sample.request import ClipRequest
 
-_CRF = 18.0
 _ALONE = ("export-diffusers", "push", "evaluate", "upsample")
 _DESCRIBE = 'describe the clip, for example "a red star moves left on a gray background"'
 
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the text states of prompts there: the next time the text encoders are not even loaded; "
         "delete the folder to free its space",
     )
-    add("--crf", type=float, help=f"H.264 quality, 0 best to 51 worst (default {_CRF:g})")
+    add("--crf", type=float, help=f"H.264 quality, 0 best to 51 worst (default {CRF:g})")
     _add_memory(add)
     add_hardware(add)
     add("--json", action="store_true", help="print one JSON object with every figure")
@@ -245,7 +245,7 @@ def _sample(args: argparse.Namespace, team: Team | None) -> int:
         jobs = _jobs(args, pipeline)
     _refuse_crf(args.crf, jobs)
     sampler = Sampler(
-        pipeline, crf=_CRF if args.crf is None else args.crf, quiet=args.json, preview=args.preview == "auto"
+        pipeline, crf=CRF if args.crf is None else args.crf, quiet=args.json, preview=args.preview == "auto"
     )
     sampler.announce(jobs)
     with one_line_warnings():

@@ -18,10 +18,10 @@ from kinoflow.data.video import read
 from kinoflow.sample.given import Given
 from kinoflow.sample.job import Job, Sampler
 from kinoflow.sample.larger import upsampler_of
+from kinoflow.sample.options import CRF
 from kinoflow.sample.output import file_metadata, is_lossless, read_metadata
 from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.plan import CRF
 from kinoflow.sample.processes import Team
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.rewritten import KEYS

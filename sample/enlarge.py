@@ -8,9 +8,8 @@ from pathlib import Path
 from kinoflow.configs.terminal import argument, one_line_warnings, print_json
 from kinoflow.sample.job import Job, Sampler
 from kinoflow.sample.larger import require_upsampler, upsampler_of
-from kinoflow.sample.options import add_hardware, named_as_options
+from kinoflow.sample.options import CRF, add_hardware, named_as_options
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.plan import CRF
 from kinoflow.sample.request import ClipRequest
 from kinoflow.tae.tiles.memory import parse_bytes
 

@@ -16,6 +16,7 @@ from kinoflow.sample.card import check_best_of
 from kinoflow.sample.generate import Sampling, check_negative, check_seed
 from kinoflow.sample.given import Given, Source, read_source
 from kinoflow.sample.known import Windows
+from kinoflow.sample.options import CRF
 from kinoflow.sample.output import Output, file_metadata
 from kinoflow.sample.release import Release
 from kinoflow.sample.request import ClipRequest
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float, UInt8
     from torch import Tensor
-
-CRF = 18.0
 
 
 @dataclass(frozen=True, kw_only=True)

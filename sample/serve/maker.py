@@ -10,9 +10,10 @@ from torch import Tensor
 
 from kinoflow.configs.errors import UserError
 from kinoflow.sample.cache import Passes
+from kinoflow.sample.options import CRF
 from kinoflow.sample.output import Output, file_metadata
 from kinoflow.sample.pipeline import Pipeline
-from kinoflow.sample.plan import CRF, filled
+from kinoflow.sample.plan import filled
 from kinoflow.sample.preview import each_few, fit_colors
 from kinoflow.sample.request import ClipRequest
 from kinoflow.sample.serve.pictures import encoded
