@@ -39,7 +39,7 @@ def main() -> None:
         for index in bar.track(range(len(scenes)), description="clips"):
             given = files(Path(folder), real[index], bucket)
             for way in args.ways:
-                video = pipeline(texts[index], seed=index, steps=args.steps, **given[way])
+                video = pipeline(texts[index], seed=index, steps=args.steps, best_of=1, **given[way])
                 made[way].append(video.frames)
     truth = [labels(scene) for scene in scenes]
     figures = {way: measured(way, clips, real, truth, judge) for way, clips in made.items()}

@@ -91,7 +91,7 @@ def right(args: argparse.Namespace, lora: Sequence[str]) -> dict[str, np.ndarray
     clips = []
     with progress_bar() as bar:
         for index, text in enumerate(bar.track(held_out.texts, description="old prompts")):
-            plan = pipeline.plan(ClipRequest(prompt=text, seed=index, steps=args.steps))
+            plan = pipeline.plan(ClipRequest(prompt=text, seed=index, steps=args.steps, best_of=1))
             clips.append(make(pipeline, plan, args.keep).frames)
     seen = Judge.from_pretrained(pipeline.release.folder / "judge").judge(clips).labels
     truth = [labels(scene) for scene in held_out.scenes]

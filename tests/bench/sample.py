@@ -140,7 +140,8 @@ def _decoded(pipeline: Pipeline, plan: Any, take: Take, watch: Stopwatch) -> Any
 def batch(steps: int, clips: int, at_once: list[int]) -> list[dict[str, float]]:
     """Clips/s of a list, one at a time and several at once."""
     release = Release.load()
-    requests = [ClipRequest(prompt="a red star moves left", seed=seed, steps=steps) for seed in range(clips)]
+    prompt = "a red star moves left"
+    requests = [ClipRequest(prompt=prompt, seed=seed, steps=steps, best_of=1) for seed in range(clips)]
     rows = []
     ways = [(1, 1), (torch.get_num_threads(), 1), *((1, count) for count in at_once)]
     for threads, count in dict.fromkeys(ways):
