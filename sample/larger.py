@@ -37,6 +37,8 @@ def upsampled(release: Release, request: ClipRequest) -> Plan:
     Given(**{key: getattr(request, key) for key in ("image", "extend", "edit", "mask", "last", "upsample")})
     if request.seconds is not None:
         raise UserError("seconds: how much extend adds; an upsampler adds none, leave it out")
+    if request.best_of not in (None, 1):
+        raise UserError("best_of: an upsampler makes a clip once; leave it out")
     path = Path(request.upsample)
     return of_frames(release, request, read(path), probe(path).fps, path.name)
 

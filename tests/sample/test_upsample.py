@@ -173,6 +173,7 @@ def test_a_clip_is_made_and_then_made_larger(tiny_release_folder, upsampler_fold
         ),
         ({"upsample": "small.mp4", "image": "a.png"}, "upsample: not beside image"),
         ({"upsample": "small.mp4", "seconds": 1.0}, "seconds: how much extend adds"),
+        ({"upsample": "small.mp4", "best_of": 2}, "best_of: an upsampler makes a clip once"),
     ],
 )
 def test_what_cannot_be_made_larger_is_said_in_one_line(upsampler, tmp_path, monkeypatch, keys, line):

@@ -110,8 +110,8 @@ def test_the_card_says_what_it_takes_and_how(latents):
     near = load(
         RunConfig, [*SHAPE, f"data.latents={latents / 'twins'}", *UPSAMPLER, "dit.shown_variance=0.01"]
     )
-    card = _of_upsampler(ReleaseConfig(name="x"), near, LatentSets(near.data.latents).index)
-    assert card.sampling.num_steps == 4
+    card = _of_upsampler(ReleaseConfig(name="x", best_of=3), near, LatentSets(near.data.latents).index)
+    assert (card.sampling.num_steps, card.best_of) == (4, 1)
 
 
 def test_the_plan_counts_a_latent_for_each_frame_of_a_window():

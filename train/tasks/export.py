@@ -129,10 +129,10 @@ def _newest(run: Path, task: Task, config: RunConfig) -> Path:
 
 
 def _unwanted(config: RunConfig) -> set[str]:
-    """Parts that have no place beside what the run trains: another backbone, text encoders beside labels."""
+    """Parts that have no place beside what it trains: another backbone; what reads prompts, beside labels."""
     if config.model not in BACKBONES:
         return set()
-    return BACKBONES.keys() - {config.model} | ({"text"} if _labelled(config) else set())
+    return BACKBONES.keys() - {config.model} | ({"text", "verifier"} if _labelled(config) else set())
 
 
 def _labelled(config: RunConfig) -> bool:
@@ -151,7 +151,7 @@ def _write_card(path: Path, sources: Sequence[Path], run: Path, config: RunConfi
         index = LatentSets(config.data.latents).index
         if card is None and index.made_from["tae"] == PIXELS:
             card = _card_of_pixels(index)
-        card = card and replace(card, classes=index.classes)
+        card = card and replace(card, classes=index.classes, best_of=1)
     if card is None:
         return
     name = run.resolve().name
@@ -180,7 +180,7 @@ def _card_of_pixels(index: LatentIndex) -> ReleaseConfig:
 
 
 def _of_upsampler(card: ReleaseConfig, config: RunConfig, index: LatentIndex) -> ReleaseConfig:
-    """It makes clips of the sizes that it was trained on, in windows as long; text hardly matters to it."""
+    """It makes clips of the sizes that it was trained on, once, in windows as long; text hardly matters."""
     taken = [parse(name) for name in config.data.buckets or index.buckets]
     most = config.known.window or max(bucket.frames for bucket in taken)
     cut = [replace(each, frames=min(each.frames, most), weight=1.0, batch_size=None) for each in taken]
@@ -191,6 +191,7 @@ def _of_upsampler(card: ReleaseConfig, config: RunConfig, index: LatentIndex) ->
         buckets=tuple(dict.fromkeys(map(str, cut))),
         default_bucket=str(longest),
         sampling=replace(card.sampling, guidance_scale=1.0, num_steps=steps),
+        best_of=1,
         upsample=UpsampleConfig(factor=index.upsample, overlap=round(longest.frames * WINDOW_SHARE)),
     )
 
