@@ -52,7 +52,8 @@ def plain(picture: Segments) -> str:
 
 def test_the_shipped_releases_map_shows_what_the_decoder_shows():
     pipeline = Pipeline.from_pretrained(device="cpu")
-    plan, seen = pipeline.plan(ClipRequest(prompt="a red star moves left on a blue background", steps=4)), []
+    request = ClipRequest(prompt="a red star moves left on a blue background", steps=4, best_of=1)
+    plan, seen = pipeline.plan(request), []
     take = pipeline.flow(plan, pipeline.conditions(plan), seen=seen.append)
     latent, frames = take.latent, np.concatenate(list(pipeline.decode(plan, take)))
     decoded = F.adaptive_avg_pool3d(torch.from_numpy(frames).movedim(-1, 0).float(), latent.shape[2:])
