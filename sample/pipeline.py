@@ -250,10 +250,14 @@ class Pipeline:
     def load(self) -> None:
         """Read the models now: text encoders, backbone, decoder; where memory is short, those that fit.
 
+        And the verifier, where clips are chosen by default.
+
         Raises:
             UserError: a damaged file.
         """
         self.models.load()
+        if self.release.config.best_of > 1:
+            _ = self.release.verifier
         if self.upsampler is not None:
             self.upsampler.load()
 
