@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kinoflow.configs.files import folder_fingerprint
 from kinoflow.sample import settings
 from kinoflow.sample.output import installed
 from kinoflow.sample.plan import Plan
@@ -46,7 +45,7 @@ def _chosen(plan: Plan, release: Release) -> dict[str, Any]:
     """Of how many clips it is the best, and what said so."""
     if plan.best_of == 1:
         return {}
-    return {"best_of": plan.best_of, "verifier": folder_fingerprint(release.place("verifier"))[:16]}
+    return {"best_of": plan.best_of, "verifier": release.verifier_hash}
 
 
 def _larger(plan: Plan, upsampler: Release | None) -> dict[str, Any]:

@@ -299,6 +299,11 @@ class Release:
 
         return verifier_of(self.place("verifier"), self.bucket())
 
+    @cached_property
+    def verifier_hash(self) -> str:
+        """The first 16 digits of its folder's fingerprint."""
+        return folder_fingerprint(self.place("verifier"))[:16]
+
     @property
     def _texts(self) -> list[str]:
         """The folders of the text encoders that are its own."""

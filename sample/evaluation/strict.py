@@ -131,11 +131,13 @@ class StrictJudge(Judging):
         self.eval()
         labels: list[dict[str, str]] = []
         for start in range(0, len(clips), batch_size):
-            some = clips[start : start + batch_size]
-            video = torch.cat([self.prepare(torch.from_numpy(np.asarray(clip))[None]) for clip in some])
-            seconds = torch.tensor([float((len(clip) - 1) / fps) for clip in some])
-            labels += self.name(self(video, seconds))
+            labels += self.name(self.answers(clips[start : start + batch_size], fps))
         return tuple(labels)
+
+    def answers(self, clips: Sequence[UInt8[np.ndarray, "f h w 3"]], fps: Fraction) -> Answers:
+        """The logits of uint8 RGB clips of any size, all at once."""
+        video = torch.cat([self.prepare(torch.from_numpy(np.asarray(clip))[None]) for clip in clips])
+        return self(video, torch.tensor([float((len(clip) - 1) / fps) for clip in clips]))
 
     def name(self, seen: Answers) -> list[dict[str, str]]:
         """The likeliest classes by name."""

@@ -81,8 +81,7 @@ class StrictVerifier:
         """Passed where every answer is as the prompt asks for; the likelihood is the product of theirs."""
         if len(frames) == 1:
             frames, fps = np.repeat(frames, self._stands.frames, axis=0), self._stands.fps
-        video = self._judge.prepare(torch.from_numpy(frames)[None])
-        answers = self._judge(video, torch.tensor([float((len(frames) - 1) / fps)]))
+        answers = self._judge.answers([frames], fps)
         wants, (seen,) = asked(prompt), self._judge.name(answers)
         return Score(passed=not wrong(wants, seen), likelihood=self._likelihood(answers, wants))
 
