@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from kinoflow.configs.errors import UserError, one_line
 from kinoflow.configs.files import seeded
 from kinoflow.sample.evaluation.verifier import Score, Verifier
 from kinoflow.sample.plan import Plan
@@ -36,6 +37,14 @@ class Take:
     frames: UInt8[np.ndarray, "frames height width 3"] | None = None
 
 
+class UndecodedError(UserError):
+    """A take that could not be looked at: its frames could not be made. Its `latent` took longest."""
+
+    def __init__(self, latent: Float[Tensor, "1 c t h w"], error: Exception) -> None:
+        super().__init__(one_line(error))
+        self.latent = latent
+
+
 def best_take(
     plan: Plan,
     verifier: Verifier,
@@ -46,6 +55,9 @@ def best_take(
     """The best of up to `plan.best_of` takes; of a prompt that the verifier doesn't know the first.
 
     The first has the plan's own seed. `left_out` is told how many were not needed.
+
+    Raises:
+        UndecodedError: frames that `decode` cannot make.
     """
     if not verifier.knows(plan.prompt):
         left_out(plan.best_of - 1)
@@ -53,7 +65,10 @@ def best_take(
     best: tuple[Score, Take] | None = None
     for index in range(plan.best_of):
         latent = make(replace(plan, seed=seed_of(plan.seed, index)))
-        frames = decode(latent)
+        try:
+            frames = decode(latent)
+        except (RuntimeError, MemoryError, UserError) as error:
+            raise UndecodedError(latent, error) from error
         score = verifier.score(plan.prompt, frames, plan.bucket.fps)
         if best is None or score > best[0]:
             best = score, Take(latent=latent, frames=frames)

@@ -12,24 +12,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinoflow.configs.errors import UserError, one_line
+from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.latents import stored
-from kinoflow.sample.best import Take
+from kinoflow.sample.best import Take, UndecodedError
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import Plan
 from kinoflow.sample.preview import Previews
 from kinoflow.tae.model.pixels import Pixels
+from kinoflow.tae.model.tae import TAE
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.progress import Progress, TaskID
     from torch import Tensor
-
-    from kinoflow.tae.model.tae import TAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +187,9 @@ class Sampler:
                 take = self._pipeline.flow(
                     plan, conditions, lambda count: bar.advance(task, count), passes, seen
                 )
-            output.write(clock.each("decode", self._frames(plan, take, output, bar, task)))
+            output.write(clock.each("decode", self._frames(plan, take, bar, task)))
+        except UndecodedError as error:
+            raise self._undecoded(plan, error.latent, output, error) from error
         finally:
             bar.remove_task(task)
             if self._previews is not None:
@@ -207,22 +208,24 @@ class Sampler:
             return None
         return self._previews.watch(task, plan.sampling.num_evaluations, bar.refresh)
 
-    def _frames(
-        self, plan: Plan, take: Take, output: Output, bar: Progress, task: TaskID
-    ) -> Iterator[np.ndarray]:
-        """The frames, piece by piece. Where decoding fails, the latent is kept: it took longest."""
-        decoder = self._pipeline.decoder
+    def _frames(self, plan: Plan, take: Take, bar: Progress, task: TaskID) -> Iterator[np.ndarray]:
+        """The frames, piece by piece."""
         try:
             yield from self._pipeline.decode(plan, take, lambda count: bar.advance(task, count))
         except (RuntimeError, MemoryError, UserError) as error:
-            if isinstance(decoder, Pixels):  # there is nothing to decode later with
+            if isinstance(self._pipeline.decoder, Pixels):
                 raise
-            # What decodes a file knows no frames with a latent each, and no upsampler.
-            alone = not plan.stills and plan.larger is None
-            folder = self._pipeline.release.tae_folder if alone else None
-            kept = None if folder is None else self._kept(take.latent, output, decoder, str(folder))
-            again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
-            raise UserError(f"{output.path}: decoding failed ({one_line(error)}); {again}") from error
+            raise UndecodedError(take.latent, error) from error
+
+    def _undecoded(self, plan: Plan, latent: Tensor, output: Output, error: Exception) -> UserError:
+        """What to say where decoding fails; the latent is kept, if something can decode it later."""
+        decoder, folder = self._pipeline.decoder, None
+        # What decodes a file knows no frames with a latent each, and no upsampler.
+        if isinstance(decoder, TAE) and not plan.stills and plan.larger is None:
+            folder = self._pipeline.release.tae_folder
+        kept = None if folder is None else self._kept(latent, output, decoder, str(folder))
+        again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
+        return UserError(f"{output.path}: decoding failed ({error}); {again}")
 
     def _kept(self, latent: Tensor, output: Output, tae: TAE, weights: str) -> list[str]:
         """Write the latent to a file; the command that decodes it."""

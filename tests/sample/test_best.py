@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+import kinoflow.sample.pipeline
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
+from kinoflow.data.latents.kino import read_latents
 from kinoflow.sample.__main__ import main
-from kinoflow.sample.best import best_take, seed_of
+from kinoflow.sample.best import UndecodedError, best_take, seed_of
 from kinoflow.sample.card import ReleaseConfig
 from kinoflow.sample.evaluation.strict import StrictConfig, StrictJudge
 from kinoflow.sample.evaluation.verifier import Score, StrictVerifier
 from kinoflow.sample.export import export
 from kinoflow.sample.generate import Sampling
+from kinoflow.sample.job import Job, Sampler
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.plan import Plan
 from kinoflow.sample.release import Release, write
@@ -258,3 +261,33 @@ def test_a_damaged_verifier_is_named(choosing, clip_verifier, damage):
         (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="verifier"):
         Pipeline(choosing)(PROMPT, steps=1)
+
+
+def test_a_take_that_cannot_be_looked_at_is_not_lost(choosing, tmp_path, monkeypatch, capsys):
+    """The second one; it is the one of its seed alone."""
+    monkeypatch.chdir(tmp_path)
+    object.__setattr__(choosing, "verifier", Scores(-1.0, -1.0))
+    pipeline, tries = Pipeline(choosing), []
+    plain = kinoflow.sample.pipeline.decode_pieces
+
+    def second_fails(*args):
+        tries.append(args)
+        if len(tries) == 2:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kinoflow.sample.pipeline, "decode_pieces", second_fails)
+        with pytest.raises(UndecodedError, match=r"^CUDA out of memory. Tried to allocate 20 GiB$") as caught:
+            pipeline(PROMPT, seed=4, steps=2)
+        tries.clear()
+        request = ClipRequest(prompt=PROMPT, seed=4, steps=2)
+        sampler = Sampler(pipeline, crf=18.0, quiet=False)
+        with pytest.raises(UserError, match=r"its latent is kept, run: kinoflow tae decode x\.kino x\.mp4"):
+            sampler.run(Job(plan=pipeline.plan(request), out=Path("x.mp4")))
+    alone = pipeline(PROMPT, seed=seed_of(4, 1), steps=2, best_of=1, latent=True).latent
+    assert torch.equal(caught.value.latent, alone)
+    (kept,) = read_latents(Path("x.kino"), 0, 2, (2, 4, 4, 4))
+    tae = choosing.tae()
+    mean = torch.from_numpy(kept).float().transpose(0, 1)[None]
+    torch.testing.assert_close(tae.normalize(mean), alone, rtol=0, atol=5e-3)
