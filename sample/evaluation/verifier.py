@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -24,10 +25,13 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import CONFIG_NAME
 from kinoflow.data.clips.buckets import Bucket
 from kinoflow.data.world.questions import asked, wrong
-from kinoflow.sample.evaluation.judge import letter_classes
+from kinoflow.sample.evaluation.judge import ATTRIBUTES, letter_classes
 from kinoflow.sample.evaluation.strict import Answers, StrictJudge
 
 _CLIP_FRAMES = 8
+# What a prompt is about first counts this often: where something is out of reach, as a second thing's shape
+# can be, the likelihood is all of that, and a wrong first thing would hardly count. 3 to 8 choose alike.
+_MAIN, _WEIGHT = (*ATTRIBUTES, "word"), 6.0
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -37,7 +41,7 @@ class Score:
     passed: bool
     """Whether nothing is wrong with it."""
     likelihood: float
-    """Natural logarithm of how likely it is that it shows all of it; of a CLIP its cosine."""
+    """The larger the likelier it is that it shows all of it; how it is measured is the verifier's own."""
 
 
 @runtime_checkable
@@ -78,7 +82,11 @@ class StrictVerifier:
 
     @torch.no_grad()
     def score(self, prompt: str, frames: UInt8[np.ndarray, "f h w 3"], fps: Fraction) -> Score:
-        """Passed where every answer is as the prompt asks for; the likelihood is the product of theirs."""
+        """Passed where every answer is as the prompt asks for.
+
+        The likelihood is the logarithm of the product of theirs, in which the first thing's colour, shape and
+        motion and the word count six times.
+        """
         if len(frames) == 1:
             frames, fps = np.repeat(frames, self._stands.frames, axis=0), self._stands.fps
         answers = self._judge.answers([frames], fps)
@@ -86,13 +94,15 @@ class StrictVerifier:
         return Score(passed=not wrong(wants, seen), likelihood=self._likelihood(answers, wants))
 
     def _likelihood(self, answers: Answers, wants: Mapping[str, str]) -> float:
-        config, total = self._judge.config, 0.0
-        for key, logits in answers.classes.items():
-            if key in wants:
-                total += _log_share(logits, config.questions[key].index(wants[key]))
-        for letter, wanted in enumerate(letter_classes(wants["word"][: config.letters], config.letters)):
-            total += _log_share(answers.letters[:, letter], wanted)
-        return total
+        questions, length = self._judge.config.questions, self._judge.config.letters
+        shares = {
+            key: _log_share(logits, questions[key].index(wants[key]))
+            for key, logits in answers.classes.items()
+            if key in wants
+        }
+        letters = letter_classes(wants["word"][:length], length)
+        shares["word"] = sum(_log_share(answers.letters[:, i], wanted) for i, wanted in enumerate(letters))
+        return sum(share * (_WEIGHT if key in _MAIN else 1) for key, share in shares.items())
 
 
 class ClipVerifier:
@@ -104,6 +114,7 @@ class ClipVerifier:
 
     def __init__(self, model: ClipModel) -> None:
         self._model = model
+        self._text = lru_cache(maxsize=16)(model.text)  # a prompt has several takes
 
     def knows(self, prompt: str) -> bool:
         """All that says something."""
@@ -114,7 +125,7 @@ class ClipVerifier:
         del fps
         index = np.linspace(0, len(frames) - 1, min(len(frames), _CLIP_FRAMES)).round().astype(int)
         pictures = self._model.pictures([Image.fromarray(frame) for frame in frames[index]])
-        return Score(passed=False, likelihood=float((pictures @ self._model.text(prompt)).mean()))
+        return Score(passed=False, likelihood=float((pictures @ self._text(prompt)).mean()))
 
 
 def verifier_of(folder: Path, stands: Bucket) -> Verifier:

@@ -197,7 +197,10 @@ def test_the_verifier_knows_what_names_a_colour_and_a_shape():
 
 @pytest.mark.parametrize("prompt", [PROMPT, f'{PROMPT} under a sign that reads "KITE"', "a red star"])
 def test_a_score_is_the_likelihood_of_all_that_is_asked(prompt):
-    """From the judge's answers, one by one; a picture is a clip that stands still."""
+    """From the judge's answers, one by one, those of the first thing and the word six times.
+
+    A picture is a clip that stands still.
+    """
     judge = strict_judge()
     frames = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     score = StrictVerifier(judge, BUCKET).score(prompt, frames, Fraction(16))
@@ -211,11 +214,12 @@ def test_a_score_is_the_likelihood_of_all_that_is_asked(prompt):
         wants |= {"sign": ""}
     total = sum(
         answers.classes[key].softmax(1)[0, judge.config.questions[key].index(value)].log()
+        * (6 if key in ("color", "shape", "motion") else 1)
         for key, value in wants.items()
     )
     word = "KITE" if "KITE" in prompt else ""
     letters = [" ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(letter) for letter in word.ljust(judge.config.letters)]
-    total += sum(answers.letters[0, i].softmax(0)[letter].log() for i, letter in enumerate(letters))
+    total += 6 * sum(answers.letters[0, i].softmax(0)[letter].log() for i, letter in enumerate(letters))
     assert not score.passed and score.likelihood == pytest.approx(total.item(), abs=1e-3)
     verifier = StrictVerifier(judge, BUCKET)
     still = verifier.score(prompt, np.repeat(frames[:1], 16, axis=0), Fraction(16))
