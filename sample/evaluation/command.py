@@ -20,7 +20,7 @@ from kinoflow.sample.evaluation.plot import plot
 from kinoflow.sample.evaluation.statistics import Share
 from kinoflow.sample.evaluation.sweep import KEYS, Row, combinations, table
 from kinoflow.sample.evaluation.whole import Whole
-from kinoflow.sample.evaluation.world import HeldOut
+from kinoflow.sample.evaluation.world import Evaluation, HeldOut
 from kinoflow.sample.options import add_best_of, add_guidance, add_hardware, add_lora, named_as_options
 from kinoflow.sample.pipeline import Pipeline
 from kinoflow.sample.request import ClipRequest
@@ -152,13 +152,19 @@ def _line(settings: dict[str, Any]) -> str:
 def _table(row: Row, settings: dict[str, Any]) -> str:
     found, costs = row.evaluation, row.costs
     shares: dict[str, Share | None] = {key: getattr(found, key) for key in (*ATTRIBUTES, "joint", "word")}
-    lines = [_line(settings), "", *_shares(shares)]
+    lines = [_line(settings), "", *_shares(shares | _weakest(found))]
     if found.strict is not None:
         lines += ["", *_shares(_strict(found.strict), "strict judge")]
     lines.append(f"\nFréchet distance {found.frechet:.2f} ({found.frechet_real:.2f} between real clips)")
     saved = f", {costs.reused:.1f} saved" if costs.reused else ""
     lines.append(f"A clip took {costs.seconds:.2f} s and {costs.passes:.1f} passes{saved}")
     return "\n".join(lines)
+
+
+def _weakest(found: Evaluation) -> dict[str, Share]:
+    """What is joint of the colour, the shape and the motion that come out worst."""
+    worst = [min(each.items(), key=lambda item: item[1].share) for each in found.classes.values()]
+    return {f"joint of {name}": share for name, share in worst}
 
 
 def _strict(whole: Whole) -> dict[str, Share | None]:

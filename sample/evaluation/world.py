@@ -7,11 +7,12 @@ motion; the judge, which knows clips, sees a picture for as long as the release'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class Evaluation:
     `joint` asks for colour, shape and motion at once; pictures have no motion (None). `word` asks only of
     prompts with a written word (None when there is none). `frechet` is the distance of generated from real
     clips in the judge's features, `frechet_real` that of other real clips: the least one can expect at this
-    number of clips. `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's
+    number of clips. `classes` is `joint` of the prompts of each colour, shape and motion apart: a release may
+    be weak where few ask. `autoencoder_psnr` is the mean PSNR in dB of the real clips after the release's
     autoencoder: no generated clip can be sharper. `strict` is what the strict judge says of everything that
     the prompts name (None where the release has none).
     """
@@ -55,6 +57,7 @@ class Evaluation:
     motion: Share | None
     joint: Share
     word: Share | None
+    classes: dict[str, dict[str, Share]]
     frechet: float
     frechet_real: float
     autoencoder_psnr: float | None = None
@@ -85,13 +88,33 @@ def measure(
         **shares,
         joint=_share(asked, truth, seen, known),
         word=_share(["word"], truth, seen, known) if any(label["word"] for label in truth) else None,
+        classes={key: _of_each(key, asked, truth, seen, known) for key in asked},
         frechet=frechet_distance(seen.features, known.features),
         frechet_real=frechet_distance(apart.features, known.features),
     )
 
 
-def _share(keys: Sequence[str], truth: Sequence[dict[str, str]], seen: Judgement, known: Judgement) -> Share:
-    asked = [i for i, label in enumerate(truth) if all(label[key] for key in keys)]
+def _of_each(
+    key: str, asked: Sequence[str], truth: Sequence[dict[str, str]], seen: Judgement, known: Judgement
+) -> dict[str, Share]:
+    """The share of the prompts of each class of `key`, in the order of their names."""
+    names = sorted({label[key] for label in truth})
+    return {name: _share(asked, truth, seen, known, where={key: name}) for name in names}
+
+
+def _share(
+    keys: Sequence[str],
+    truth: Sequence[dict[str, str]],
+    seen: Judgement,
+    known: Judgement,
+    where: Mapping[str, str] = MappingProxyType({}),
+) -> Share:
+    """How many have all `keys` right, of those that name them and are what `where` says."""
+    asked = [
+        i
+        for i, label in enumerate(truth)
+        if all(label[key] for key in keys) and where.items() <= label.items()
+    ]
 
     def right(judgement: Judgement) -> int:
         return sum(all(judgement.labels[i][key] == truth[i][key] for key in keys) for i in asked)

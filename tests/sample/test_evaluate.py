@@ -86,6 +86,22 @@ def test_measure_counts_each_question_and_reads_words_only_where_there_is_one():
     assert result.frechet > 0
 
 
+def test_what_few_ask_for_is_counted_apart():
+    scenes = [sample_scene(seed, split="heldout") for seed in range(40)]
+    truth = [labels(scene) for scene in scenes]
+    seen = [label | {"shape": "none"} if label["motion"] == "spins" else label for label in truth]
+    clips = [np.zeros((16, 8, 8, 3), np.uint8)] * 40
+    result = measure(Oracle(seen, truth, truth), scenes, clips, clips, clips)
+    motions, spinning = result.classes["motion"], sum(label["motion"] == "spins" for label in truth)
+    assert (motions["spins"].share, motions["spins"].count, motions["spins"].real) == (0, spinning, 1)
+    assert {share.share for name, share in motions.items() if name != "spins"} == {1}
+    assert all(sum(share.count for share in each.values()) == 40 for each in result.classes.values())
+    stars = [label["motion"] != "spins" for label in truth if label["shape"] == "star"]
+    assert result.classes["shape"]["star"].share == pytest.approx(np.mean(stars))
+    still = measure(Oracle(seen, truth, truth), scenes, clips, clips, clips, still=True)
+    assert list(still.classes) == ["color", "shape"]
+
+
 def test_nobody_asks_how_a_picture_moves():
     scenes = [sample_scene(seed, split="heldout") for seed in range(2)]
     truth = [labels(scene) for scene in scenes]
@@ -108,7 +124,7 @@ def test_pictures_are_judged_as_long_as_clips(capsys):
     argv = ["evaluate", "--prompts", "2", "--steps", "1", "--frames", "1"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert "clip 1x128x128@16" in said and "motion" not in said
+    assert "clip 1x128x128@16" in said and "motion" not in said and said.count("joint of ") == 2
     assert main([*argv[:-1], "7"]) == 2
     assert "makes no such clips" in capsys.readouterr().err
 
