@@ -219,12 +219,15 @@ class Sampler:
 
     def _undecoded(self, plan: Plan, latent: Tensor, output: Output, error: Exception) -> UserError:
         """What to say where decoding fails; the latent is kept, if something can decode it later."""
-        decoder, folder = self._pipeline.decoder, None
+        decoder, folder, again = (
+            self._pipeline.decoder,
+            self._pipeline.release.tae_folder,
+            "give more --memory",
+        )
         # What decodes a file knows no frames with a latent each, and no upsampler.
-        if isinstance(decoder, TAE) and not plan.stills and plan.larger is None:
-            folder = self._pipeline.release.tae_folder
-        kept = None if folder is None else self._kept(latent, output, decoder, str(folder))
-        again = "give more --memory" if kept is None else f"its latent is kept, run: {shlex.join(kept)}"
+        if isinstance(decoder, TAE) and folder is not None and not plan.stills and plan.larger is None:
+            kept = self._kept(latent, output, decoder, str(folder))
+            again = f"its latent is kept, run: {shlex.join(kept)}"
         return UserError(f"{output.path}: decoding failed ({error}); {again}")
 
     def _kept(self, latent: Tensor, output: Output, tae: TAE, weights: str) -> list[str]:
