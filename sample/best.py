@@ -35,6 +35,8 @@ class Take:
 
     latent: Float[Tensor, "1 c t h w"]
     frames: UInt8[np.ndarray, "frames height width 3"] | None = None
+    number: int = 0
+    """Of the takes of a clip, from 0; what `seed_of` asks for."""
 
 
 class UndecodedError(UserError):
@@ -71,7 +73,7 @@ def best_take(
             raise UndecodedError(latent, error) from error
         score = verifier.score(plan.prompt, frames, plan.bucket.fps)
         if best is None or score > best[0]:
-            best = score, Take(latent=latent, frames=frames)
+            best = score, Take(latent=latent, frames=frames, number=index)
         if score.passed:
             left_out(plan.best_of - 1 - index)
             break

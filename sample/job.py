@@ -16,7 +16,7 @@ from kinoflow.configs.errors import UserError
 from kinoflow.configs.pretrained import fingerprint
 from kinoflow.configs.terminal import progress_bar
 from kinoflow.data.latents import stored
-from kinoflow.sample.best import Take, UndecodedError
+from kinoflow.sample.best import Take, UndecodedError, seed_of
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.output import Output, file_metadata, finished, free_path, slug
 from kinoflow.sample.pipeline import Pipeline
@@ -196,7 +196,8 @@ class Sampler:
                 self._previews.drop(task)
         seconds = time.perf_counter() - started
         self._say(f"{output.path}{ready.note}  {seconds:.1f} s", bar)
-        figures = {"seed": plan.seed, "seconds": round(seconds, 3), "parts": clock.figures(seconds)}
+        figures = {"seed": plan.seed, "kept_seed": seed_of(plan.seed, take.number)}
+        figures |= {"seconds": round(seconds, 3), "parts": clock.figures(seconds)}
         words = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
         return {"path": str(output.path)} | ready.metadata | figures | words
 

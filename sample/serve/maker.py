@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinoflow.configs.errors import UserError
+from kinoflow.sample.best import seed_of
 from kinoflow.sample.cache import Passes
 from kinoflow.sample.options import CRF
 from kinoflow.sample.output import Output, file_metadata
@@ -78,5 +79,5 @@ class ReleaseMaker:
         take = self._pipeline.flow(plan, self._pipeline.conditions(plan), advance, passes, seen)
         output.write(self._pipeline.decode(plan, take, advance))
         reworded = {"prompt": plan.prompt, **more} if more else {}
-        figures = {"passes": asdict(passes), "unknown_words": self._pipeline.unknown_words(plan)}
-        return figures | reworded
+        figures = {"passes": asdict(passes), "kept_seed": seed_of(plan.seed, take.number)}
+        return figures | {"unknown_words": self._pipeline.unknown_words(plan)} | reworded

@@ -16,6 +16,7 @@ import kinoflow.sample.pipeline
 from kinoflow.configs.errors import UserError
 from kinoflow.data.clips.buckets import parse
 from kinoflow.data.latents.kino import read_latents
+from kinoflow.data.video import read
 from kinoflow.sample.__main__ import main
 from kinoflow.sample.best import UndecodedError, best_take, seed_of
 from kinoflow.sample.card import ReleaseConfig
@@ -181,6 +182,20 @@ def test_the_command_makes_it_again_and_lists_name_it(choosing, tmp_path, monkey
     capsys.readouterr()
     assert main(["again", clips[0]["path"], *weights]) == 2
     assert "made otherwise (verifier " in capsys.readouterr().err
+
+
+def test_the_figures_say_with_which_seed_the_kept_one_is_made_alone(choosing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scores = Scores(-3.0, -1.0, -2.0)
+    monkeypatch.setattr(StrictVerifier, "score", lambda self, *given: scores.score(*given))
+    argv = [PROMPT, "--weights", str(choosing.folder), "--steps", "1", "--json"]
+    assert main([*argv, "--seed", "7", "--out", "best.mp4"]) == 0
+    (best,) = json.loads(capsys.readouterr().out)["clips"]
+    assert (best["seed"], best["kept_seed"]) == (7, seed_of(7, 1))
+    assert main([*argv, "--seed", str(best["kept_seed"]), "--best-of", "1", "--out", "alone.mp4"]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)["clips"]
+    assert alone["kept_seed"] == alone["seed"] == best["kept_seed"]
+    assert np.array_equal(read("alone.mp4"), read("best.mp4"))
 
 
 def test_diffusers_get_one_that_makes_the_first(choosing, tmp_path):

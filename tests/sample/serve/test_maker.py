@@ -78,7 +78,8 @@ def test_all_settings_give_the_commands_bytes(run, tiny_release, tmp_path, more)
     request = maker.check(ClipRequest(**asked))
     figures = maker.make(request, tmp_path / "served.mp4", shares.append)
     passes = 2 if asked.get("guidance") == 1 else 4
-    assert figures == {"unknown_words": [], "passes": {"computed": passes, "reused": 0}}
+    counts = {"computed": passes, "reused": 0}
+    assert figures == {"unknown_words": [], "passes": counts, "kept_seed": request.seed}
     assert (tmp_path / "served.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1
 
