@@ -36,13 +36,13 @@ def main(argv: list[str]) -> int:
         plans = [pipeline.plan(request) for _, request in asked]
     torch.set_num_threads(args.threads)  # of what is done beside sampling
     started, rows = time.perf_counter(), []
-    held_out = HeldOut(pipeline, args.prompts, kept=args.keep, frames=args.frames)
+    held_out = HeldOut(pipeline, args.prompts, first=args.first, kept=args.keep, frames=args.frames)
     with progress_bar() as bar:
         task = bar.add_task("clips", total=args.prompts * len(asked))
         for settings, request in asked:
             found, costs = held_out.evaluate(request, sheet=args.sheet, progress=lambda: bar.advance(task))
             rows.append(Row(settings=settings, evaluation=found, costs=costs))
-    known = _known(pipeline, held_out.bucket, args.seed) | {
+    known = _known(pipeline, held_out.bucket, args.seed, args.first) | {
         "seconds": round(time.perf_counter() - started, 1)
     }
     if args.plot is not None:
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--release", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add_lora(add)
     add("--prompts", type=int, default=200, help="number of held-out scenes (default 200)")
+    add(
+        "--first", type=int, default=0, help="number of the first scene (default 0), to see others than those"
+    )
     add("--seed", type=int, default=0, help="seed of the first clip; the others follow")
     add("--frames", type=int, help="of each clip (default: the release's); 1 makes pictures")
     add("--steps", type=int, help="intervals of the time grid")
@@ -129,7 +132,7 @@ def _common(args: argparse.Namespace) -> ClipRequest:
     )  # fmt: skip
 
 
-def _known(pipeline: Pipeline, bucket: Bucket, seed: int) -> dict[str, Any]:
+def _known(pipeline: Pipeline, bucket: Bucket, seed: int, first: int) -> dict[str, Any]:
     """What every figure depends on beside the settings."""
     release = pipeline.release
     return {
@@ -138,6 +141,7 @@ def _known(pipeline: Pipeline, bucket: Bucket, seed: int) -> dict[str, Any]:
         "clip": str(bucket),
         "frames": bucket.frames,
         "fps": str(bucket.fps),
+        "first": first,
         "seed": seed,
         "device": pipeline.device.type,
         "dtype": name_of(pipeline.dtype),

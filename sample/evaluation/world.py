@@ -135,28 +135,37 @@ class Costs:
 
 
 class HeldOut:
-    """The first held-out scenes, and what is the same for all settings of one release.
+    """Some held-out scenes, and what is the same for all settings of one release.
 
     Args:
+        first: number of the first scene; the others follow.
         kept: a folder in which clips stay: those that are there already are not made again.
         frames: of each clip (default: the release's); 1 makes pictures.
     """
 
     def __init__(
-        self, pipeline: Pipeline, prompts: int, *, kept: Path | None = None, frames: int | None = None
+        self,
+        pipeline: Pipeline,
+        prompts: int,
+        *,
+        first: int = 0,
+        kept: Path | None = None,
+        frames: int | None = None,
     ) -> None:
         if prompts < 2:
             raise UserError(f"prompts: {prompts}; an evaluation needs at least 2")
-        self._pipeline, self._kept = pipeline, kept
+        if first < 0:
+            raise UserError(f"first: {first} is below 0; 0 is the first scene")
+        self._pipeline, self._first, self._kept = pipeline, first, kept
         self.bucket = pipeline.release.bucket(frames=frames)
         folder = pipeline.release.folder
         self._judge = Judge.from_pretrained(folder / "judge")
         strict = folder / "strict"
         self._strict = StrictJudge.from_pretrained(strict) if strict.is_dir() else None
-        self.scenes = [sample_scene(index, split="heldout") for index in range(prompts)]
+        self.scenes = _scenes(first, prompts)
         self._still = self.bucket.frames == 1
         words = {"complete": True, "image": self._still}
-        self.texts = [caption(scene, index, **words) for index, scene in enumerate(self.scenes)]
+        self.texts = [caption(scene, index, **words) for index, scene in enumerate(self.scenes, first)]
 
     @cached_property
     def _real(self) -> list[Clip]:
@@ -164,9 +173,7 @@ class HeldOut:
 
     @cached_property
     def _other(self) -> list[Clip]:
-        count = len(self.scenes)
-        others = [sample_scene(count + index, split="heldout") for index in range(count)]
-        return renders(others, self.bucket)
+        return renders(_scenes(self._first + len(self.scenes), len(self.scenes)), self.bucket)
 
     def _shown(self, clips: Sequence[Clip]) -> list[UInt8[np.ndarray, "shown height width 3"]]:
         """As the judges see them: a picture as often as the release's clips have frames."""
@@ -222,6 +229,10 @@ class HeldOut:
             return None
         fps = self._pipeline.release.bucket().fps
         return measure_whole(self._strict, self.texts, self._shown(clips), self._shown(self._real), fps)
+
+
+def _scenes(first: int, count: int) -> list[Scene]:
+    return [sample_scene(index, split="heldout") for index in range(first, first + count)]
 
 
 def _captioned(text: str, whole: Whole | None) -> str:

@@ -145,11 +145,22 @@ def test_evaluate_generates_held_out_scenes_and_is_reproducible(tiny_release, tm
     assert first.frechet != held_out.evaluate(replace(common, seed=9))[0].frechet
 
 
+def test_other_scenes_are_those_further_on(tiny_release):
+    pipeline = Pipeline(tiny_release)
+    all_of_them, later = HeldOut(pipeline, 5), HeldOut(pipeline, 3, first=2)
+    assert (later.scenes, later.texts) == (all_of_them.scenes[2:], all_of_them.texts[2:])
+    with pytest.raises(UserError, match="first: -1 is below 0"):
+        HeldOut(pipeline, 3, first=-1)
+
+
 def test_the_command_prints_one_object_or_a_table(tiny_release, capsys):
     argv = ["evaluate", "--release", str(tiny_release.folder), "--prompts", "3", "--steps", "1"]
     assert main([*argv, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["prompts"] == 3
+    assert (figures["prompts"], figures["first"]) == (3, 0)
+    assert main([*argv, "--first", "3", "--json"]) == 0
+    others = json.loads(capsys.readouterr().out)
+    assert others["first"] == 3 and others["frechet"] != figures["frechet"]
     assert figures["color"].keys() == {"share", "low", "high", "count", "real"}
     assert {"frechet", "frechet_real", "weights", "num_steps", "guidance_scale", "seed"} <= figures.keys()
     assert (figures["frames"], figures["fps"], figures["costs"]["passes"]) == (16, "16", 2)
