@@ -220,11 +220,8 @@ class Sampler:
 
     def _undecoded(self, plan: Plan, latent: Tensor, output: Output, error: Exception) -> UserError:
         """What to say where decoding fails; the latent is kept, if something can decode it later."""
-        decoder, folder, again = (
-            self._pipeline.decoder,
-            self._pipeline.release.tae_folder,
-            "give more --memory",
-        )
+        decoder, folder = self._pipeline.decoder, self._pipeline.release.tae_folder
+        again = "give more --memory"
         # What decodes a file knows no frames with a latent each, and no upsampler.
         if isinstance(decoder, TAE) and folder is not None and not plan.stills and plan.larger is None:
             kept = self._kept(latent, output, decoder, str(folder))

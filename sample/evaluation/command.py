@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--release", metavar="RELEASE", help="release folder or hub id (default: the shipped mini release)")
     add_lora(add)
     add("--prompts", type=int, default=200, help="number of held-out scenes (default 200)")
-    add(
-        "--first", type=int, default=0, help="number of the first scene (default 0), to see others than those"
-    )
+    add("--first", type=int, default=0, help="number of the first scene (default 0); the others follow")
     add("--seed", type=int, default=0, help="seed of the first clip; the others follow")
     add("--frames", type=int, help="of each clip (default: the release's); 1 makes pictures")
     add("--steps", type=int, help="intervals of the time grid")
