@@ -11,14 +11,13 @@ from kinoflow.sample.picture import read_frames
 from kinoflow.sample.pipeline import Pipeline
 
 
-def test_the_shipped_release_loses_little():
-    """Measured: 2 and 4 % of the latent at 25 steps, 46 and 47 dB beside fp32's frames."""
+def test_the_shipped_release_loses_nothing():
+    """Its backbone comes in 8 bits with scales of the same rows: only kernels round otherwise, or do not."""
     asked = {"prompt": "a red star on a gray background", "frames": 1, "steps": 8, "latent": True}
     exact, held = (Pipeline.from_pretrained(device="cpu", dtype=dtype) for dtype in ("fp32", "int8"))
-    one, other = exact(**asked), held(**asked)
-    assert 0 < (other.latent - one.latent).norm() < 0.1 * one.latent.norm()
-    error = np.mean((one.frames.astype(float) - other.frames) ** 2)
-    assert 10 * np.log10(255**2 / error) > 30
+    one, other = exact(**asked, best_of=1), held(**asked, best_of=1)
+    torch.testing.assert_close(other.latent, one.latent, rtol=0, atol=1e-2)
+    assert np.abs(one.frames.astype(int) - other.frames).mean() < 0.1
     assert held.bytes()["backbone"] < 0.4 * exact.bytes()["backbone"]
     assert held.dtype == torch.int8 and other.metadata["dtype"] == "int8"
 
