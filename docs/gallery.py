@@ -1,8 +1,8 @@
 """README's pictures, always the same ones: `make gallery`, or `python docs/gallery.py [--out FOLDER]`.
 
 samples.gif shows the six clips of `PROMPTS`, seed 0; samples.png eight frames each of the first twelve
-prompts of the held-out evaluation, whose seeds are 0, 1, ... as there. Nothing is selected. Both say which
-weights made them.
+prompts of the held-out evaluation, whose seeds are 0, 1, ... as there. Nothing is selected but by the
+release's verifier. Both say which weights made them.
 """
 
 import argparse

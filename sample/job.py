@@ -210,11 +210,11 @@ class Sampler:
         return self._previews.watch(task, plan.sampling.num_evaluations, bar.refresh)
 
     def _frames(self, plan: Plan, take: Take, bar: Progress, task: TaskID) -> Iterator[np.ndarray]:
-        """The frames, piece by piece."""
+        """The frames, piece by piece. Where decoding fails, the error has the latent: it took longest."""
         try:
             yield from self._pipeline.decode(plan, take, lambda count: bar.advance(task, count))
         except (RuntimeError, MemoryError, UserError) as error:
-            if isinstance(self._pipeline.decoder, Pixels):
+            if isinstance(self._pipeline.decoder, Pixels):  # there is nothing to decode later with
                 raise
             raise UndecodedError(take.latent, error) from error
 
